@@ -1,0 +1,334 @@
+"""Run SQLAlchemy's own tests with SharedSession in the place of Session.
+
+Each run stands beside a plain one in the same environment, and every test has
+to end alike in both. Whatever is downloaded or built stays in
+``.cache/conformance``; so do the plain results, until something they depend on
+changes or ``--refresh`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "conformance"
+
+PYTEST = ("pytest>=9,<10", "pytest-xdist>=3")
+PARTS = ("test/orm", "test/ext", "test/base")
+KINDS = ("rlock", "rw")
+
+# What a database needs beside SQLAlchemy; with greenlet, the asyncio tests of
+# the suite run too where it is told of an async driver
+DRIVERS = {"postgresql+psycopg": "psycopg[binary]", "mariadb+pymysql": "pymysql"}
+ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql+psycopg": "psycopg_async"}
+
+# A test that hangs takes its worker down and counts as failed
+TEST_TIMEOUT = 300
+# More differences than these are neither listed nor mistaken for flaky tests
+LISTED = 50
+
+
+class Outcome(NamedTuple):
+    status: str
+    message: str = ""
+    file: str = ""
+
+
+Outcomes = dict[str, Outcome]
+MISSING = Outcome("missing")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The tests of an unpacked sdist, and the Python they run with."""
+
+    title: str
+    source: Path
+    python: Path
+    parts: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+    def run(self, lock: str | None, jobs: str, parts: Iterable[str] = ()) -> Outcomes:
+        """The outcome of every test; lock None is the plain suite."""
+        report = CACHE / "logs" / f"{slug(self.title)}-{lock or 'plain'}.xml"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        with report.with_suffix(".log").open("w") as log:
+            done = subprocess.run(
+                self.command(report, jobs, tuple(parts) or self.parts),
+                cwd=self.source,
+                env=self.environ(lock),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{tail(log.name)}\npytest gave up, see {log.name}")
+        return read_report(report)
+
+    def command(self, report: Path, jobs: str, parts: tuple[str, ...]) -> list[str]:
+        options = "-q --maxfail=0 -p no:cacheprovider -p conformance.plugin".split()
+        settings = {
+            "junit_family": "xunit1",  # the one that names the file of a test
+            "faulthandler_timeout": TEST_TIMEOUT,
+            "faulthandler_exit_on_timeout": "true",
+        }
+        for name, value in settings.items():
+            options += ["-o", f"{name}={value}"]
+        options += ["-n", jobs, f"--junitxml={report}"]
+        return [str(self.python), "-m", "pytest", *options, *self.options, *parts]
+
+    def environ(self, lock: str | None) -> dict[str, str]:
+        ours = {
+            "PYTHONPATH": str(ROOT),
+            # Has SQLAlchemy's conftest test what is installed, not what lies about
+            "PYTHONNOUSERSITE": "1",
+            "PYTEST_ADDOPTS": "",
+            "SHAREDSESSION_CONFORMANCE_LOCK": lock or "",
+        }
+        return {**os.environ, **ours, **dict(self.env)}
+
+    def plain(self, jobs: str, refresh: bool) -> Outcomes:
+        """The plain outcomes: from the cache if nothing has changed since."""
+        packages = output(self.python, "-m", "pip", "freeze", "--all")
+        key = digest(packages, sys.version, self.title, self.parts, self.options)
+        cached = CACHE / "plain" / f"{key}.json"
+        if refresh or not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            cached.write_text(json.dumps(self.run(None, jobs)))
+        found = json.loads(cached.read_text())
+        return {test: Outcome(*outcome) for test, outcome in found.items()}
+
+
+# -- one suite, plain and shared ----------------------------------------------
+
+
+def compare(suite: Suite, lock: str, jobs: str, refresh: bool) -> tuple[Outcomes, bool]:
+    """Run the suite, print its line; the outcomes, and whether all are alike."""
+    plain = suite.plain(jobs, refresh)
+    start = time.monotonic()
+    shared = suite.run(lock, jobs)
+    seconds = round(time.monotonic() - start)
+    settle(suite, lock, plain, shared)
+    differing = differences(plain, shared)
+    print(
+        f"{suite.title}  {lock}  {figures(shared)}"
+        f"   (plain: {' / '.join(map(str, counts(plain)))})"
+        f"  differences {len(differing)}  [{seconds // 60}m{seconds % 60:02}s]",
+        flush=True,
+    )
+    for test in differing[:LISTED]:
+        was, now = plain.get(test, MISSING), shared.get(test, MISSING)
+        print(f"    {test}: {was.status} -> {now.status}  {now.message}", flush=True)
+    return shared, not differing
+
+
+def differences(plain: Outcomes, shared: Outcomes) -> list[str]:
+    def status(outcomes: Outcomes, test: str) -> str:
+        return outcomes.get(test, MISSING).status
+
+    tests = sorted(plain.keys() | shared.keys())
+    return [test for test in tests if status(plain, test) != status(shared, test)]
+
+
+def settle(suite: Suite, lock: str, plain: Outcomes, shared: Outcomes) -> None:
+    """Run what differs once more, its files alone: only what differs again counts."""
+    tests = differences(plain, shared)
+    if not 0 < len(tests) <= LISTED:
+        return
+    files = sorted({(plain.get(test) or shared[test]).file for test in tests})
+    for outcomes, kind in (plain, None), (shared, lock):
+        again = suite.run(kind, "1", files)
+        outcomes.update({test: again[test] for test in tests if test in again})
+
+
+def counts(outcomes: Outcomes) -> tuple[int, int, int]:
+    found = Counter(outcome.status for outcome in outcomes.values())
+    return found["passed"], found["failed"], found["skipped"]
+
+
+def figures(outcomes: Outcomes) -> str:
+    return "passed {}  failed {}  skipped {}".format(*counts(outcomes))
+
+
+def read_report(report: Path) -> Outcomes:
+    outcomes: Outcomes = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        test = f"{case.get('classname')}::{case.get('name')}"
+        outcome = outcome_of(case)
+        # An error in the teardown is a second entry; the worse one counts
+        if outcome.status == "failed" or test not in outcomes:
+            outcomes[test] = outcome
+    return outcomes
+
+
+def outcome_of(case: ElementTree.Element) -> Outcome:
+    for tag in "failure", "error", "skipped":
+        found = case.find(tag)
+        if found is not None:
+            status = "skipped" if tag == "skipped" else "failed"
+            message = found.get("message", "").partition("\n")[0]
+            return Outcome(status, message, case.get("file", ""))
+    return Outcome("passed", "", case.get("file", ""))
+
+
+# -- sdists and environments ---------------------------------------------------
+
+
+def download(project: str, version: str = "") -> tuple[Path, str]:
+    """The unpacked sdist of the newest release of that version, and its number."""
+    folder = CACHE / "sdists" / slug(f"{project}-{version or 'newest'}")
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    pip += ["--no-binary", project, "--dest", str(folder)]
+    subprocess.run([*pip, project + pin(version)], check=True)
+    shutil.unpack_archive(next(folder.glob("*.tar.gz")), folder)
+    source = next(path for path in folder.iterdir() if path.is_dir())
+    found = metadata(source, "Version")
+    if version and f"{found}.".removeprefix(f"{version}.") == f"{found}.":
+        raise SystemExit(f"{project} {version} was asked for, {found} came")
+    return source, found
+
+
+def pin(version: str) -> str:
+    """What pip has to match: 2.1 is a series, 2.1.9 a release."""
+    if not version:
+        return ""
+    return f"=={version}" if version.count(".") > 1 else f"=={version}.*"
+
+
+def metadata(source: Path, field: str) -> str:
+    for line in (source / "PKG-INFO").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}: "):
+            return line.partition(": ")[2]
+    raise SystemExit(f"{source} does not tell its {field}")
+
+
+def environment(requirements: Sequence[str], without: Sequence[str] = ()) -> Path:
+    """The Python of a venv with these requirements, made when first asked for."""
+    folder = CACHE / "venvs" / digest(*requirements, *without, sys.version)
+    python = folder / "bin" / "python"
+    complete = folder / "complete"
+    if not complete.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", *PYTEST, *requirements], check=True)
+        if without:
+            subprocess.run([*pip, "uninstall", "--yes", *without], check=True)
+        complete.touch()
+    return python
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text.lower())
+
+
+def tail(path: str) -> str:
+    return "\n".join(Path(path).read_text(errors="replace").splitlines()[-30:])
+
+
+# -- SQLAlchemy ------------------------------------------------------------------
+
+
+def sqlalchemy_suite(
+    source: Path, version: str, db: str, greenlet: bool, parts: Sequence[str]
+) -> Suite:
+    driver = db.partition("://")[0]
+    requirements = [f"SQLAlchemy=={version}"]
+    requirements += [DRIVERS[driver]] if driver in DRIVERS else []
+    options = ["--dburi" if "://" in db else "--db", db]
+    if greenlet:
+        requirements += ["greenlet", "aiosqlite"]
+        options += ["--dbdriver", ASYNC_DRIVERS[driver]] * (driver in ASYNC_DRIVERS)
+    python = environment(requirements, () if greenlet else ("greenlet",))
+    check_version(python, version)
+    title = f"SQLAlchemy {version}  {driver}{'+greenlet' if greenlet else ''}"
+    return Suite(title, source, python, tuple(parts), tuple(options))
+
+
+def check_version(python: Path, version: str) -> None:
+    found = output(python, "-c", "import sqlalchemy; print(sqlalchemy.__version__)")
+    if found.strip() != version:
+        raise SystemExit(f"SQLAlchemy {version} was asked for, {found} is installed")
+
+
+def sqlalchemy_suites(options: argparse.Namespace) -> Iterable[Suite]:
+    for asked in options.sqlalchemy:
+        source, version = download("SQLAlchemy", asked)
+        for db in options.db:
+            for greenlet in options.greenlet:
+                yield sqlalchemy_suite(
+                    source, version, db, greenlet == "with", options.parts
+                )
+
+
+# -- the command line --------------------------------------------------------------
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--kinds", nargs="+", default=KINDS, help="kinds of lock (%(default)s)")
+    add("--jobs", default="auto", help="tests at a time (%(default)s)")
+    add("--refresh", action="store_true", help="run the plain suite anew")
+    return parser
+
+
+def run_all(suites: Iterable[Suite], options: argparse.Namespace) -> bool:
+    """Run every suite with every kind; True if nothing differs."""
+    total, same = [0, 0, 0], True
+    for suite in suites:
+        refresh = options.refresh
+        for lock in options.kinds:
+            outcomes, alike = compare(suite, lock, options.jobs, refresh)
+            total = [a + b for a, b in zip(total, counts(outcomes))]
+            same, refresh = same and alike, False
+    print("{} passed, {} failed, {} skipped".format(*total))
+    return same
+
+
+def main() -> int:
+    options = parser(__doc__)
+    add = options.add_argument
+    add("--sqlalchemy", nargs="+", default=["2.1", "2.0"], help="series or releases")
+    add("--parts", nargs="+", default=PARTS, help="of the suite (%(default)s)")
+    add(
+        "--db",
+        nargs="+",
+        default=["sqlite"],
+        help="names or URLs of databases (%(default)s)",
+    )
+    add(
+        "--greenlet",
+        nargs="+",
+        choices=["with", "without"],
+        default=["without", "with"],
+        help="environments to test in (%(default)s)",
+    )
+    args = options.parse_args()
+    return 0 if run_all(sqlalchemy_suites(args), args) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

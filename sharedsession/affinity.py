@@ -1,0 +1,44 @@
+"""Refusing databases whose connections only work in the thread that made them."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.pool import SingletonThreadPool
+
+from . import alchemy
+from .errors import SharedSessionError
+from .owners import Owner
+
+
+def check_second_thread(session: sa_orm.Session, second: Owner) -> None:
+    """Raise if a second thread could not use what the first one's session is on."""
+    for engine in _engines(session):
+        if isinstance(engine.pool, SingletonThreadPool):
+            raise SharedSessionError(
+                f"{second.name} is the second one to use this session, and its engine "
+                f"{engine!r} has a SingletonThreadPool, which gives each thread a "
+                "database connection of its own. Make the engine with "
+                "poolclass=StaticPool (one connection, also for SQLite in memory) or "
+                "QueuePool, and for SQLite connect_args={'check_same_thread': False}."
+            )
+        if alchemy.sqlite_checks_thread(engine):
+            raise SharedSessionError(
+                f"{second.name} is the second one to use this session, and SQLite "
+                f"connections of its engine {engine!r} refuse every thread but the one "
+                "that made them. Make the engine with "
+                "connect_args={'check_same_thread': False}, and with "
+                "poolclass=StaticPool or QueuePool."
+            )
+
+
+def _engines(session: sa_orm.Session) -> Iterator[sa.Engine]:
+    binds: list[Any] = [session.bind, *session.binds.values()]
+    transaction = session._transaction
+    if transaction is not None:
+        binds += transaction._connections
+    for bind in binds:
+        if bind is not None:
+            yield bind.engine

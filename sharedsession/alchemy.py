@@ -1,0 +1,121 @@
+"""The private parts of SQLAlchemy that this library stands on, all in this module.
+
+Each name says why it is needed; ``tests/test_private_api.py`` holds each of them to
+what is assumed here, so that a release that changes one shows up as a failing test.
+Where 2.0 and 2.1 call the same thing by two names, both are looked up here, once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.engine import cursor as _cursor
+from sqlalchemy.engine import result as _result
+from sqlalchemy.ext import associationproxy as _associationproxy
+from sqlalchemy.ext import mutable as _mutable
+from sqlalchemy.orm import attributes as _attributes
+from sqlalchemy.orm import collections as _collections
+from sqlalchemy.orm import identity as _identity
+from sqlalchemy.orm import instrumentation as _instrumentation
+
+from sqlalchemy.orm import session as _session
+from sqlalchemy.orm import state as _state
+from sqlalchemy.orm.mapper import _all_registries
+
+
+def _named(module: Any, name: str) -> Any:
+    """2.1 marks as private, with an underscore, what 2.0 did not mark."""
+    return getattr(module, f"_{name}", None) or getattr(module, name)
+
+
+# Reading and writing attributes of attached objects is guarded at the implementation
+# object behind each attribute, which every public function ends up at.
+AttributeImpl: type = _named(_attributes, "AttributeImpl")
+ClassManager: type = _instrumentation.ClassManager
+instance_state = _attributes.instance_state
+instance_dict = _attributes.instance_dict
+NO_VALUE: Any = _attributes.NO_VALUE
+#: The bit of a "passive" flag that allows SQL.
+SQL_OK: int = _attributes.PASSIVE_OFF & ~_attributes.PASSIVE_NO_FETCH
+
+InstanceState: type[Any] = _state.InstanceState
+AttributeState: type[Any] = _state.AttributeState
+
+#: The map of every session's persistent objects: each load goes through it.
+WeakInstanceDict: type[Any] = _named(_identity, "WeakInstanceDict")
+
+#: What a collection's events go through; public functions hand it out.
+CollectionAdapter: type[Any] = _collections.CollectionAdapter
+
+#: Where a tracked mutable value meets its parents.
+MutableBase: type[Any] = _mutable.MutableBase
+AssociationCollection: type[Any] = _associationproxy._AssociationCollection
+
+CursorResult: type[Any] = _cursor.CursorResult
+IteratorResult: type[Any] = _result.IteratorResult
+ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
+
+
+def rows_in_memory(rows: Any) -> Any:
+    """A strategy for a cursor result whose rows are all here, its cursor closed."""
+    return _cursor.FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+
+
+def session_of_state(state: Any) -> sa_orm.Session | None:
+    session: sa_orm.Session | None = _session._state_session(state)
+    return session
+
+
+def all_mappers() -> list[sa_orm.Mapper[Any]]:
+    """Every mapper there is: those made before the first guard are adopted late."""
+    registries = _all_registries()
+    return [mapper for registry in registries for mapper in registry.mappers]
+
+
+def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
+    """Whether nothing but a rollback is possible in the transaction."""
+    if transaction is None:
+        return False
+    state = transaction._state
+    return state not in (
+        _session.SessionTransactionState.ACTIVE,
+        _session.SessionTransactionState.PROVISIONING_CONNECTION,
+        _session.SessionTransactionState.CLOSED,
+    )
+
+
+def is_committed(transaction: sa_orm.SessionTransaction) -> bool:
+    return transaction._state is _session.SessionTransactionState.COMMITTED
+
+
+def is_closed(transaction: sa_orm.SessionTransaction) -> bool:
+    return transaction._state is _session.SessionTransactionState.CLOSED
+
+
+def sqlite_checks_thread(engine: Any) -> bool:
+    """Whether sqlite3 refuses the engine's connections to other threads.
+
+    The driver does not tell, so this is what the engine passes to its ``connect()``.
+    """
+    if engine.dialect.name != "sqlite" or engine.dialect.is_async:
+        return False
+    try:
+        found = inspect.getclosurevars(engine.pool._creator).nonlocals
+    except TypeError:
+        return False  # an application's own creator, of a kind that does not tell
+    if "cparams" not in found:
+        return False
+    return bool(found["cparams"].get("check_same_thread", True))
+
+
+def boundary(transaction: Any) -> Any:
+    """The savepoint or outer transaction that *transaction*, if any, is part of."""
+    while transaction is not None and not transaction._is_transaction_boundary:
+        transaction = transaction._parent
+    return transaction
+
+
+def connections_of(transaction: Any) -> set[Any]:
+    return {entry[0] for entry in transaction._connections.values()}

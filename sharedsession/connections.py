@@ -1,0 +1,80 @@
+"""The session's database connections, guarded where they stand.
+
+``session.connection()`` hands out the very connection that the session works on, so
+whatever is done with it is an operation of the session.  The connection changes its
+class when the session's transaction takes it, and keeps its guard for good: it may be
+an application's own, given to the session as its bind, and is shared from then on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from . import rows
+from .disguise import is_ours, subclass
+from .guard import Guard
+from .operations import CONNECTION, guarded, like, run
+from .statements import access_of
+
+_GUARD = "_sharedsession_guard"
+
+
+def guard_connection(connection: Connection, guard: Guard) -> Connection:
+    """Guard *connection*; one that has a guard already keeps it.
+
+    Two sessions may work on one connection.  The second one's operations then take the
+    first one's guard too, for as long as they are on the connection.
+    """
+    if not is_ours(connection):
+        connection.__dict__[_GUARD] = guard
+        connection.__class__ = _guarded_class(type(connection))
+    return connection
+
+
+def _guard_of(connection: Any) -> Guard | None:
+    guard: Guard | None = connection.__dict__.get(_GUARD)
+    return guard
+
+
+_classes: dict[type, type] = {}
+
+
+def _guarded_class(base: type) -> type:
+    if base not in _classes:
+        _classes[base] = subclass(base, _members(base))
+    return _classes[base]
+
+
+def _members(base: Any) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, access in CONNECTION.items():
+        member = getattr(base, name, None)
+        if access is None or member is None:
+            continue
+        if hasattr(member, "fget"):
+            members[name] = property(guarded(member.fget, access, _guard_of))
+        else:
+            members[name] = guarded(member, access, _guard_of)
+    for name in ("execute", "exec_driver_sql", "scalar"):
+        members[name] = _executing(getattr(base, name))
+    return members
+
+
+def _executing(function: Any) -> Any:
+    def operation(self: Any, statement: Any, *args: Any, **kw: Any) -> Any:
+        guard = _guard_of(self)
+        if guard is None:
+            return function(self, statement, *args, **kw)
+        access = access_of(statement)
+        return run(guard, access, _execute, guard, function, self, statement, args, kw)
+
+    return like(operation, function)
+
+
+def _execute(
+    guard: Guard, function: Any, connection: Any, statement: Any, args: Any, kw: Any
+) -> Any:
+    result = function(connection, statement, *args, **kw)
+    return rows.settle(guard, result)

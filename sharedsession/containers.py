@@ -1,0 +1,210 @@
+"""Guarding what an object holds: collections, mutable values, association proxies.
+
+Each class of such values gets, once, a subclass in which every method is an operation
+of the session that the value's object is attached to; a value changes to it when it
+comes to a guarded session.  What a method hands out to be walked later, an iterator or
+a view, is made from a snapshot: the walk belongs to the walker and needs no guard.
+
+SQLAlchemy's own code reaches a collection through the adapter and the ``_sa_...``
+methods, which are not touched: it is inside an operation already.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator, KeysView, MappingView, ValuesView
+from types import FunctionType
+from typing import Any, Callable
+
+from . import alchemy
+from .attachment import guard_of_instance, guard_of_state, guards
+from .disguise import is_ours, reduce_as, subclass
+from .guard import LOAD, READ, WRITE, Guard
+from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, run
+
+_FindGuard = Callable[[Any], "Guard | None"]
+
+#: Methods that are about the Python object, not about what it holds.
+_NOT_OPERATIONS = frozenset(
+    {
+        *("__alloc__", "__class__", "__class_getitem__", "__del__", "__delattr__"),
+        *("__dir__", "__getattr__", "__getattribute__", "__getstate__", "__hash__"),
+        *("__init__", "__init_subclass__", "__new__", "__reduce__", "__reduce_ex__"),
+        *("__setattr__", "__setstate__", "__sizeof__", "__subclasshook__"),
+        *("__copy__", "__deepcopy__", "__instancecheck__", "__getnewargs__"),
+        "coerce",
+    }
+)
+
+_METHOD_TYPES = (FunctionType, type(list.append), type(list.__len__))
+
+
+# -- collections
+
+
+def guard_collection(collection: Any) -> None:
+    """Guard the collection of an attached object, and its adapter."""
+    if not is_ours(collection) and hasattr(collection, "_sa_adapter"):
+        adapter = collection._sa_adapter
+        if type(adapter) is alchemy.CollectionAdapter:
+            adapter.__class__ = _guarded_adapter()
+        collection.__class__ = _guarded_class(type(collection), _guard_of_collection)
+
+
+def _guard_of_collection(collection: Any) -> Guard | None:
+    adapter = getattr(collection, "_sa_adapter", None)
+    return None if adapter is None else guards.get(adapter.owner_state.session_id)
+
+
+@functools.lru_cache(maxsize=None)
+def _guarded_adapter() -> type:
+    base = alchemy.CollectionAdapter
+    members: dict[str, Any] = {}
+    for name, access in COLLECTION_ADAPTER.items():
+        if access is not None:
+            members[name] = guarded(getattr(base, name), access, _guard_of_adapter)
+    return subclass(base, members)
+
+
+def _guard_of_adapter(adapter: Any) -> Guard | None:
+    return guard_of_state(adapter.owner_state)
+
+
+# -- mutable values
+
+
+class _Parents(weakref.WeakKeyDictionary[Any, Any]):
+    """The parents of a mutable value; guards the value when it meets one."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self._value = weakref.ref(value)
+
+    def __setitem__(self, state: Any, key: Any) -> None:
+        super().__setitem__(state, key)
+        if state.session_id in guards:
+            guard_mutable(self._value())
+
+
+class _ParentsOfMutable:
+    """Makes :class:`_Parents` in the place of the dictionary that SQLAlchemy makes."""
+
+    def __get__(self, value: Any, owner: Any) -> Any:
+        if value is None:
+            return self
+        parents = value.__dict__["_parents"] = _Parents(value)
+        return parents
+
+
+def install() -> None:
+    """Learn of every mutable value that meets a parent from now on."""
+    alchemy.MutableBase._parents = _ParentsOfMutable()
+
+
+def guard_mutable(value: Any) -> None:
+    """Guard a mutable value of an attached object."""
+    if value is not None and not is_ours(value):
+        value.__class__ = _guarded_class(type(value), _guard_of_mutable)
+
+
+def _guard_of_mutable(value: Any) -> Guard | None:
+    for state in tuple(value._parents):
+        guard = guards.get(state.session_id)
+        if guard is not None:
+            return guard
+    return None
+
+
+# -- association proxies
+
+
+def guard_association(value: Any) -> Any:
+    """Guard *value* if it is the collection that an association proxy made."""
+    if isinstance(value, alchemy.AssociationCollection) and not is_ours(value):
+        cls = type(value)
+        value.__class__ = _guarded_class(cls, _guard_of_association)
+    return value
+
+
+def _guard_of_association(value: Any) -> Guard | None:
+    return guard_of_instance(value.lazy_collection.parent)
+
+
+# -- the subclass for a class of values
+
+
+@functools.lru_cache(maxsize=None)
+def _guarded_class(base: type, find_guard: _FindGuard) -> type:
+    members: dict[str, Any] = {
+        "__reduce_ex__": guarded(reduce_as(base), READ, find_guard),
+    }
+    if not hasattr(base, "__slots__") and find_guard is _guard_of_mutable:
+        members["__setattr__"] = _guarded_setattr(base)
+    for name in dir(base):
+        if name in _NOT_OPERATIONS or name.startswith("_sa_"):
+            continue
+        if name.startswith("_") and not name.endswith("__"):
+            continue
+        member = _static_member(base, name)
+        if isinstance(member, _METHOD_TYPES):
+            members[name] = _operation(member, name, find_guard)
+        elif isinstance(member, property):
+            members[name] = _guarded_property(member, find_guard)
+    return subclass(base, members)
+
+
+def _static_member(base: type, name: str) -> Any:
+    for cls in base.__mro__[:-1]:
+        if name in vars(cls):
+            return vars(cls)[name]
+    return None
+
+
+def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
+    # An association proxy's collection reads through to attributes that may load.
+    if name in LOOKS and find_guard is not _guard_of_association:
+        return guarded(_snapshot_of(function), READ, find_guard)
+    if name in LOOKS or name in COMPARES:
+        return guarded(_snapshot_of(function), LOAD, find_guard)
+    return guarded(_snapshot_of(function), WRITE, find_guard)
+
+
+def _snapshot_of(function: Any) -> Any:
+    def take(self: Any, *args: Any, **kw: Any) -> Any:
+        result = function(self, *args, **kw)
+        if isinstance(result, Iterator):
+            return iter(list(result))
+        if isinstance(result, MappingView):
+            return _view_of_copy(result)
+        return result
+
+    return like(take, function)
+
+
+def _view_of_copy(view: MappingView) -> Any:
+    if isinstance(view, KeysView):
+        return dict.fromkeys(view).keys()
+    if isinstance(view, ValuesView):
+        return dict(enumerate(view)).values()
+    return dict(view).items()  # type: ignore[call-overload]
+
+
+def _guarded_property(member: property, find_guard: _FindGuard) -> property:
+    getter = member.fget and guarded(member.fget, LOAD, find_guard)
+    setter = member.fset and guarded(member.fset, WRITE, find_guard)
+    deleter = member.fdel and guarded(member.fdel, WRITE, find_guard)
+    return property(getter, setter, deleter, member.__doc__)
+
+
+def _guarded_setattr(base: Any) -> Any:
+    """For values like mutable composites, which change by setting their attributes."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        guard = None if name == "_parents" else _guard_of_mutable(self)
+        if guard is None:
+            base.__setattr__(self, name, value)
+        else:
+            run(guard, WRITE, base.__setattr__, self, name, value)
+
+    return __setattr__

@@ -1,0 +1,1089 @@
+"""The guard: who may be inside a session now, and who waits.
+
+A guard is a monitor.  All of its state is changed under one small mutex that is never
+held while anything else runs: no user code, no wait, no logging.  Three kinds of
+admission exist, called *modes*:
+
+``EXCLUSIVE``
+    One owner, nobody else.  Every operation that is not a mere look, every critical
+    section, and everything at all under a kind that does not share.
+``SHARED``
+    Any number of owners, none of whom changes anything: the read sections of ``"rw"``.
+``BESIDE``
+    One operation at a time beside the shared ones: a load inside a read section, or a
+    look at loaded state that came while it could not be taken without a lock.
+
+Admission is handed over by whoever leaves, in the order of arrival, so that neither
+readers nor writers starve; owners that are in a read section already go first, since
+everybody else waits for them.
+
+Fields, and how each is published:
+
+``_owner``, ``_loader``, ``_readers``, ``_queue``
+    Changed under the mutex only.  An owner may compare ``_owner`` or ``_loader`` with
+    itself, and look itself up in ``_readers``, without the mutex: only that owner
+    puts itself there or takes itself away.
+``inside``
+    The owner with full rights now.  Written by that owner alone (or on its behalf
+    once it is gone), so comparing it with oneself needs no mutex.
+``version``
+    Odd while somebody may be changing things, even otherwise; it only grows.  Written
+    under the mutex, before the first change and after the last one, read by anybody:
+    a value that was read between two looks at the same even version was not changed
+    meanwhile.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Callable, Literal, NoReturn, Protocol
+
+from . import waiting
+from .errors import (
+    ConcurrentAccessError,
+    DeadlockError,
+    ForkedSessionError,
+    LockTimeout,
+    SharedSessionError,
+    UpgradeError,
+)
+from .owners import Owner, current_owner, on_death
+
+logger = logging.getLogger("sharedsession")
+
+
+class Access(enum.Enum):
+    """What an operation does to the session it is an operation of."""
+
+    #: Looks at what is loaded.
+    READ = "read"
+    #: May emit a SELECT, and adds what was not loaded.
+    LOAD = "load"
+    #: Changes something, but leaves no work that could be lost.
+    CHANGE = "change"
+    #: Leaves work in the transaction that a rollback would throw away.
+    WRITE = "write"
+    #: Ends the work of the transaction: rollback and close.
+    END = "end"
+
+
+READ, LOAD, CHANGE, WRITE, END = Access
+
+
+class Mode(enum.Enum):
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    BESIDE = "beside"
+
+
+EXCLUSIVE, SHARED, BESIDE = Mode
+
+#: What a hold is for, if it may be forgotten: rows that nobody fetched are no loss.
+STREAM = "streaming result"
+
+
+class Kind(enum.Enum):
+    """How a guard treats the second thread."""
+
+    RLOCK = "rlock"
+    RW = "rw"
+    DETECT = "detect"
+    CONFINE = "confine"
+
+
+class ForeignLock(Protocol):
+    """A lock of the application's that a guard takes besides admitting somebody."""
+
+    #: Whether readers may share it.
+    shares: bool
+
+    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool: ...
+
+    def release(self, owner: Owner) -> None: ...  # nothing if it is not the owner's
+
+    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
+
+    def blockers(self) -> list[Owner]: ...
+
+
+class Lock(Protocol):
+    """The primitive that a guard stands on: a plain lock, not reentrant."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+
+_hold_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class GuardStats:
+    """What a guard has seen since it was made; times in seconds."""
+
+    acquisitions: int = 0
+    contended: int = 0
+    wait_seconds: float = 0.0
+    longest_wait: float = 0.0
+    longest_hold: float = 0.0
+    timeouts: int = 0
+
+
+class Hold:
+    """A guard kept beyond one operation: by a section, a block, or a stream.
+
+    The guard knows a hold by its number only, so that a hold which everybody forgot is
+    collected, and gives back what it kept.
+    """
+
+    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
+
+    def __init__(
+        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
+    ) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.what = what
+        self.restricts = restricts
+        self.number = next(_hold_numbers)
+        self.is_open = True
+
+    def release(self) -> None:
+        """Give it back; nothing if that was done before.  Any thread may call this."""
+        self.guard.let_go(self)
+
+    def __del__(self) -> None:
+        if self.is_open:
+            self.guard.forsake(self)
+
+
+class _Waiter:
+    """One owner in the queue; ``parked`` is released to wake it."""
+
+    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
+
+    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.parked = parked
+        self.admitted = False
+        self.since = guard.clock()
+
+    def blockers(self) -> list[Owner]:
+        return self.guard.blockers(self.owner)
+
+
+class _Reading:
+    """One owner's read sections, the outermost of which acquired the guard."""
+
+    __slots__ = ("since", "holds")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.holds: set[int] = set()
+
+
+class Guard:
+    """Decides which thread may be inside a session.
+
+    Like a :class:`threading.RLock`, but it knows its holder, can be shared by readers,
+    notices what would never end, and tells what it has seen.  Sessions make their own;
+    use :attr:`SharedSession.guard` to look at it.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = Kind.RLOCK,
+        *,
+        lock: ForeignLock | None = None,
+        timeout: float | None = None,
+        asker: Callable[[], Owner] = current_owner,
+        clock: Callable[[], float] = time.monotonic,
+        make_lock: Callable[[], Lock] = threading.Lock,
+    ) -> None:
+        self.kind = kind
+        self.timeout = check_timeout(timeout)
+        self.asker = asker
+        self.clock = clock
+        self.version = 0
+        self.inside: Owner | None = None
+        #: The owner whose work in the present transaction was noted last.
+        self.worker: Owner | None = None
+        #: Called with an owner that left work in the transaction.
+        self.note_work: Callable[[Owner], None] = _no_note
+        #: Called when a second owner first comes in; refuses it by raising.
+        self.second_owner: Callable[[Owner], None] = _no_note
+        #: True if the next one in has something to be told or to do first.
+        self.attention = False
+        #: Does that; called with the owner that came in and what for.
+        self.attend: Callable[[Owner, Access], None] | None = None
+        self._lock = lock
+        self._shares = kind is Kind.RW or (lock is not None and lock.shares)
+        self._make_lock = make_lock
+        self._mutex = make_lock()
+        self._owner: Owner | None = None
+        self._loader: Owner | None = None
+        self._operating = False
+        self._restricted = False
+        self._holds: set[int] = set()
+        self._readers: dict[Owner, _Reading] = {}
+        self._queue: deque[_Waiter] = deque()
+        self._since = 0.0
+        #: Until a second owner came: the first one, who needs no check.
+        self._sole: Owner | threading.Thread | None = None
+        self._process = os.getpid()
+        self._checks_askers = True
+        self._forsaken: deque[Hold] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
+        #: An owner that left a section unfinished, if the next one in must know.
+        self.unfinished_by: Owner | None = None
+        self._acquisitions = self._contended = self._timeouts = 0
+        self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
+        if kind is Kind.CONFINE:
+            self.version = 1  # odd for good: every look comes to be checked
+        _guards.add(self)
+
+    # -- one operation
+
+    def enter(self, me: Owner, access: Access) -> None:
+        """Let *me* in for one operation; to be called if ``inside`` is not *me*.
+
+        Whatever comes of it, :meth:`leave` has to follow.
+        """
+        if self._checks_askers and self._sole is not me:
+            self._check_asker(me)
+        if self._owner is me or self._loader is me or me in self._readers:
+            self._enter_from_read_section(me, access)
+        else:
+            mode = BESIDE if access is READ and self._shares else EXCLUSIVE
+            self._acquire(me, mode, self.timeout)
+            self._operating = True
+        if self.attention and self.attend is not None:
+            self.attend(me, access)
+
+    def _enter_from_read_section(self, me: Owner, access: Access) -> None:
+        if access is not READ and access is not LOAD:
+            raise UpgradeError(
+                "This is a write, and it was asked for inside a read section of "
+                f"{me.name}. Nothing was changed. Leave the read section first, or use "
+                "critical_section() in its place."
+            )
+        if self._owner is me or self._loader is me:
+            self.inside = me
+        else:
+            self._acquire(me, BESIDE, self.timeout)
+        self._operating = True
+
+    def leave(self, me: Owner) -> None:
+        """End the operation that :meth:`enter` began, or tried to.
+
+        To be called again if an interrupt came: it does what is left to do.
+        """
+        with self._mutex:
+            if self._owner is me or self._loader is me:
+                self._operating = False
+                if not self._holds:
+                    self._drop()
+                elif self._restricted or self._loader is me:
+                    self.inside = None
+            if self._queue:
+                self._pass_on()
+        if self._forsaken:
+            self._reap()
+
+    # -- sections, blocks and streams
+
+    def hold(self, what: str, timeout: float | None = None) -> Hold:
+        """Acquire the guard exclusively until the hold is released."""
+        me = self.asker()
+        if self._owner is not me or self.inside is not me:
+            if self._owner is me or self._loader is me or me in self._readers:
+                raise UpgradeError(
+                    f"A {what} cannot begin inside a read section of {me.name}: others "
+                    "may be reading. Leave the read section first, or make the outer "
+                    "section a critical_section()."
+                )
+        return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
+
+    def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
+        """Acquire the guard for reading until the hold is released."""
+        me = self.asker()
+        if self._owner is me or self._loader is me or not self._shares:
+            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
+        return self._take(me, SHARED, what, timeout, restricts=False)
+
+    def reads_only(self) -> bool:
+        """Whether the asker is in a read section, or in an operation inside one."""
+        me = self.asker()
+        if self._owner is me:
+            return self._restricted
+        return self._loader is me or me in self._readers
+
+    def keep(self, what: str) -> Hold:
+        """Keep the guard beyond the operation that runs now: for a stream."""
+        me = self.asker()
+        hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
+        self._holds.add(hold.number)
+        return hold
+
+    def _take(
+        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
+    ) -> Hold:
+        mine = self._owner is me or self._loader is me or me in self._readers
+        hold = Hold(self, me, mode, what, restricts and not self._restricted)
+        try:
+            if not mine:
+                if self._checks_askers and self._sole is not me:
+                    self._check_asker(me)
+                wanted = self.timeout if timeout is None else check_timeout(timeout)
+                self._acquire(me, mode, wanted)
+            if mode is SHARED:
+                self._readers[me].holds.add(hold.number)
+            else:
+                self._holds.add(hold.number)
+                if hold.restricts:
+                    self._restricted = True
+                    self.inside = None
+            if self.attention and mode is EXCLUSIVE and not restricts:
+                assert self.attend is not None
+                self.attend(me, CHANGE)
+        except BaseException:
+            hold.release()
+            raise
+        return hold
+
+    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
+
+    def blockers(self) -> list[Owner]: ...
+
+
+class Lock(Protocol):
+    """The primitive that a guard stands on: a plain lock, not reentrant."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+
+_hold_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class GuardStats:
+    """What a guard has seen since it was made; times in seconds."""
+
+    acquisitions: int = 0
+    contended: int = 0
+    wait_seconds: float = 0.0
+    longest_wait: float = 0.0
+    longest_hold: float = 0.0
+    timeouts: int = 0
+
+
+class Hold:
+    """A guard kept beyond one operation: by a section, a block, or a stream.
+
+    The guard knows a hold by its number only, so that a hold which everybody forgot is
+    collected, and gives back what it kept.
+    """
+
+    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
+
+    def __init__(
+        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
+    ) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.what = what
+        self.restricts = restricts
+        self.number = next(_hold_numbers)
+        self.is_open = True
+
+    def release(self) -> None:
+        """Give it back; nothing if that was done before.  Any thread may call this."""
+        self.guard.let_go(self)
+
+    def __del__(self) -> None:
+        if self.is_open:
+            self.guard.forsake(self)
+
+
+class _Waiter:
+    """One owner in the queue; ``parked`` is released to wake it."""
+
+    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
+
+    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.parked = parked
+        self.admitted = False
+        self.since = guard.clock()
+
+    def blockers(self) -> list[Owner]:
+        return self.guard.blockers(self.owner)
+
+
+class _Reading:
+    """One owner's read sections, the outermost of which acquired the guard."""
+
+    __slots__ = ("since", "holds")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.holds: set[int] = set()
+
+
+class Guard:
+    """Decides which thread may be inside a session.
+
+    Like a :class:`threading.RLock`, but it knows its holder, can be shared by readers,
+    notices what would never end, and tells what it has seen.  Sessions make their own;
+    use :attr:`SharedSession.guard` to look at it.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = Kind.RLOCK,
+        *,
+        lock: ForeignLock | None = None,
+        timeout: float | None = None,
+        asker: Callable[[], Owner] = current_owner,
+        clock: Callable[[], float] = time.monotonic,
+        make_lock: Callable[[], Lock] = threading.Lock,
+    ) -> None:
+        self.kind = kind
+        self.timeout = check_timeout(timeout)
+        self.asker = asker
+        self.clock = clock
+        self.version = 0
+        self.inside: Owner | None = None
+        #: The owner whose work in the present transaction was noted last.
+        self.worker: Owner | None = None
+        #: Called with an owner that left work in the transaction.
+        self.note_work: Callable[[Owner], None] = _no_note
+        #: Called when a second owner first comes in; refuses it by raising.
+        self.second_owner: Callable[[Owner], None] = _no_note
+        #: True if the next one in has something to be told or to do first.
+        self.attention = False
+        #: Does that; called with the owner that came in and what for.
+        self.attend: Callable[[Owner, Access], None] | None = None
+        self._lock = lock
+        self._shares = kind is Kind.RW or (lock is not None and lock.shares)
+        self._make_lock = make_lock
+        self._mutex = make_lock()
+        self._owner: Owner | None = None
+        self._loader: Owner | None = None
+        self._operating = False
+        self._restricted = False
+        self._holds: set[int] = set()
+        self._readers: dict[Owner, _Reading] = {}
+        self._queue: deque[_Waiter] = deque()
+        self._since = 0.0
+        #: Until a second owner came: the first one, who needs no check.
+        self._sole: Owner | threading.Thread | None = None
+        self._process = os.getpid()
+        self._checks_askers = True
+        self._forsaken: deque[Hold] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
+        #: An owner that left a section unfinished, if the next one in must know.
+        self.unfinished_by: Owner | None = None
+        self._acquisitions = self._contended = self._timeouts = 0
+        self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
+        if kind is Kind.CONFINE:
+            self.version = 1  # odd for good: every look comes to be checked
+        _guards.add(self)
+
+    # -- one operation
+
+    def enter(self, me: Owner, access: Access) -> None:
+        """Let *me* in for one operation; to be called if ``inside`` is not *me*.
+
+        Whatever comes of it, :meth:`leave` has to follow.
+        """
+        if self._checks_askers and self._sole is not me:
+            self._check_asker(me)
+        if self._owner is me or self._loader is me or me in self._readers:
+            self._enter_from_read_section(me, access)
+        else:
+            mode = BESIDE if access is READ and self._shares else EXCLUSIVE
+            self._acquire(me, mode, self.timeout)
+            self._operating = True
+        if self.attention and self.attend is not None:
+            self.attend(me, access)
+
+    def _enter_from_read_section(self, me: Owner, access: Access) -> None:
+        if access is not READ and access is not LOAD:
+            raise UpgradeError(
+                "This is a write, and it was asked for inside a read section of "
+                f"{me.name}. Nothing was changed. Leave the read section first, or use "
+                "critical_section() in its place."
+            )
+        if self._owner is me or self._loader is me:
+            self.inside = me
+        else:
+            self._acquire(me, BESIDE, self.timeout)
+        self._operating = True
+
+    def leave(self, me: Owner) -> None:
+        """End the operation that :meth:`enter` began, or tried to.
+
+        To be called again if an interrupt came: it does what is left to do.
+        """
+        with self._mutex:
+            if self._owner is me or self._loader is me:
+                self._operating = False
+                if not self._holds:
+                    self._drop()
+                elif self._restricted or self._loader is me:
+                    self.inside = None
+            if self._queue:
+                self._pass_on()
+        if self._forsaken:
+            self._reap()
+
+    # -- sections, blocks and streams
+
+    def hold(self, what: str, timeout: float | None = None) -> Hold:
+        """Acquire the guard exclusively until the hold is released."""
+        me = self.asker()
+        if self._owner is not me or self.inside is not me:
+            if self._owner is me or self._loader is me or me in self._readers:
+                raise UpgradeError(
+                    f"A {what} cannot begin inside a read section of {me.name}: others "
+                    "may be reading. Leave the read section first, or make the outer "
+                    "section a critical_section()."
+                )
+        return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
+
+    def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
+        """Acquire the guard for reading until the hold is released."""
+        me = self.asker()
+        if self._owner is me or self._loader is me or not self._shares:
+            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
+        return self._take(me, SHARED, what, timeout, restricts=False)
+
+    def reads_only(self) -> bool:
+        """Whether the asker is in a read section, or in an operation inside one."""
+        me = self.asker()
+        if self._owner is me:
+            return self._restricted
+        return self._loader is me or me in self._readers
+
+    def keep(self, what: str) -> Hold:
+        """Keep the guard beyond the operation that runs now: for a stream."""
+        me = self.asker()
+        hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
+        self._holds.add(hold.number)
+        return hold
+
+    def _take(
+        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
+    ) -> Hold:
+        mine = self._owner is me or self._loader is me or me in self._readers
+        hold = Hold(self, me, mode, what, restricts and not self._restricted)
+        try:
+            if not mine:
+                if self._checks_askers and self._sole is not me:
+                    self._check_asker(me)
+                wanted = self.timeout if timeout is None else check_timeout(timeout)
+                self._acquire(me, mode, wanted)
+            if mode is SHARED:
+                self._readers[me].holds.add(hold.number)
+            else:
+                self._holds.add(hold.number)
+                if hold.restricts:
+                    self._restricted = True
+                    self.inside = None
+            if self.attention and mode is EXCLUSIVE and not restricts:
+                assert self.attend is not None
+                self.attend(me, CHANGE)
+        except BaseException:
+            hold.release()
+            raise
+        return hold
+
+    def _attend_hold(self, me: Owner, reads: bool) -> None:
+        """What waits for attention may change things, even for a read section."""
+        assert self.attend is not None
+        self.attend(me, LOAD if reads else CHANGE)
+
+    def downgrade(self, hold: Hold) -> None:
+        """Let readers in beside an exclusive *hold*, and nobody in between.
+
+        Where there is no sharing, or something else keeps the guard exclusive, only
+        the right to change things goes.
+        """
+        me = hold.owner
+        with self._mutex:
+            alone = self._holds == {hold.number} and not self._operating
+            lock = self._lock
+            if alone and self._shares and (lock is None or lock.downgrade(me)):
+                reading = self._readers[me] = _Reading(self._since)
+                reading.holds.add(hold.number)
+                hold.mode = SHARED
+                self._drop()
+                self._pass_on()
+            elif not self._restricted:
+                hold.restricts = self._restricted = True
+                self.inside = None
+
+    def let_go(self, hold: Hold) -> None:
+        """Release *hold*.  May be called again if it was interrupted."""
+        with self._mutex:
+            self._let_go(hold)
+            self._pass_on()
+        if self._forsaken:
+            self._reap()
+
+    def _let_go(self, hold: Hold) -> None:
+        me = hold.owner
+        reading = self._readers.get(me)
+        if reading is not None:
+            reading.holds.discard(hold.number)
+            if not reading.holds:
+                self._drop_reader(me)
+        if self._owner is me or self._loader is me:
+            self._holds.discard(hold.number)
+            if hold.restricts and self._restricted:
+                self._restricted = False
+                self.inside = me if self._owner is me else None
+            if not self._holds and not self._operating:
+                self._drop()
+        hold.is_open = False
+
+    def forsake(self, hold: Hold) -> None:
+        """Release a hold that everybody forgot.
+
+        Comes from the collector, so in any thread and at any line, this module's
+        included: it must not wait for the mutex.
+        """
+        heir = Hold(self, hold.owner, hold.mode, hold.what, hold.restricts)
+        heir.number = hold.number
+        hold.is_open = False
+        self._forsaken.append(heir)
+        self._reap()
+
+    def _reap(self) -> None:
+        # If the mutex is taken, its holder comes here when it has released it.
+        while self._forsaken and self._mutex.acquire(False):
+            try:
+                hold = self._forsaken.popleft()
+                if hold.number in self._holds and hold.what != STREAM:
+                    self.unfinished_by = hold.owner
+                    self.attention = True
+                self._let_go(hold)
+                self._pass_on()
+            finally:
+                self._mutex.release()
+
+    def leave_behind(self, chore: Callable[[], None]) -> None:
+        """Have *chore* done by the next owner that comes in; never waits."""
+        self._chores.append(chore)
+        self.attention = True
+
+    def has_chores(self) -> bool:
+        return bool(self._chores) or self.unfinished_by is not None
+
+    def do_chores(self) -> None:
+        """Do what was left behind; to be called inside."""
+        while self._chores:
+            self._chores.popleft()()
+
+    # -- the monitor
+
+    def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+        """Be admitted in *mode*, or raise with nothing changed."""
+        try:
+            with self._mutex:
+                admitted = self._may_enter_now(me, mode)
+                if admitted:
+                    self._admit(me, mode)
+            if not admitted:
+                self._wait(me, mode, timeout)
+            if self._lock is not None:
+                self._acquire_foreign(self._lock, me, mode, timeout)
+        except BaseException:
+            self._withdraw(me, mode)
+            raise
+
+    def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
+        if self._queue and me not in self._readers:
+            return False  # those who came before go before
+        return self._fits(mode)
+
+    def _fits(self, mode: Mode) -> bool:
+        if self._owner is not None:
+            return False
+        if mode is SHARED:
+            return True
+        return self._loader is None and (mode is BESIDE or not self._readers)
+
+    def _admit(self, me: Owner, mode: Mode) -> None:
+        self._acquisitions += 1
+        if mode is SHARED:
+            self._readers[me] = _Reading(self.clock())
+            return
+        self._since = self.clock()
+        self.version |= 1
+        if mode is EXCLUSIVE:
+            self._owner = me
+        else:
+            self._loader = me
+        self.inside = me
+
+    def _drop(self) -> None:
+        """Take the exclusive, or the one beside the readers, out."""
+        owner = self._owner or self._loader
+        if owner is None:
+            return
+        held = self.clock() - self._since
+        if held > self._longest_hold:
+            self._longest_hold = held
+        self._operating = self._restricted = False
+        self._holds.clear()
+        self.inside = None
+        if self.kind is not Kind.CONFINE:
+            self.version = (self.version | 1) + 1
+        if self._lock is not None and owner not in self._readers:
+            self._lock.release(owner)
+        self._owner = self._loader = None
+
+    def _drop_reader(self, owner: Owner) -> None:
+        reading = self._readers.pop(owner)
+        self._longest_hold = max(self._longest_hold, self.clock() - reading.since)
+        if self._lock is not None and self._owner is not owner:
+            self._lock.release(owner)
+
+    def _pass_on(self) -> None:
+        """Admit from the head of the queue all that fit together."""
+        closed = False  # behind an exclusive that must wait, only readers' own loads go
+        for waiter in tuple(self._queue):
+            if closed and waiter.owner not in self._readers:
+                continue
+            if self._fits(waiter.mode):
+                self._queue.remove(waiter)
+                self._admit(waiter.owner, waiter.mode)
+                waiter.owner.waiting_for = None
+                waiter.admitted = True
+                waiter.parked.release()
+            elif waiter.mode is not BESIDE:
+                closed = True
+
+    def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+        if self.kind in (Kind.DETECT, Kind.CONFINE):
+            self._refuse_overlap(me)
+        waiter = _Waiter(self, me, mode, self._make_lock())
+        waiter.parked.acquire()
+        try:
+            with self._mutex:
+                me.waiting_for = waiter
+                self._queue.append(waiter)
+                self._contended += 1
+                self._pass_on()
+            if not waiter.admitted and waiting.would_deadlock(me, waiter):
+                self._refuse_deadlock(me)
+            waiter.parked.acquire(timeout=-1 if timeout is None else timeout)
+        finally:
+            self._end_wait(waiter)
+        if not waiter.admitted:
+            self._refuse_timeout(me, mode, waiter)
+
+    def _end_wait(self, waiter: _Waiter) -> None:
+        with self._mutex:
+            if not waiter.admitted:
+                self._queue.remove(waiter)
+                self._pass_on()  # those behind may have waited for this one only
+            waiter.owner.waiting_for = None
+            waited = self.clock() - waiter.since
+            self._wait_seconds += waited
+            self._longest_wait = max(self._longest_wait, waited)
+        if self._forsaken:
+            self._reap()
+
+    def _acquire_foreign(
+        self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
+    ) -> None:
+        """Take the application's lock too, now that no other user of this guard can."""
+        if mode is BESIDE and me in self._readers:
+            return  # a reader has it already
+        if lock.acquire(mode, me, 0):
+            return
+        if self.kind in (Kind.DETECT, Kind.CONFINE):
+            self._refuse_overlap(me)
+        me.waiting_for = lock
+        try:
+            if waiting.would_deadlock(me, lock):
+                self._refuse_deadlock(me)
+            if lock.acquire(mode, me, timeout):
+                return
+        finally:
+            me.waiting_for = None
+        self._timeouts += 1
+        raise LockTimeout(
+            f"{me.name} did not get the lock that this guard stands on in "
+            f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time with "
+            "timeout= or lock_timeout=, or hold the lock for less."
+        )
+
+    def _withdraw(self, me: Owner, mode: Mode) -> None:
+        """Undo what an acquisition that failed may have reached."""
+        with self._mutex:
+            me.waiting_for = None
+            for waiter in tuple(self._queue):
+                if waiter.owner is me:
+                    self._queue.remove(waiter)
+            if mode is SHARED and me in self._readers:
+                self._drop_reader(me)
+            elif self._owner is me or self._loader is me:
+                self._drop()
+            self._pass_on()
+
+    # -- refusals
+
+    def _refuse_overlap(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, came into a session while another thread was "
+            f"inside. {self.explain()} Two threads shared it: give each its own "
+            "session, or let them take turns with lock='rlock' or 'rw'."
+        )
+
+    def _refuse_deadlock(self, me: Owner) -> NoReturn:
+        raise DeadlockError(
+            f"{me.name} would wait for ever: the holder of this guard waits, directly "
+            f"or through others, for something that {me.name} holds. {self.explain()} "
+            "Enter the sections of several sessions in the same order everywhere."
+        )
+
+    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: _Waiter) -> NoReturn:
+        with self._mutex:
+            self._timeouts += 1
+        waited = self.clock() - waiter.since
+        raise LockTimeout(
+            f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
+            f"it. {self.explain()} Nothing was changed. Give it more time with "
+            "timeout= or lock_timeout=, or make the holder's section shorter."
+        )
+
+    def _check_asker(self, me: Owner) -> None:
+        """What the only owner so far need not be asked."""
+        if self._process != os.getpid():
+            raise ForkedSessionError(
+                "This session was made in process "
+                f"{self._process} and belongs to it; this is the forked process "
+                f"{os.getpid()}. Make a new session here."
+            )
+        with self._mutex:
+            sole = self._sole
+            if sole is None or sole is me.thread or self._is_free_to_take(sole):
+                self._sole = me
+                return
+        if self.kind is Kind.CONFINE:
+            self._refuse_stranger(me, sole)
+        self.second_owner(me)
+        self._checks_askers = False
+
+    def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
+        if self.kind is not Kind.CONFINE:
+            return False
+        return isinstance(sole, Owner) and not sole.alive
+
+    def _refuse_stranger(self, me: Owner, sole: Owner | threading.Thread) -> NoReturn:
+        thread = sole.thread if isinstance(sole, Owner) else sole
+        raise ConcurrentAccessError(
+            f"This session is confined to thread {thread.name!r}; {me.name}, at "
+            f"{me.where()}, used it or one of its objects. Give this thread a session "
+            "of its own and copy objects with merge_into(), or let the owner pass it "
+            "on with session.guard.hand_over()."
+        )
+
+    def hand_over(self, thread: threading.Thread | None = None) -> None:
+        """Pass a confined session on.
+
+        :param thread: the thread that owns it from now on; ``None``, the default, for
+            whoever uses it next.
+        :raises ConcurrentAccessError: if another thread owns it.
+        :raises SharedSessionError: if the kind is not ``"confine"``, or a section is
+            open.
+        """
+        if self.kind is not Kind.CONFINE:
+            raise SharedSessionError(
+                f"Only lock='confine' has an owner to change; this is {self!r}."
+            )
+        me = self.asker()
+        if self._sole is not me:
+            self._check_asker(me)
+        if self._owner is not None:
+            raise SharedSessionError(
+                "A section or a stream of this session is open; leave or close it "
+                "before hand_over()."
+            )
+        with self._mutex:
+            self._sole = thread
+
+    # -- what a person wants to know
+
+    @property
+    def held(self) -> Literal["exclusive", "shared"] | None:
+        """How the calling thread holds this guard."""
+        me = self.asker()
+        if self._owner is me:
+            return "exclusive"
+        return "shared" if me in self._readers or self._loader is me else None
+
+    @property
+    def owner(self) -> threading.Thread | None:
+        """The thread that is exclusive, if one is."""
+        owner = self._owner
+        return None if owner is None else owner.thread
+
+    @property
+    def readers(self) -> tuple[threading.Thread, ...]:
+        """The threads in read sections that share."""
+        with self._mutex:
+            return tuple(owner.thread for owner in self._readers)
+
+    @property
+    def waiting(self) -> tuple[threading.Thread, ...]:
+        """The threads that wait, in the order of their arrival."""
+        with self._mutex:
+            return tuple(waiter.owner.thread for waiter in self._queue)
+
+    def blockers(self, waiting_owner: Owner) -> list[Owner]:
+        """Whom *waiting_owner* waits for here: all that are in.
+
+        A reader that waits to load waits for the one that loads, not for its fellow
+        readers.
+        """
+        with self._mutex:
+            present = [self._owner, self._loader]
+            if waiting_owner not in self._readers:
+                present += self._readers
+        return list(dict.fromkeys(owner for owner in present if owner is not None))
+
+    def stats(self) -> GuardStats:
+        """Return the figures so far."""
+        with self._mutex:
+            return GuardStats(
+                self._acquisitions,
+                self._contended,
+                self._wait_seconds,
+                self._longest_wait,
+                self._longest_hold,
+                self._timeouts,
+            )
+
+    def explain(self) -> str:
+        """Say who holds this guard, since when, at which line, and who waits."""
+        with self._mutex:
+            now = self.clock()
+            exclusive = self._owner or self._loader
+            since = self._since
+            readers = [(o, now - reading.since) for o, reading in self._readers.items()]
+            queue = [(w.owner, w.mode, now - w.since) for w in self._queue]
+        said = []
+        if exclusive is not None:
+            said.append(f"{_held_by(exclusive, 'exclusively', now - since)}.")
+        said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
+        said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
+        return " ".join(said) or "Nobody holds the guard and nobody waits."
+
+    def __repr__(self) -> str:
+        owner = self._owner
+        state = "free"
+        if owner is not None:
+            state = f"held by {owner.name}"
+        elif self._readers:
+            state = f"read by {len(self._readers)}"
+        return f"<Guard {self.kind.value} {state}, {len(self._queue)} waiting>"
+
+    def __reduce__(self) -> NoReturn:
+        raise SharedSessionError(
+            "A guard cannot be pickled: it is about the threads of this process."
+        )
+
+    # -- owners and processes that are no more
+
+    def bury(self, owner: Owner) -> None:
+        """Release what a thread that ended still held."""
+        with self._mutex:
+            held = self._owner is owner or self._loader is owner
+            if held:
+                self.unfinished_by = owner
+                self.attention = True
+                self._drop()
+            if owner in self._readers:
+                held = True
+                self._drop_reader(owner)
+            self._pass_on()
+        if held:
+            logger.warning("%s ended while it held %r; released", owner.name, self)
+
+    def disown(self) -> None:
+        """Make everybody come to be refused: this is the child of a fork."""
+        self._mutex = self._make_lock()  # the old one may be held by nobody
+        self._checks_askers = True
+        self._sole = None
+        self.version |= 1
+        self.inside = self._owner = self._loader = None
+        self._operating = self._restricted = False
+        self._holds = set()
+        self._readers = {}
+        self._queue = deque()
+
+
+def _no_note(owner: Owner) -> None:
+    """For a guard without a session: there is no transaction to lose work of."""
+
+
+def _held_by(owner: Owner, how: str, seconds: float) -> str:
+    return f"{owner.name} has held it {how} for {seconds:.3g} s, now at {owner.where()}"
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Return *timeout*, a number of seconds above zero or ``None`` for ever."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return timeout
+
+
+#: Every guard alive, for those two events that concern all of them.
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _bury_everywhere(owner: Owner) -> None:
+    for guard in list(_guards):
+        guard.bury(owner)
+
+
+def _disown_all() -> None:
+    for guard in list(_guards):
+        guard.disown()
+
+
+on_death.append(_bury_everywhere)
+os.register_at_fork(after_in_child=_disown_all)

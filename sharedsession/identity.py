@@ -1,0 +1,49 @@
+"""The identity map of a shared session, guarded where it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import alchemy, instances
+from .guard import Guard
+from .operations import IDENTITY_MAP, guarded
+
+_Plain: Any = alchemy.WeakInstanceDict
+
+
+class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
+    """Every persistent object of a session comes through here when it is loaded."""
+
+    __class__ = property(lambda self: _Plain)  # type: ignore[assignment]
+    _guard: Guard
+
+    def _add_unpresent(self, state: Any, key: Any) -> None:
+        instances.adopt_loaded(state)
+        _Plain._add_unpresent(self, state, key)
+
+
+def _guard_of(identity_map: Any) -> Guard | None:
+    guard: Guard = identity_map._guard
+    return guard
+
+
+def _keys(self: Any) -> Any:
+    return dict.fromkeys(_Plain.keys(self)).keys()  # not a view of what changes
+
+
+def _iter(self: Any) -> Any:
+    return iter(list(_Plain.keys(self)))
+
+
+_OWN = {"keys": _keys, "__iter__": _iter}
+
+for _name, _access in IDENTITY_MAP.items():
+    if _access is not None:
+        _function = _OWN.get(_name) or getattr(_Plain, _name)
+        setattr(_GuardedIdentityMap, _name, guarded(_function, _access, _guard_of))
+
+
+def guard_identity_map(identity_map: Any, guard: Guard) -> None:
+    if type(identity_map) is _Plain:
+        identity_map._guard = guard
+        identity_map.__class__ = _GuardedIdentityMap

@@ -1,0 +1,301 @@
+"""Guarding mapped objects where they stand.
+
+Nothing wraps an object: ``type(obj)``, identity and C code would notice.  Instead the
+pieces that SQLAlchemy itself puts on a mapped class and its objects change their class
+in place, to a subclass without fields of its own:
+
+* each attribute of a mapped class (the descriptor) and the implementation behind it,
+  when the first guard of the process is made, or when the attribute is, later;
+* the state of an object, when it is attached to a guarded session.
+
+Attributes belong to the class, so objects of plain sessions meet them too: they find
+no guard under their session's number and go on as before.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.event as sa_event
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.ext.associationproxy import AssociationProxy
+from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
+
+from . import alchemy, containers
+from .attachment import guard_of_instance, guard_of_state, guards
+from .guard import LOAD, READ, WRITE, Access, Guard
+from .disguise import is_ours, reduce_as, subclass
+from .operations import (
+    ATTRIBUTE_IMPL,
+    ATTRIBUTE_STATE,
+    STATE,
+    Table,
+    guarded,
+    look,
+    run,
+)
+
+_MISSING: Any = object()
+
+
+# -- the descriptor of an attribute
+
+
+class _GuardedAttribute(InstrumentedAttribute[Any]):
+    """Reads what is loaded without a lock if nobody changes anything meanwhile."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is None:
+            return self
+        values = instance.__dict__
+        try:
+            guard = guards.get(values["_sa_instance_state"].session_id)
+        except KeyError:
+            return InstrumentedAttribute.__get__(self, instance, owner)
+        key = self.key
+        if guard is not None:
+            version = guard.version
+            if version & 1:
+                return _read(guard, self, instance, values)
+            value = values.get(key, _MISSING)
+            if value is _MISSING or guard.version != version:
+                return _read(guard, self, instance, values)
+            return value
+        if key in values:
+            return values[key]
+        return InstrumentedAttribute.__get__(self, instance, owner)
+
+
+class _GuardedUnloadedAttribute(InstrumentedAttribute[Any]):
+    """An attribute whose value is made at each read, or lives in a place of its own."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        guard = None if instance is None else guard_of_instance(instance)
+        if guard is None:
+            return InstrumentedAttribute.__get__(self, instance, owner)
+        plain = InstrumentedAttribute.__get__
+        return run(guard, LOAD, plain, self, instance, owner)
+
+
+def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
+    """Read under the guard: as a mere look if the value is there, else as a load."""
+    if attribute.key in values:
+        value = look(guard, values.get, attribute.key, _MISSING)
+        if value is not _MISSING:
+            return value
+    plain = InstrumentedAttribute.__get__
+    return run(guard, LOAD, plain, attribute, instance, type(instance))
+
+
+# -- the implementation behind it, where all public functions end up
+
+
+@functools.lru_cache(maxsize=None)
+def _guarded_impl(impl_class: type) -> type:
+    """The guarded subclass of one of SQLAlchemy's attribute implementations."""
+    members: dict[str, Any] = {"__slots__": ()}
+    for name, access in ATTRIBUTE_IMPL.items():
+        function = getattr(impl_class, name, None)
+        if function is not None and access is not None:
+            members[name] = _for_state(function, access)
+    if hasattr(impl_class, "_initialize_collection"):
+        members["_initialize_collection"] = _guarded_initializer(impl_class)
+    return subclass(impl_class, members)
+
+
+def _for_state(function: Any, access: Access) -> Any:
+    def operation(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
+        guard = guards.get(state.session_id)
+        if guard is None:
+            return function(impl, state, *args, **kw)
+        return run(guard, access, function, impl, state, *args, **kw)
+
+    return operation
+
+
+def _guarded_initializer(impl_class: Any) -> Any:
+    def _initialize_collection(impl: Any, state: Any, *args: Any) -> Any:
+        adapter, collection = impl_class._initialize_collection(impl, state, *args)
+        if state.session_id in guards:
+            containers.guard_collection(collection)
+        return adapter, collection
+
+    return _initialize_collection
+
+
+# -- the state of an object
+
+
+def _flag(state: Any, *args: Any, **kw: Any) -> Any:
+    return alchemy.InstanceState._modified_event(state, *args, **kw)
+
+
+def _modified_event(state: Any, *args: Any, **kw: Any) -> Any:
+    # flag_modified(), flag_dirty() and mutable values come here directly; the
+    # attributes come here too, from inside their own operation.
+    guard = guards.get(state.session_id)
+    if guard is None:
+        return _flag(state, *args, **kw)
+    return run(guard, WRITE, _flag, state, *args, **kw)
+
+
+def _attrs(state: Any) -> Any:
+    """Like ``InstanceState.attrs``, of attributes whose look at the state is guarded."""
+    plain = alchemy.InstanceState.attrs.fget(state)
+    return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
+
+
+def _guarded_members(base: Any, table: Table, find_guard: Any) -> dict[str, Any]:
+    """The guarded properties and methods that *table* names."""
+    members: dict[str, Any] = {}
+    for name, access in table.items():
+        member = getattr(base, name, None)
+        if access is None or member is None:
+            continue
+        if hasattr(member, "fget"):
+            getter = guarded(member.fget, access, find_guard)
+            members[name] = property(getter, doc=member.__doc__)
+        else:
+            members[name] = guarded(member, access, find_guard)
+    return members
+
+
+def _guard_of_attribute_state(attribute_state: Any) -> Guard | None:
+    return guard_of_state(attribute_state.state)
+
+
+_AttributeState = subclass(
+    alchemy.AttributeState,
+    _guarded_members(
+        alchemy.AttributeState, ATTRIBUTE_STATE, _guard_of_attribute_state
+    ),
+)
+
+#: What the state of an object becomes when it is attached to a guarded session.
+_State = subclass(
+    alchemy.InstanceState,
+    {
+        **_guarded_members(alchemy.InstanceState, STATE, guard_of_state),
+        "_modified_event": _modified_event,
+        "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
+        "__reduce_ex__": guarded(
+            reduce_as(alchemy.InstanceState), READ, guard_of_state
+        ),
+    },
+)
+
+
+def adopt(state: Any) -> None:
+    """Guard an object's state, and what it holds, as its session is guarded."""
+    adopt_loaded(state)
+    values = state.dict
+    for key in state.manager._collection_impl_keys.intersection(values):
+        containers.guard_collection(values[key])
+    for value in tuple(values.values()):
+        if isinstance(value, alchemy.MutableBase):
+            containers.guard_mutable(value)
+
+
+def adopt_loaded(state: Any) -> None:
+    """The same for an object that is being loaded: it holds nothing yet."""
+    if type(state) is alchemy.InstanceState:
+        state.__class__ = _State
+
+
+# -- descriptors of other kinds on a mapped class
+
+
+@functools.lru_cache(maxsize=None)
+def _guarded_proxy(proxy_class: type) -> type:
+    """The guarded subclass of a descriptor that stands before other attributes.
+
+    Composites, synonyms and the like read several attributes, or a value they keep;
+    one read of theirs is one operation.
+    """
+    plain: Any = proxy_class
+
+    def __get__(self: Any, instance: Any, owner: Any) -> Any:
+        guard = None if instance is None else guard_of_instance(instance)
+        if guard is None:
+            return plain.__get__(self, instance, owner)
+        value = run(guard, LOAD, plain.__get__, self, instance, owner)
+        return containers.guard_association(value)
+
+    members: dict[str, Any] = {"__get__": __get__, "inherit_cache": True}
+    for name in ("__set__", "__delete__"):
+        if hasattr(plain, name):
+            members[name] = _for_instance(getattr(plain, name))
+    return subclass(plain, members)
+
+
+def _for_instance(function: Any) -> Any:
+    def operation(self: Any, instance: Any, *args: Any) -> Any:
+        guard = guard_of_instance(instance)
+        if guard is None:
+            return function(self, instance, *args)
+        return run(guard, WRITE, function, self, instance, *args)
+
+    return operation
+
+
+# -- finding them all
+
+
+def install() -> None:
+    """Guard every mapped class there is, and those to come."""
+    if not sa_event.contains(sa_orm.Mapper, "mapper_configured", _mapper_configured):
+        sa_event.listen(sa_orm.Mapper, "mapper_configured", _mapper_configured)
+        for mapper in alchemy.all_mappers():
+            if mapper.configured:
+                guard_class(mapper)
+    if not sa_event.contains(object, "attribute_instrument", _attribute_instrumented):
+        sa_event.listen(object, "attribute_instrument", _attribute_instrumented)
+
+
+def _attribute_instrumented(cls: type, key: str, attribute: Any) -> None:
+    guard_attribute(attribute)
+
+
+def _mapper_configured(mapper: sa_orm.Mapper[Any], cls: type) -> None:
+    guard_class(mapper)
+
+
+def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
+    for attribute in mapper.class_manager.values():
+        guard_attribute(attribute)
+    for cls in mapper.class_.__mro__:
+        for descriptor in tuple(vars(cls).values()):
+            if type(descriptor) is AssociationProxy:
+                descriptor.__class__ = _guarded_proxy(AssociationProxy)
+
+
+def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
+    """Guard one attribute of a mapped class; nothing if it is guarded already."""
+    if type(attribute) is InstrumentedAttribute:
+        _guard_instrumented(attribute)
+    elif getattr(attribute, "_is_internal_proxy", False) and not is_ours(attribute):
+        attribute.__class__ = _guarded_proxy(type(attribute))
+
+
+def _guard_instrumented(attribute: Any) -> None:
+    impl = getattr(attribute, "impl", None)
+    if impl is None:
+        return  # not yet configured: attribute_instrument comes when it is
+    if not is_ours(impl):
+        impl.__class__ = _guarded_impl(type(impl))
+    in_dict = impl.supports_population and _has_plain_instrumentation(attribute.class_)
+    attribute.__class__ = _GuardedAttribute if in_dict else _GuardedUnloadedAttribute
+
+
+def _has_plain_instrumentation(cls: type) -> bool:
+    """Whether values are in ``__dict__``, and not where an extension puts them."""
+    manager: Any = sa.inspect(cls).mapper.class_manager
+    return type(manager) is alchemy.ClassManager

@@ -1,0 +1,365 @@
+"""Running one operation inside a guard, and the tables of what the operations are.
+
+The tables list every public name of the classes that a session hands out, with what
+the operation does; ``None`` means free: it needs no guard, for the reason beside it.
+Tests walk the classes and fail on a name that is not listed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, Callable, Mapping
+
+from .guard import CHANGE, END, LOAD, READ, WRITE, Access, Guard
+
+
+def run(
+    guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
+    """Call *function* as one operation of the guarded session."""
+    me = guard.asker()
+    if guard.inside is me:
+        result = function(*args, **kw)
+        if access is WRITE and guard.worker is not me:
+            guard.note_work(me)
+        return result
+    try:
+        guard.enter(me, access)
+        result = function(*args, **kw)
+        if access is WRITE and guard.worker is not me:
+            guard.note_work(me)
+        return result
+    finally:
+        try:
+            guard.leave(me)
+        except BaseException:
+            # An interrupt at its first line: without this nobody else comes in again.
+            guard.leave(me)
+            raise
+
+
+def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+    """Call *function*, which only looks at loaded state, without a lock if possible.
+
+    What it found counts if nobody could change anything meanwhile: the version was
+    even, and is the same afterwards.  An error it met counts by the same rule.
+    """
+    version = guard.version
+    if not version & 1:
+        try:
+            result = function(*args, **kw)
+        except Exception:
+            if guard.version == version:
+                raise
+        else:
+            if guard.version == version:
+                return result
+    return run(guard, READ, function, *args, **kw)
+
+
+def guarded(
+    function: Callable[..., Any],
+    access: Access,
+    find_guard: Callable[[Any], Guard | None],
+) -> Callable[..., Any]:
+    """Return *function*, a method, as an operation with the same signature."""
+    go = look if access is READ else functools.partial(_run_in_order, access)
+
+    def operation(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = find_guard(self)
+        if guard is None:
+            return function(self, *args, **kw)
+        return go(guard, function, self, *args, **kw)
+
+    return like(operation, function)
+
+
+def _run_in_order(
+    access: Access, guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
+    return run(guard, access, function, *args, **kw)
+
+
+def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
+    """Give *operation* the name, the text and, for inspection, the signature too."""
+    functools.update_wrapper(operation, function)
+    del operation.__wrapped__  # type: ignore[attr-defined]
+    try:
+        operation.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+            function
+        )
+    except ValueError:
+        pass  # some methods of built-in types do not tell theirs
+    return operation
+
+
+Table = Mapping[str, "Access | None"]
+
+SESSION: Table = {
+    "__contains__": READ,
+    "__enter__": None,  # counted by the session itself, see session.py
+    "__exit__": END,
+    "__iter__": READ,
+    "add": WRITE,
+    "add_all": WRITE,
+    "begin": CHANGE,
+    "begin_nested": CHANGE,
+    "bind_mapper": CHANGE,
+    "bind_table": CHANGE,
+    "bulk_insert_mappings": WRITE,
+    "bulk_save_objects": WRITE,
+    "bulk_update_mappings": WRITE,
+    "close": END,
+    "close_all": None,  # closes each session, every one under its own guard
+    "commit": CHANGE,
+    "connection": LOAD,
+    "connection_callable": None,  # a hook that the application sets beforehand
+    "delete": WRITE,
+    "delete_all": WRITE,
+    "deleted": READ,
+    "dirty": READ,
+    "dispatch": None,  # event listeners, which are the class's affair
+    "enable_relationship_loading": WRITE,
+    "execute": None,  # guarded where all statements meet, see session.py
+    "execution_options": None,  # an immutable mapping
+    "expire": CHANGE,
+    "expire_all": CHANGE,
+    "expunge": CHANGE,
+    "expunge_all": CHANGE,
+    "flush": CHANGE,
+    "get": LOAD,
+    "get_bind": READ,
+    "get_nested_transaction": READ,
+    "get_one": LOAD,
+    "get_transaction": READ,
+    "identity_key": None,  # computes from the arguments alone
+    "in_nested_transaction": READ,
+    "in_transaction": READ,
+    "info": None,  # a dictionary of the application's
+    "invalidate": END,
+    "is_active": READ,
+    "is_modified": READ,
+    "merge": WRITE,
+    "merge_all": WRITE,
+    "new": READ,
+    "no_autoflush": None,  # a block, see session.py
+    "object_session": None,  # hands out the session and touches nothing of it
+    "prepare": CHANGE,
+    "query": None,  # only makes a Query, which executes like any statement
+    "refresh": CHANGE,
+    "reset": END,
+    "rollback": END,
+    "scalar": None,  # see execute
+    "scalars": None,  # see execute
+}
+
+#: Ways from the rest of SQLAlchemy into a session that pass by its public methods.
+SESSION_INTERNAL: Table = {
+    "_get_impl": LOAD,  # Query.get()
+    "_merge": WRITE,  # merge_frozen_result()
+    "_expunge_states": CHANGE,  # make_transient()
+    "_save_or_update_state": WRITE,  # cascades from objects that are not attached
+}
+
+TRANSACTION: Table = {
+    "__enter__": None,  # a block, see transactions.py
+    "__exit__": None,  # the same
+    "bound_connection": READ,
+    "close": END,
+    "commit": CHANGE,
+    "connection": LOAD,
+    "connections": READ,
+    "declare_states": None,  # part of how the class is made
+    "is_active": READ,
+    "nested": None,  # never changes
+    "origin": None,  # never changes
+    "parent": None,  # never changes
+    "prepare": CHANGE,
+    "rollback": END,
+    "session": None,  # never changes
+}
+
+CONNECTION: Table = {
+    "__enter__": None,  # returns the connection
+    "__exit__": CHANGE,
+    "begin": CHANGE,
+    "begin_nested": CHANGE,
+    "begin_twophase": CHANGE,
+    "close": CHANGE,
+    "closed": READ,
+    "commit": CHANGE,
+    "commit_prepared": CHANGE,
+    "connection": LOAD,
+    "default_isolation_level": READ,
+    "detach": CHANGE,
+    "dialect": None,  # belongs to the engine
+    "dispatch": None,  # event listeners
+    "engine": None,  # never changes
+    "exec_driver_sql": None,  # by statement, see connections.py
+    "execute": None,  # the same
+    "execution_options": LOAD,
+    "get_execution_options": READ,
+    "get_isolation_level": LOAD,
+    "get_nested_transaction": READ,
+    "get_transaction": READ,
+    "in_nested_transaction": READ,
+    "in_transaction": READ,
+    "info": None,  # a dictionary of the application's
+    "invalidate": CHANGE,
+    "invalidated": READ,
+    "recover_twophase": LOAD,
+    "rollback": CHANGE,
+    "rollback_prepared": CHANGE,
+    "scalar": None,  # see execute
+    "scalars": None,  # see execute
+    "schema_for_object": None,  # computes from the arguments alone
+    "should_close_with_result": None,  # a constant
+    "_begin_impl": CHANGE,  # this and what follows: the transactions it hands out
+    "_begin_twophase_impl": CHANGE,
+    "_commit_impl": CHANGE,
+    "_commit_twophase_impl": CHANGE,
+    "_prepare_twophase_impl": CHANGE,
+    "_release_savepoint_impl": CHANGE,
+    "_rollback_impl": CHANGE,
+    "_rollback_to_savepoint_impl": CHANGE,
+    "_rollback_twophase_impl": CHANGE,
+    "_savepoint_impl": CHANGE,
+    "_safe_close_cursor": LOAD,  # the end of every result
+}
+
+IDENTITY_MAP: Table = {
+    "__contains__": READ,
+    "__getitem__": READ,
+    "__iter__": READ,
+    "__len__": READ,
+    "add": CHANGE,
+    "all_states": READ,
+    "check_modified": READ,
+    "contains_state": READ,
+    "discard": CHANGE,
+    "fast_get_state": READ,
+    "get": READ,
+    "has_key": READ,
+    "items": READ,
+    "keys": READ,
+    "replace": CHANGE,
+    "safe_discard": CHANGE,
+    "values": READ,
+}
+
+STATE: Table = {
+    "async_session": None,  # hands out the session and touches nothing of it
+    "attrs": None,  # makes a namespace of AttributeState, see ATTRIBUTE_STATE
+    "callables": None,  # internal: loaders of this object
+    "class_": None,  # never changes
+    "committed_state": None,  # one field; internal
+    "deleted": READ,
+    "detached": READ,
+    "dict": None,  # the object's own __dict__
+    "expired": None,  # one field
+    "expired_attributes": None,  # one field
+    "extension_type": None,  # a constant
+    "get_history": None,  # guarded at the attribute, see instances.py
+    "get_impl": None,  # of the class
+    "has_identity": READ,
+    "identity": READ,
+    "identity_key": READ,
+    "identity_token": None,  # never changes
+    "info": None,  # a dictionary of the application's
+    "insert_order": None,  # one field; internal
+    "is_aliased_class": None,  # a constant, like all is_...
+    "is_attribute": None,
+    "is_bundle": None,
+    "is_clause_element": None,
+    "is_instance": None,
+    "is_mapper": None,
+    "is_property": None,
+    "is_selectable": None,
+    "key": None,  # one field
+    "load_options": None,  # never changes
+    "load_path": None,  # never changes
+    "manager": None,  # of the class
+    "mapper": None,  # of the class
+    "modified": None,  # one field
+    "obj": None,  # the weak reference to the object
+    "object": None,  # the object
+    "parents": None,  # internal
+    "pending": READ,
+    "persistent": READ,
+    "runid": None,  # one field; internal
+    "session": None,  # hands out the session and touches nothing of it
+    "session_id": None,  # one field
+    "transient": READ,
+    "unloaded": READ,
+    "unloaded_expirable": READ,
+    "unmodified": READ,
+    "unmodified_intersection": READ,
+    "was_deleted": READ,
+}
+
+ATTRIBUTE_STATE: Table = {
+    "history": None,  # guarded at the attribute, like get_history()
+    "key": None,  # never changes
+    "load_history": None,  # guarded at the attribute
+    "loaded_value": READ,
+    "state": None,  # never changes
+    "value": None,  # guarded at the attribute
+}
+
+#: What the object behind an attribute does with one object's value.
+ATTRIBUTE_IMPL: Table = {
+    "append": WRITE,
+    "delete": WRITE,
+    "get": LOAD,
+    "get_committed_value": LOAD,
+    "get_history": LOAD,
+    "pop": WRITE,
+    "remove": WRITE,
+    "set": WRITE,
+    "set_committed_value": CHANGE,
+}
+
+COLLECTION_ADAPTER: Table = {
+    "__iter__": READ,
+    "__len__": READ,
+    "append_multiple_without_event": None,  # internal: fills a collection being made
+    "append_with_event": WRITE,
+    "append_without_event": CHANGE,
+    "attr": None,  # of the class
+    "bulk_appender": None,  # returns one of the above
+    "bulk_remover": None,
+    "clear_with_event": WRITE,
+    "clear_without_event": CHANGE,
+    "data": None,  # hands out the collection, which is guarded
+    "empty": None,  # one field
+    "fire_append_event": None,  # internal: inside the methods of the collection
+    "fire_append_wo_mutation_event": None,
+    "fire_pre_remove_event": None,
+    "fire_remove_event": None,
+    "invalidated": None,  # one field
+    "owner_state": None,  # never changes
+    "remove_with_event": WRITE,
+    "remove_without_event": CHANGE,
+}
+
+#: Methods of collections and mutable values that only look at what is there.
+LOOKS = frozenset(
+    {
+        *("__bool__", "__getitem__", "__iter__", "__len__", "__reversed__"),
+        *("copy", "get", "items", "keys", "values"),
+    }
+)
+
+#: Methods that ask the members too, which may have to load something to answer.  Every
+#: method in neither set, an application's own included, is taken to change things.
+COMPARES = frozenset(
+    {
+        *("__add__", "__and__", "__contains__", "__eq__", "__format__", "__ge__"),
+        *("__gt__", "__le__", "__lt__", "__mul__", "__ne__", "__or__", "__radd__"),
+        *("__rand__", "__repr__", "__rmul__", "__ror__", "__rsub__", "__rxor__"),
+        *("__str__", "__sub__", "__xor__", "count", "difference", "index"),
+        *("intersection", "isdisjoint", "issubset", "issuperset"),
+        *("symmetric_difference", "union"),
+    }
+)

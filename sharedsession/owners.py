@@ -1,0 +1,102 @@
+"""Who is asking: the one place that knows what can hold a guard.
+
+An :class:`Owner` stands for one flow of control.  Guards never look at threads
+themselves; they ask :func:`current_owner` and compare what it returns by identity.
+A thread's identifier would not do: the system gives the number of a thread that
+ended to the next one, which would then hold whatever the first one left held.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from types import FrameType
+from typing import Callable, Protocol
+
+#: Frames of these packages are ours, or work for us, when a holder's line is named.
+_INNER_PACKAGES = ("sharedsession", "sqlalchemy", "contextlib", "threading")
+
+#: Called with each owner whose thread ended; the guards register themselves here.
+on_death: list[Callable[[Owner], None]] = []
+
+
+class Waitable(Protocol):
+    """What an owner can wait for: something that others have."""
+
+    def blockers(self) -> list[Owner]: ...
+
+
+class Owner:
+    """One thread, as the guards see it."""
+
+    __slots__ = ("thread", "alive", "waiting_for", "__weakref__")
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+        #: False once the thread has ended; written by its last breath only.
+        self.alive = True
+        #: What this owner waits for; written by the owner, cleared by who lets it in.
+        self.waiting_for: Waitable | None = None
+
+    @property
+    def name(self) -> str:
+        return f"thread {self.thread.name!r}"
+
+    def where(self) -> str:
+        """The application's line that this owner is at now, as ``file:line``."""
+        ident = self.thread.ident
+        frame = None if ident is None else sys._current_frames().get(ident)
+        while frame is not None and _is_inner(frame):
+            frame = frame.f_back
+        if frame is None or not self.alive:
+            return "a line that is not known"
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    def __repr__(self) -> str:
+        return f"<Owner {self.name}{'' if self.alive else ', ended'}>"
+
+
+def _is_inner(frame: FrameType) -> bool:
+    module: str = frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in _INNER_PACKAGES
+
+
+class _LastBreath:
+    """Lives in a thread's local storage only, so it goes when the thread does."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Local(threading.local):
+    owner: Owner | None = None
+    last_breath: _LastBreath
+
+
+_local = _Local()
+
+#: Keeps the weak references alive whose callbacks tell that a thread ended.
+_watches: set[weakref.ref[_LastBreath]] = set()
+
+
+def current_owner() -> Owner:
+    """Return the owner for whoever is asking."""
+    owner = _local.owner
+    if owner is None:
+        owner = _introduce()
+    return owner
+
+
+def _introduce() -> Owner:
+    owner = Owner(threading.current_thread())
+
+    def ended(watch: weakref.ref[_LastBreath]) -> None:
+        _watches.discard(watch)
+        owner.alive = False
+        for tell in on_death:
+            tell(owner)
+
+    _local.last_breath = _LastBreath()
+    _watches.add(weakref.ref(_local.last_breath, ended))
+    _local.owner = owner
+    return owner

@@ -1,0 +1,97 @@
+"""Critical and read sections, as blocks and as decorators."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Callable, Generic, Literal, NoReturn, TypeVar
+
+import sqlalchemy.orm as sa_orm
+
+from .attachment import guard_of_instance
+from .errors import SharedSessionError
+from .guard import Guard, Hold, check_timeout
+
+if TYPE_CHECKING:
+    from .session import SharedSessionMixin
+
+_S = TypeVar("_S")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Section(Generic[_S]):
+    """A block during which the calling thread holds the guard of one session."""
+
+    _what = "section"
+
+    def __init__(self, session: _S, timeout: float | None) -> None:
+        self._session = session
+        self._timeout = check_timeout(timeout)
+        self._hold: Hold | None = None
+        self._entered = False
+
+    @property
+    def _guard(self) -> Guard | None:
+        guard: Guard | None = getattr(self._session, "guard", None)
+        return guard
+
+    def __enter__(self) -> _S:
+        if self._entered:
+            raise SharedSessionError(
+                f"This {self._what} is entered already; make a new one for each block."
+            )
+        guard = self._guard
+        if guard is not None:
+            self._hold = self._acquire(guard)
+        self._entered = True
+        return self._session
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if not self._entered:
+            raise SharedSessionError(
+                f"This {self._what} is not entered, so there is nothing to release."
+            )
+        self._entered = False
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.release()
+
+    def _acquire(self, guard: Guard) -> Hold:
+        raise NotImplementedError
+
+
+class CriticalSection(_Section[_S]):
+    """What ``session.critical_section()`` returns."""
+
+    _what = "critical section"
+
+    def _acquire(self, guard: Guard) -> Hold:
+        return guard.hold(self._what, self._timeout)
+
+
+class ReadSection(_Section[_S]):
+    """What ``session.read_section()`` returns."""
+
+    _what = "read section"
+
+    def _acquire(self, guard: Guard) -> Hold:
+        """Be let in for reading, with nothing pending that readers would not see."""
+        session: Any = self._session
+        if guard.reads_only():
+            return guard.hold_shared(self._what, self._timeout)
+        if guard.held is None:
+            hold = guard.hold_shared(self._what, self._timeout)
+            if not session._has_to_tidy():
+                return hold
+            hold.release()
+        return self._tidy_first(guard, session)
+
+    def _tidy_first(self, guard: Guard, session: Any) -> Hold:
+        hold = guard.hold(self._what, self._timeout)
+        try:
+            session._autoflush()
+            guard.downgrade(hold)
+        except BaseException:
+            hold.release()
+            raise
+        return hold

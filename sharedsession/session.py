@@ -1,0 +1,462 @@
+"""SharedSession: the familiar Session, every operation of which meets the guard."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from types import FunctionType
+from typing import Any, Iterator, NoReturn, TypeVar
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, SessionTransaction
+
+from . import alchemy, containers, instances, rows
+from .affinity import check_second_thread
+from .attachment import guards
+from .connections import guard_connection
+from .errors import SharedSessionError
+from .guard import CHANGE, END, Access, Guard
+from .identity import guard_identity_map
+from .locks import LockArgument, make_guard
+from .operations import SESSION, SESSION_INTERNAL, guarded, like, run
+from .owners import Owner
+from .sections import CriticalSection, ReadSection
+from .statements import access_of
+from .transactions import GuardedTransaction
+from .work import Ledger, Loss
+
+_S = TypeVar("_S", bound=Session)
+
+
+class SharedSessionMixin(Session):
+    """Makes another Session class a shared one: ``class S(SharedSessionMixin, Base)``.
+
+    Like :class:`SharedSession`, for applications whose sessions have a class already.
+    Every public method of that class becomes an operation, those that it adds to
+    ``Session`` included.
+
+    :param lock: the kind of lock or a lock, see :class:`SharedSession`.
+    :param lock_timeout: seconds that an operation waits for its turn.
+    """
+
+    #: The guard; ``None`` if the lock is off.
+    guard: Guard | None = None
+
+    # Only there, and only used, if there is a guard; used inside it.
+    _ledger: Ledger
+    _failure: Loss | None
+    _owed: set[Owner]
+    _blocks: dict[Owner, int]
+
+    def __init__(
+        self,
+        *args: Any,
+        lock: LockArgument = "rlock",
+        lock_timeout: float | None = None,
+        **session_kwargs: Any,
+    ) -> None:
+        guard = make_guard(lock, lock_timeout)  # first: a bad value leaves nothing
+        super().__init__(*args, **session_kwargs)
+        if guard is not None:
+            _put_guard(self, guard)
+
+    def __init_subclass__(cls, **kw: Any) -> None:
+        super().__init_subclass__(**kw)
+        _guard_methods_of_base(cls)
+
+    # -- sections
+
+    def critical_section(self: _S, timeout: float | None = None) -> CriticalSection[_S]:
+        """Keep every other thread out for a block: ``with session.critical_section():``
+
+        Like holding a reentrant lock around the block, but what the block does to the
+        session's objects, rows and connections is covered too.  Yields the session.
+
+        :param timeout: seconds to wait at most; ``None``, the default, for the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        :raises DeadlockError: if the wait would never end.
+        :raises UpgradeError: inside a read section of the same thread.
+        """
+        return CriticalSection(self, timeout)
+
+    def read_section(self: _S, timeout: float | None = None) -> ReadSection[_S]:
+        """Keep every change out for a block that only reads; readers share it.
+
+        Like :meth:`critical_section`, but under ``lock="rw"`` any number of threads may
+        be in read sections at once.  What was pending is flushed on the way in, unless
+        autoflush is off.  Loading works inside; a write raises :class:`UpgradeError`
+        before it changes anything, under every kind of lock.
+
+        :param timeout: seconds to wait at most; ``None``, the default, for the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        """
+        return ReadSection(self, timeout)
+
+    # -- blocks of Session's own
+
+    def __enter__(self: _S) -> _S:
+        guard = self.guard  # type: ignore[attr-defined]
+        if guard is not None:
+            me = guard.asker()
+            blocks = self._blocks  # type: ignore[attr-defined]
+            blocks[me] = blocks.get(me, 0) + 1
+        return super().__enter__()  # type: ignore[misc, no-any-return]
+
+    def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close, unless other threads are inside with-blocks of this session still."""
+        if self.guard is not None:
+            self._blocks.pop(self.guard.asker(), None)
+            if any(owner.alive for owner in tuple(self._blocks)):
+                return
+        super().__exit__(type_, value, traceback)
+
+    @property
+    def no_autoflush(self) -> Any:
+        """Like ``Session.no_autoflush``, and keeps other threads out of the block."""
+        plain = super().no_autoflush
+        return plain if self.guard is None else _guarded_block(self, plain)
+
+    def _begin(self, nested: bool = False) -> SessionTransaction:
+        """Like ``Session.begin()``, but joins what another thread's work autobegan."""
+        transaction = self._transaction
+        if not nested and isinstance(transaction, GuardedTransaction):
+            if transaction.was_autobegun_by_another():
+                return transaction
+        return super().begin(nested)
+
+    def _rollback(self) -> None:
+        """Like ``Session.rollback()``; nothing if it was done for this thread already."""
+        if not self._was_rolled_back_for_me():
+            super().rollback()
+
+    # -- where all statements meet
+
+    def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
+        guard = self.guard
+        if guard is None:
+            return super()._execute_internal(statement, *args, **kw)
+        access = access_of(statement, kw.get("execution_options"))
+        return run(guard, access, self._execute_settled, guard, statement, args, kw)
+
+    def _execute_settled(
+        self, guard: Guard, statement: Any, args: Any, kw: Any
+    ) -> Any:
+        result = super()._execute_internal(statement, *args, **kw)
+        return rows.settle(guard, result)
+
+    def _autoflush(self) -> None:
+        # In a read section nothing is pending, and flush() would be refused.
+        if self.guard is None or not self.guard.reads_only():
+            super()._autoflush()
+
+    # -- what the session is made of
+
+    def _autobegin_t(self, begin: bool = False) -> Any:
+        begun = self._transaction
+        transaction = super()._autobegin_t(begin)
+        return transaction if begun else self._guard_transaction(transaction)
+
+    def _guard_transaction(self, transaction: Any) -> Any:
+        guard = self.guard
+        if guard is not None and type(transaction) is SessionTransaction:
+            transaction.__class__ = GuardedTransaction
+            transaction.begun_by = guard.asker()
+            guard.worker = None  # work is noted anew for each level
+        return transaction
+
+    def _after_attach(self, state: Any, obj: Any) -> None:
+        if self.guard is not None:
+            instances.adopt(state)
+        super()._after_attach(state, obj)
+
+    def _expunge_all(self) -> None:
+        super().expunge_all()
+        if self.guard is not None:
+            guard_identity_map(self.identity_map, self.guard)
+
+    def _has_to_tidy(self) -> bool:
+        """Whether readers would not see all that was done, or nothing at all."""
+        guard = self.guard
+        attention = guard is not None and guard.attention
+        return attention or (self.autoflush and not self._is_clean())
+
+    # -- work, failures and losses
+
+    def _note_work(self, owner: Owner) -> None:
+        transaction = self._transaction
+        guard = self.guard
+        if transaction is None or guard is None or self._flushing:
+            return  # a flush writes what was noted when it was pending
+        self._ledger.note(alchemy.boundary(transaction), owner)
+        guard.worker = owner
+
+    def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
+        """A level of the transaction has ended."""
+        guard = self.guard
+        assert guard is not None
+        guard.worker = None
+        if committed:
+            parent = transaction.parent if transaction.nested else None
+            self._ledger.committed(transaction, alchemy.boundary(parent))
+            return
+        loss = self._failure or Loss(guard.asker(), "ended it without a commit")
+        self._ledger.thrown_away(transaction, loss)
+        if transaction.parent is None:
+            self._failure = None
+        guard.attention = guard.attention or self._ledger.anybody_to_tell()
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        """Remember who broke the transaction, if it is broken."""
+        guard = self.guard
+        if guard is None or self._failure is not None:
+            return
+        if alchemy.is_broken(self._transaction):
+            what = type(error).__name__ if error else "an error"
+            self._failure = Loss(guard.asker(), f"had {what} in a flush or commit")
+            guard.attention = True
+
+    def _was_rolled_back_for_me(self) -> bool:
+        """Whether another thread rolled back already what this one had broken."""
+        guard = self.guard
+        if guard is None:
+            return False
+        me = guard.asker()
+        owed = me in self._owed
+        self._owed.discard(me)
+        return owed and not self._ledger.has_work(me)
+
+    def _attend(self, me: Owner, access: Access) -> None:
+        """Put right what others left, and tell *me* what it lost by them."""
+        guard = self.guard
+        assert guard is not None
+        if guard.held == "exclusive":
+            guard.do_chores()
+            self._finish_for_others(guard, me)
+        loss = self._ledger.pop_loss(me)
+        guard.attention = (
+            guard.has_chores() or self._failure is not None
+        ) or self._ledger.anybody_to_tell()
+        if loss is not None and access is not END:
+            raise loss.error(me)
+
+    def _finish_for_others(self, guard: Guard, me: Owner) -> None:
+        unfinished, guard.unfinished_by = guard.unfinished_by, None
+        if unfinished is not None and self._ledger.has_work(unfinished):
+            self._failure = Loss(unfinished, "left a section without finishing it")
+            super().rollback()
+        elif self._failure is not None and self._failure.by is not me:
+            self._owed.add(self._failure.by)
+            super().rollback()
+
+    # -- misuse
+
+    def _second_owner(self, second: Owner) -> None:
+        check_second_thread(self, second)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise SharedSessionError(
+            "A session cannot be pickled: it is about a connection and the threads of "
+            "this process. Pickle its objects, or copy them with merge_into()."
+        )
+
+
+@contextlib.contextmanager
+def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
+    """A block of the session's own, which changes a setting of it for its duration."""
+    guard = session.guard
+    assert guard is not None
+    if guard.reads_only():
+        yield session  # nothing is pending in a read section, so nothing is flushed
+    else:
+        with CriticalSection(session, None), plain:
+            yield session
+
+
+# -- the table of operations, put on the class
+
+
+def _next_in_line(name: str) -> Any:
+    """Call the method of the class that the mixin stands before."""
+
+    def call(self: Any, *args: Any, **kw: Any) -> Any:
+        return getattr(super(SharedSessionMixin, self), name)(*args, **kw)
+
+    return like(call, getattr(Session, name))
+
+
+def _next_property(name: str) -> Any:
+    return lambda self: getattr(super(SharedSessionMixin, self), name)
+
+
+def _guard_of(session: SharedSessionMixin) -> Guard | None:
+    return session.guard
+
+
+_OWN = {
+    "__exit__": SharedSessionMixin._exit,
+    "begin": SharedSessionMixin._begin,
+    "expunge_all": SharedSessionMixin._expunge_all,
+    "rollback": SharedSessionMixin._rollback,
+}
+
+
+def _put_operations_on(cls: Any) -> None:
+    for name, access in {**SESSION, **SESSION_INTERNAL}.items():
+        plain = getattr(Session, name, None)
+        if access is None or plain is None:
+            continue  # free, or only in another release of SQLAlchemy
+        if isinstance(plain, property):
+            getter = guarded(_next_property(name), access, _guard_of)
+            setattr(cls, name, property(getter, doc=plain.__doc__))
+        else:
+            function = like(_OWN.get(name) or _next_in_line(name), plain)
+            setattr(cls, name, guarded(function, access, _guard_of))
+
+
+_put_operations_on(SharedSessionMixin)
+
+
+def _guard_methods_of_base(cls: Any) -> None:
+    """Guard what the class that the mixin stands before adds to ``Session``."""
+    line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
+    added = [base for base in line if not issubclass(Session, base)]
+    for base in added:
+        for name, function in vars(base).items():
+            if name.startswith("_") or name in SESSION or not callable(function):
+                continue
+            if isinstance(function, FunctionType) and name not in vars(cls):
+                setattr(cls, name, _as_one_operation(function))
+
+
+def _as_one_operation(function: Any) -> Any:
+    """Run a method of an application's session class as one critical section.
+
+    Inside a read section its own operations are let in or refused one by one.
+    """
+
+    def operation(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = self.guard
+        if guard is None or guard.reads_only():
+            return function(self, *args, **kw)
+        return run(guard, CHANGE, function, self, *args, **kw)
+
+    return like(operation, function)
+
+
+# -- making a session a shared one
+
+
+def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
+    """Guard *session* and everything that is attached to it already."""
+    instances.install()
+    containers.install()
+    session._ledger = Ledger()
+    session._failure = None
+    session._owed = set()
+    session._blocks = {}
+    this = weakref.WeakMethod
+    note_work, attend = this(session._note_work), this(session._attend)
+    second_owner = this(session._second_owner)
+    guard.note_work = lambda owner: note_work()(owner)
+    guard.attend = lambda owner, access: attend()(owner, access)
+    guard.second_owner = lambda owner: second_owner()(owner)
+    session.guard = guard
+    guards[session.hash_key] = guard
+    weakref.finalize(session, guards.pop, session.hash_key, None).atexit = False
+    _adopt_present(session, guard)
+
+
+def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
+    guard_identity_map(session.identity_map, guard)
+    for state in [*session.identity_map.all_states(), *session._new]:
+        instances.adopt(state)
+    transaction = session._transaction
+    while transaction is not None:
+        session._guard_transaction(transaction)
+        for connection in alchemy.connections_of(transaction):
+            guard_connection(connection, guard)
+        transaction = transaction.parent
+    if isinstance(session.bind, Connection):
+        guard_connection(session.bind, guard)
+
+
+class SharedSession(SharedSessionMixin, Session):
+    """Like :class:`sqlalchemy.orm.Session`, for several threads at once.
+
+    Plug it in where the application makes its sessions::
+
+        Session = sessionmaker(engine, class_=SharedSession, lock="rw")
+
+    Every operation on it, on the objects attached to it, and on the rows, connections
+    and transactions that it hands out goes through one guard, so that at most one
+    thread is inside.  Used by one thread alone, it is a ``Session``.
+
+    :param bind: the engine or connection, as for ``Session``.
+    :param lock: ``"rlock"``, the default: operations take turns.  ``"rw"``: reads of
+      what is loaded, and read sections, share.  ``"detect"``: nobody waits, two
+      threads that overlap get :class:`ConcurrentAccessError`.  ``"confine"``: the first
+      thread that uses it owns it, others get :class:`ConcurrentAccessError`.
+      ``"off"`` or ``None``: a plain ``Session``.  Or a lock object: an RLock-like one,
+      which several sessions may share, or a reader/writer lock in the manner of
+      readerwriterlock.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
+    :param session_kwargs: everything else that ``Session`` takes.
+    :raises ValueError: for a lock or a timeout that is none.
+    """
+
+    def __init__(
+        self,
+        bind: Any = None,
+        *,
+        lock: LockArgument = "rlock",
+        lock_timeout: float | None = None,
+        **session_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            bind=bind, lock=lock, lock_timeout=lock_timeout, **session_kwargs
+        )
+
+
+def share(
+    session: _S, *, lock: LockArgument = "rlock", lock_timeout: float | None = None
+) -> _S:
+    """Guard an existing session in place, with all that is attached to it.
+
+    Like making a :class:`SharedSession` in the first place, for sessions that somebody
+    else makes.  Call it before a second thread has the session: what is under way in
+    another thread now is not stopped.
+
+    :param session: any ``Session``; it changes its class to a shared one.
+    :param lock: the kind of lock or a lock, see :class:`SharedSession`.
+    :param lock_timeout: seconds that an operation waits for its turn.
+    :return: *session*.
+    :raises SharedSessionError: if it is a shared one already, or no session.
+    :raises ValueError: for a lock or a timeout that is none.
+    """
+    if not isinstance(session, Session):
+        raise SharedSessionError(
+            f"share() takes a Session, not {session!r}. For a registry use "
+            "shared_session() in the place of scoped_session()."
+        )
+    if getattr(session, "guard", None) is not None:
+        raise SharedSessionError(f"{session!r} is shared already.")
+    guard = make_guard(lock, lock_timeout)
+    if guard is not None:
+        if not isinstance(session, SharedSessionMixin):
+            session.__class__ = _shared_class(type(session))
+        _put_guard(session, guard)  # type: ignore[arg-type]
+    return session
+
+
+_shared_classes: dict[type, type] = {}
+
+
+def _shared_class(plain: type) -> type:
+    if plain not in _shared_classes:
+        name = f"Shared{plain.__name__}"
+        members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
+        _shared_classes[plain] = type(name, (SharedSessionMixin, plain), members)
+    return _shared_classes[plain]

@@ -1,0 +1,39 @@
+"""Telling statements that only read from those that change something."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm.context import FromStatement
+from sqlalchemy.sql.functions import FunctionElement
+
+from .guard import LOAD, WRITE, Access
+
+_READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
+
+
+def access_of(statement: Any, options: Any = None) -> Access:
+    """What executing *statement* does: ``LOAD`` if it is known to only read.
+
+    Text counts as reading if it begins with SELECT or VALUES; WITH may begin an UPDATE,
+    too, so it counts as a change.  A SELECT that is to overwrite what is loaded counts
+    as one as well.
+    """
+    if isinstance(statement, str):
+        return LOAD if _READS.match(statement) else WRITE
+    if isinstance(statement, sa.TextClause):
+        return LOAD if _READS.match(statement.text) else WRITE
+    if isinstance(statement, FromStatement):
+        return access_of(statement.element, options)
+    if _overwrites(statement, options):
+        return WRITE
+    if getattr(statement, "is_select", False) or isinstance(statement, FunctionElement):
+        return LOAD
+    return WRITE
+
+
+def _overwrites(statement: Any, options: Any) -> bool:
+    given = (options or {}, getattr(statement, "_execution_options", {}))
+    return any(each.get("populate_existing") for each in given)

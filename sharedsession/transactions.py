@@ -1,0 +1,129 @@
+"""The transaction of a shared session: blocks keep the guard, ends are accounted for.
+
+A ``SessionTransaction`` of a shared session changes its class to this one as soon as it
+is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm import SessionTransactionOrigin
+
+from . import alchemy
+from .connections import guard_connection
+from .guard import CHANGE, END, LOAD, READ, Guard, Hold
+from .operations import guarded, run
+from .owners import Owner
+
+if TYPE_CHECKING:
+    from .session import SharedSessionMixin
+
+
+def _guard_of(transaction: Any) -> Guard | None:
+    guard: Guard | None = transaction.session.guard
+    return guard
+
+
+_Plain = sa_orm.SessionTransaction
+
+
+class GuardedTransaction(_Plain):
+    """Like ``SessionTransaction``, but each of its methods is one operation.
+
+    Used in a ``with`` statement it keeps the guard for the whole block.
+    """
+
+    session: SharedSessionMixin
+    #: Who began it; set when it changes to this class.
+    begun_by: Owner
+    _hold: Hold | None = None
+    _successor: GuardedTransaction | None = None
+
+    def was_autobegun_by_another(self) -> bool:
+        """Whether it is only open because another thread did something before."""
+        guard = _guard_of(self)
+        assert guard is not None
+        autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
+        return autobegun and self.begun_by is not guard.asker()
+
+    # -- as a block
+
+    def __enter__(self) -> GuardedTransaction:
+        guard = _guard_of(self)
+        assert guard is not None
+        hold = guard.hold("transaction block")
+        try:
+            transaction = self._still_open()
+            _Plain.__enter__(transaction)
+        except BaseException:
+            hold.release()
+            raise
+        self._hold = hold
+        return transaction
+
+    def _still_open(self) -> GuardedTransaction:
+        """This, or a new one if another thread ended it before its block began."""
+        if not alchemy.is_closed(self) or self.nested:
+            return self
+        successor = self.session.begin()
+        assert isinstance(successor, GuardedTransaction)
+        self._successor = successor
+        return successor
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        guard = _guard_of(self)
+        assert guard is not None
+        transaction, self._successor = self._successor or self, None
+        hold, self._hold = self._hold, None
+        try:
+            run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
+        finally:
+            if hold is not None:
+                hold.release()
+
+    # -- its ends
+
+    def _close(self, invalidate: bool = False) -> None:
+        committed = alchemy.is_committed(self)
+        try:
+            _Plain.close(self, invalidate)
+        finally:
+            self.session._account_for(self, committed)
+
+    def _commit(self, _to_root: bool = False) -> None:
+        try:
+            _Plain.commit(self, _to_root=_to_root)
+        except BaseException as error:
+            self.session._note_failure(error)
+            raise
+
+    def _rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> Any:
+        if alchemy.is_closed(self) and self.session._was_rolled_back_for_me():
+            return
+        try:
+            _Plain.rollback(self, _capture_exception, _to_root)
+        finally:
+            self.session._note_failure(None)
+
+    close = guarded(_close, END, _guard_of)
+    commit = guarded(_commit, CHANGE, _guard_of)
+    rollback = guarded(_rollback, END, _guard_of)
+    prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
+    connection = guarded(_Plain.connection, LOAD, _guard_of)
+    if hasattr(_Plain, "connections"):
+        _connections_seen = guarded(_Plain.connections.fget, READ, _guard_of)
+        connections = property(_connections_seen)
+        bound_connection = guarded(_Plain.bound_connection, READ, _guard_of)
+
+    # -- what it is made of
+
+    def _begin(self, nested: bool = False) -> Any:
+        return self.session._guard_transaction(super()._begin(nested))
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        connection = super()._connection_for_bind(bind, execution_options)
+        guard = _guard_of(self)
+        assert guard is not None
+        return guard_connection(connection, guard)
