@@ -44,7 +44,6 @@ LISTED = 50
 class Outcome(NamedTuple):
     status: str
     message: str = ""
-    file: str = ""
 
 
 Outcomes = dict[str, Outcome]
@@ -62,27 +61,27 @@ class Suite:
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
 
-    def run(self, lock: str | None, jobs: str, parts: Iterable[str] = ()) -> Outcomes:
-        """The outcome of every test; lock None is the plain suite."""
-        report = CACHE / "logs" / f"{slug(self.title)}-{lock or 'plain'}.xml"
+    def run(self, lock: str | None, jobs: str, again: Iterable[str] = ()) -> Outcomes:
+        """The outcome of every test, or of these files; lock None is the plain suite."""
+        name = f"{self.title}-{lock or 'plain'}{'-again' if again else ''}"
+        report = CACHE / "logs" / f"{slug(name)}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
         with report.with_suffix(".log").open("w") as log:
             done = subprocess.run(
-                self.command(report, jobs, tuple(parts) or self.parts),
+                self.command(report, jobs, tuple(again) or self.parts),
                 cwd=self.source,
                 env=self.environ(lock),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
         if done.returncode not in (0, 1):
-            raise SystemExit(f"{tail(log.name)}\npytest gave up, see {log.name}")
+            raise SystemExit(f"{tail(log.name)}\npytest: status {done.returncode}, {log.name}")
         return read_report(report)
 
     def command(self, report: Path, jobs: str, parts: tuple[str, ...]) -> list[str]:
         options = "-q --maxfail=0 -p no:cacheprovider -p conformance.plugin".split()
         settings = {
-            "junit_family": "xunit1",  # the one that names the file of a test
             "faulthandler_timeout": TEST_TIMEOUT,
             "faulthandler_exit_on_timeout": "true",
         }
@@ -100,6 +99,13 @@ class Suite:
             "SHAREDSESSION_CONFORMANCE_LOCK": lock or "",
         }
         return {**os.environ, **ours, **dict(self.env)}
+
+    def file_of(self, test: str) -> str | None:
+        """``test.orm.test_query.GetTest::test_get`` is in test/orm/test_query.py."""
+        path = self.source.joinpath(*test.partition("::")[0].split("."))
+        files = (parent.with_suffix(".py") for parent in (path, *path.parents))
+        found = next((file for file in files if file.exists()), None)
+        return found and str(found.relative_to(self.source))
 
     def plain(self, jobs: str, refresh: bool) -> Outcomes:
         """The plain outcomes: from the cache if nothing has changed since."""
@@ -149,9 +155,9 @@ def settle(suite: Suite, lock: str, plain: Outcomes, shared: Outcomes) -> None:
     tests = differences(plain, shared)
     if not 0 < len(tests) <= LISTED:
         return
-    files = sorted({(plain.get(test) or shared[test]).file for test in tests})
+    files = {file for test in tests if (file := suite.file_of(test))}
     for outcomes, kind in (plain, None), (shared, lock):
-        again = suite.run(kind, "1", files)
+        again = suite.run(kind, "1", sorted(files))
         outcomes.update({test: again[test] for test in tests if test in again})
 
 
@@ -181,8 +187,8 @@ def outcome_of(case: ElementTree.Element) -> Outcome:
         if found is not None:
             status = "skipped" if tag == "skipped" else "failed"
             message = found.get("message", "").partition("\n")[0]
-            return Outcome(status, message, case.get("file", ""))
-    return Outcome("passed", "", case.get("file", ""))
+            return Outcome(status, message)
+    return Outcome("passed")
 
 
 # -- sdists and environments ---------------------------------------------------

@@ -23,6 +23,7 @@ from sqlalchemy.orm import instrumentation as _instrumentation
 from sqlalchemy.orm import session as _session
 from sqlalchemy.orm import state as _state
 from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.util import decorator
 
 
 def _named(module: Any, name: str) -> Any:
@@ -34,11 +35,9 @@ def _named(module: Any, name: str) -> Any:
 # object behind each attribute, which every public function ends up at.
 AttributeImpl: type = _named(_attributes, "AttributeImpl")
 ClassManager: type = _instrumentation.ClassManager
+manager_of_class = _attributes.manager_of_class
 instance_state = _attributes.instance_state
 instance_dict = _attributes.instance_dict
-NO_VALUE: Any = _attributes.NO_VALUE
-#: The bit of a "passive" flag that allows SQL.
-SQL_OK: int = _attributes.PASSIVE_OFF & ~_attributes.PASSIVE_NO_FETCH
 
 InstanceState: type[Any] = _state.InstanceState
 AttributeState: type[Any] = _state.AttributeState
@@ -56,6 +55,19 @@ AssociationCollection: type[Any] = _associationproxy._AssociationCollection
 CursorResult: type[Any] = _cursor.CursorResult
 IteratorResult: type[Any] = _result.IteratorResult
 ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
+
+
+def with_signature_of(function: Any, operation: Any) -> Any:
+    """Make *operation* a function that has the very parameters of *function*.
+
+    ``inspect.signature`` could be told so by an attribute; SQLAlchemy, and whoever
+    looks at the code object like it, could not.
+    """
+
+    def call(fn: Any, self: Any, *args: Any, **kw: Any) -> Any:
+        return operation(self, *args, **kw)
+
+    return decorator(call)(function)
 
 
 def rows_in_memory(rows: Any) -> Any:

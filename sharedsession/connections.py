@@ -2,12 +2,13 @@
 
 ``session.connection()`` hands out the very connection that the session works on, so
 whatever is done with it is an operation of the session.  The connection changes its
-class when the session's transaction takes it, and keeps its guard for good: it may be
-an application's own, given to the session as its bind, and is shared from then on.
+class when the session's transaction takes it, and keeps its guard as long as the
+session is there: it may be an application's own, given to the session as its bind.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -27,14 +28,16 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
     Two sessions may work on one connection.  The second one's operations then take the
     first one's guard too, for as long as they are on the connection.
     """
-    if not is_ours(connection):
-        connection.__dict__[_GUARD] = guard
-        connection.__class__ = _guarded_class(type(connection))
+    if issubclass(type(connection), Connection) and _guard_of(connection) is None:
+        connection.__dict__[_GUARD] = weakref.ref(guard)
+        if not is_ours(connection):
+            connection.__class__ = _guarded_class(type(connection))
     return connection
 
 
 def _guard_of(connection: Any) -> Guard | None:
-    guard: Guard | None = connection.__dict__.get(_GUARD)
+    known = connection.__dict__.get(_GUARD)
+    guard: Guard | None = None if known is None else known()
     return guard
 
 

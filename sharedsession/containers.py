@@ -11,7 +11,6 @@ methods, which are not touched: it is inside an operation already.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Iterator, KeysView, MappingView, ValuesView
 from types import FunctionType
@@ -19,7 +18,7 @@ from typing import Any, Callable
 
 from . import alchemy
 from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import is_ours, reduce_as, subclass
+from .disguise import is_ours, per_class, reduce_as, subclass
 from .guard import LOAD, READ, WRITE, Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, run
 
@@ -57,8 +56,8 @@ def _guard_of_collection(collection: Any) -> Guard | None:
     return None if adapter is None else guards.get(adapter.owner_state.session_id)
 
 
-@functools.lru_cache(maxsize=None)
-def _guarded_adapter() -> type:
+@per_class
+def _guarded_adapter() -> Any:
     base = alchemy.CollectionAdapter
     members: dict[str, Any] = {}
     for name, access in COLLECTION_ADAPTER.items():
@@ -134,8 +133,8 @@ def _guard_of_association(value: Any) -> Guard | None:
 # -- the subclass for a class of values
 
 
-@functools.lru_cache(maxsize=None)
-def _guarded_class(base: type, find_guard: _FindGuard) -> type:
+@per_class
+def _guarded_class(base: type, find_guard: _FindGuard) -> Any:
     members: dict[str, Any] = {
         "__reduce_ex__": guarded(reduce_as(base), READ, find_guard),
     }

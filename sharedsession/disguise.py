@@ -4,29 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-_ours: set[type] = set()
+_MARK = "_stands_in_for"
 
 
-def subclass(base: type, members: dict[str, Any]) -> Any:
+def subclass(base: type, members: dict[str, Any], *, shown: bool = False) -> Any:
     """Make a subclass of *base* that looks like it, for objects to change to.
 
     It must add no field: then an object's class can be changed in place.  Whoever asks
-    an object for its ``__class__`` gets *base*, and so does a pickle.
+    an object for its ``__class__`` gets *base*, unless it is *shown*, and so does a
+    pickle.
     """
     if base.__dictoffset__ == 0:
         members.setdefault("__slots__", ())
-    members.setdefault("__class__", property(lambda self: base))
-    members.setdefault("__reduce_ex__", reduce_as(base))
+    members[_MARK] = base
+    members["__doc__"] = next(vars(c)["__doc__"] for c in base.__mro__ if c.__doc__)
+    if not shown:
+        members["__class__"] = property(lambda self: base)
+        members.setdefault("__reduce_ex__", reduce_as(base))
     ours = type(base)(base.__name__, (base,), members)
     ours.__module__ = base.__module__
     ours.__qualname__ = base.__qualname__
-    _ours.add(ours)
     return ours
 
 
 def is_ours(thing: object) -> bool:
     """Whether *thing* has changed to a class that was made here."""
-    return type(thing) in _ours
+    return _MARK in vars(type(thing))
+
+
+def per_class(make: Any) -> Any:
+    """Call *make* once for each class (and whatever comes with it), then remember."""
+    made: dict[Any, Any] = {}
+
+    def remembered(*key: Any) -> Any:
+        if key not in made:
+            made[key] = make(*key)
+        return made[key]
+
+    return remembered
 
 
 def reduce_as(base: Any) -> Any:

@@ -114,6 +114,16 @@ class ForeignLock(Protocol):
     def blockers(self) -> list[Owner]: ...
 
 
+class Promise(Protocol):
+    """Something an owner may do later, if nobody else comes in before."""
+
+    owner: Owner
+
+    def keep(self) -> None: ...
+
+    def __hash__(self) -> int: ...
+
+
 class Lock(Protocol):
     """The primitive that a guard stands on: a plain lock, not reentrant."""
 
@@ -126,6 +136,7 @@ class Lock(Protocol):
     def __exit__(self, *exc_info: Any) -> None: ...
 
 
+_guard_numbers = itertools.count(1)
 _hold_numbers = itertools.count(1)
 
 
@@ -215,6 +226,8 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         make_lock: Callable[[], Lock] = threading.Lock,
     ) -> None:
+        #: Later guards have higher numbers; several are acquired in this order.
+        self.number = next(_guard_numbers)
         self.kind = kind
         self.timeout = check_timeout(timeout)
         self.asker = asker
@@ -249,6 +262,9 @@ class Guard:
         self._checks_askers = True
         self._forsaken: deque[Hold] = deque()
         self._chores: deque[Callable[[], None]] = deque()
+        #: What is to be done before another owner comes in, as long as it matters to
+        #: anybody.  Changed inside only.
+        self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
         #: An owner that left a section unfinished, if the next one in must know.
         self.unfinished_by: Owner | None = None
         self._acquisitions = self._contended = self._timeouts = 0
@@ -365,268 +381,6 @@ class Guard:
             hold.release()
             raise
         return hold
-
-    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
-
-    def blockers(self) -> list[Owner]: ...
-
-
-class Lock(Protocol):
-    """The primitive that a guard stands on: a plain lock, not reentrant."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
-
-    def release(self) -> None: ...
-
-    def __enter__(self) -> bool: ...
-
-    def __exit__(self, *exc_info: Any) -> None: ...
-
-
-_hold_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class GuardStats:
-    """What a guard has seen since it was made; times in seconds."""
-
-    acquisitions: int = 0
-    contended: int = 0
-    wait_seconds: float = 0.0
-    longest_wait: float = 0.0
-    longest_hold: float = 0.0
-    timeouts: int = 0
-
-
-class Hold:
-    """A guard kept beyond one operation: by a section, a block, or a stream.
-
-    The guard knows a hold by its number only, so that a hold which everybody forgot is
-    collected, and gives back what it kept.
-    """
-
-    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
-
-    def __init__(
-        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
-    ) -> None:
-        self.guard = guard
-        self.owner = owner
-        self.mode = mode
-        self.what = what
-        self.restricts = restricts
-        self.number = next(_hold_numbers)
-        self.is_open = True
-
-    def release(self) -> None:
-        """Give it back; nothing if that was done before.  Any thread may call this."""
-        self.guard.let_go(self)
-
-    def __del__(self) -> None:
-        if self.is_open:
-            self.guard.forsake(self)
-
-
-class _Waiter:
-    """One owner in the queue; ``parked`` is released to wake it."""
-
-    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
-
-    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
-        self.guard = guard
-        self.owner = owner
-        self.mode = mode
-        self.parked = parked
-        self.admitted = False
-        self.since = guard.clock()
-
-    def blockers(self) -> list[Owner]:
-        return self.guard.blockers(self.owner)
-
-
-class _Reading:
-    """One owner's read sections, the outermost of which acquired the guard."""
-
-    __slots__ = ("since", "holds")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.holds: set[int] = set()
-
-
-class Guard:
-    """Decides which thread may be inside a session.
-
-    Like a :class:`threading.RLock`, but it knows its holder, can be shared by readers,
-    notices what would never end, and tells what it has seen.  Sessions make their own;
-    use :attr:`SharedSession.guard` to look at it.
-    """
-
-    def __init__(
-        self,
-        kind: Kind = Kind.RLOCK,
-        *,
-        lock: ForeignLock | None = None,
-        timeout: float | None = None,
-        asker: Callable[[], Owner] = current_owner,
-        clock: Callable[[], float] = time.monotonic,
-        make_lock: Callable[[], Lock] = threading.Lock,
-    ) -> None:
-        self.kind = kind
-        self.timeout = check_timeout(timeout)
-        self.asker = asker
-        self.clock = clock
-        self.version = 0
-        self.inside: Owner | None = None
-        #: The owner whose work in the present transaction was noted last.
-        self.worker: Owner | None = None
-        #: Called with an owner that left work in the transaction.
-        self.note_work: Callable[[Owner], None] = _no_note
-        #: Called when a second owner first comes in; refuses it by raising.
-        self.second_owner: Callable[[Owner], None] = _no_note
-        #: True if the next one in has something to be told or to do first.
-        self.attention = False
-        #: Does that; called with the owner that came in and what for.
-        self.attend: Callable[[Owner, Access], None] | None = None
-        self._lock = lock
-        self._shares = kind is Kind.RW or (lock is not None and lock.shares)
-        self._make_lock = make_lock
-        self._mutex = make_lock()
-        self._owner: Owner | None = None
-        self._loader: Owner | None = None
-        self._operating = False
-        self._restricted = False
-        self._holds: set[int] = set()
-        self._readers: dict[Owner, _Reading] = {}
-        self._queue: deque[_Waiter] = deque()
-        self._since = 0.0
-        #: Until a second owner came: the first one, who needs no check.
-        self._sole: Owner | threading.Thread | None = None
-        self._process = os.getpid()
-        self._checks_askers = True
-        self._forsaken: deque[Hold] = deque()
-        self._chores: deque[Callable[[], None]] = deque()
-        #: An owner that left a section unfinished, if the next one in must know.
-        self.unfinished_by: Owner | None = None
-        self._acquisitions = self._contended = self._timeouts = 0
-        self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
-        if kind is Kind.CONFINE:
-            self.version = 1  # odd for good: every look comes to be checked
-        _guards.add(self)
-
-    # -- one operation
-
-    def enter(self, me: Owner, access: Access) -> None:
-        """Let *me* in for one operation; to be called if ``inside`` is not *me*.
-
-        Whatever comes of it, :meth:`leave` has to follow.
-        """
-        if self._checks_askers and self._sole is not me:
-            self._check_asker(me)
-        if self._owner is me or self._loader is me or me in self._readers:
-            self._enter_from_read_section(me, access)
-        else:
-            mode = BESIDE if access is READ and self._shares else EXCLUSIVE
-            self._acquire(me, mode, self.timeout)
-            self._operating = True
-        if self.attention and self.attend is not None:
-            self.attend(me, access)
-
-    def _enter_from_read_section(self, me: Owner, access: Access) -> None:
-        if access is not READ and access is not LOAD:
-            raise UpgradeError(
-                "This is a write, and it was asked for inside a read section of "
-                f"{me.name}. Nothing was changed. Leave the read section first, or use "
-                "critical_section() in its place."
-            )
-        if self._owner is me or self._loader is me:
-            self.inside = me
-        else:
-            self._acquire(me, BESIDE, self.timeout)
-        self._operating = True
-
-    def leave(self, me: Owner) -> None:
-        """End the operation that :meth:`enter` began, or tried to.
-
-        To be called again if an interrupt came: it does what is left to do.
-        """
-        with self._mutex:
-            if self._owner is me or self._loader is me:
-                self._operating = False
-                if not self._holds:
-                    self._drop()
-                elif self._restricted or self._loader is me:
-                    self.inside = None
-            if self._queue:
-                self._pass_on()
-        if self._forsaken:
-            self._reap()
-
-    # -- sections, blocks and streams
-
-    def hold(self, what: str, timeout: float | None = None) -> Hold:
-        """Acquire the guard exclusively until the hold is released."""
-        me = self.asker()
-        if self._owner is not me or self.inside is not me:
-            if self._owner is me or self._loader is me or me in self._readers:
-                raise UpgradeError(
-                    f"A {what} cannot begin inside a read section of {me.name}: others "
-                    "may be reading. Leave the read section first, or make the outer "
-                    "section a critical_section()."
-                )
-        return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
-
-    def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
-        """Acquire the guard for reading until the hold is released."""
-        me = self.asker()
-        if self._owner is me or self._loader is me or not self._shares:
-            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
-        return self._take(me, SHARED, what, timeout, restricts=False)
-
-    def reads_only(self) -> bool:
-        """Whether the asker is in a read section, or in an operation inside one."""
-        me = self.asker()
-        if self._owner is me:
-            return self._restricted
-        return self._loader is me or me in self._readers
-
-    def keep(self, what: str) -> Hold:
-        """Keep the guard beyond the operation that runs now: for a stream."""
-        me = self.asker()
-        hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
-        self._holds.add(hold.number)
-        return hold
-
-    def _take(
-        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
-    ) -> Hold:
-        mine = self._owner is me or self._loader is me or me in self._readers
-        hold = Hold(self, me, mode, what, restricts and not self._restricted)
-        try:
-            if not mine:
-                if self._checks_askers and self._sole is not me:
-                    self._check_asker(me)
-                wanted = self.timeout if timeout is None else check_timeout(timeout)
-                self._acquire(me, mode, wanted)
-            if mode is SHARED:
-                self._readers[me].holds.add(hold.number)
-            else:
-                self._holds.add(hold.number)
-                if hold.restricts:
-                    self._restricted = True
-                    self.inside = None
-            if self.attention and mode is EXCLUSIVE and not restricts:
-                assert self.attend is not None
-                self.attend(me, CHANGE)
-        except BaseException:
-            hold.release()
-            raise
-        return hold
-
-    def _attend_hold(self, me: Owner, reads: bool) -> None:
-        """What waits for attention may change things, even for a read section."""
-        assert self.attend is not None
-        self.attend(me, LOAD if reads else CHANGE)
 
     def downgrade(self, hold: Hold) -> None:
         """Let readers in beside an exclusive *hold*, and nobody in between.
@@ -703,12 +457,15 @@ class Guard:
         self.attention = True
 
     def has_chores(self) -> bool:
-        return bool(self._chores) or self.unfinished_by is not None
+        return bool(self._chores or self.promises) or self.unfinished_by is not None
 
-    def do_chores(self) -> None:
-        """Do what was left behind; to be called inside."""
+    def do_chores(self, me: Owner) -> None:
+        """Do what was left behind, and keep others' promises; to be called inside."""
         while self._chores:
             self._chores.popleft()()
+        for promise in tuple(self.promises):
+            if promise.owner is not me:
+                promise.keep()
 
     # -- the monitor
 

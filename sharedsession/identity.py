@@ -14,7 +14,7 @@ _Plain: Any = alchemy.WeakInstanceDict
 class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     """Every persistent object of a session comes through here when it is loaded."""
 
-    __class__ = property(lambda self: _Plain)  # type: ignore[assignment]
+    __class__ = property(lambda self: _Plain)
     _guard: Guard
 
     def _add_unpresent(self, state: Any, key: Any) -> None:

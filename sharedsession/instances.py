@@ -14,10 +14,8 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import sqlalchemy as sa
 import sqlalchemy.event as sa_event
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
@@ -26,7 +24,7 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from . import alchemy, containers
 from .attachment import guard_of_instance, guard_of_state, guards
 from .guard import LOAD, READ, WRITE, Access, Guard
-from .disguise import is_ours, reduce_as, subclass
+from .disguise import is_ours, per_class, reduce_as, subclass
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
@@ -43,46 +41,51 @@ _MISSING: Any = object()
 # -- the descriptor of an attribute
 
 
-class _GuardedAttribute(InstrumentedAttribute[Any]):
-    """Reads what is loaded without a lock if nobody changes anything meanwhile."""
-
-    __slots__ = ()
-    inherit_cache = True
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        if instance is None:
-            return self
-        values = instance.__dict__
-        try:
-            guard = guards.get(values["_sa_instance_state"].session_id)
-        except KeyError:
-            return InstrumentedAttribute.__get__(self, instance, owner)
-        key = self.key
-        if guard is not None:
-            version = guard.version
-            if version & 1:
-                return _read(guard, self, instance, values)
-            value = values.get(key, _MISSING)
-            if value is _MISSING or guard.version != version:
-                return _read(guard, self, instance, values)
-            return value
-        if key in values:
-            return values[key]
-        return InstrumentedAttribute.__get__(self, instance, owner)
+def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
+    """Read what is loaded without a lock if nobody changes anything meanwhile."""
+    if instance is None:
+        return self
+    values = instance.__dict__
+    try:
+        guard = guards.get(values["_sa_instance_state"].session_id)
+    except KeyError:
+        return _plain_get(self, instance, owner)
+    key = self.key
+    if guard is not None:
+        version = guard.version
+        if version & 1:
+            return _read(guard, self, instance, values)
+        value = values.get(key, _MISSING)
+        if value is _MISSING or guard.version != version:
+            return _read(guard, self, instance, values)
+        return value
+    if key in values:
+        return values[key]
+    return _plain_get(self, instance, owner)
 
 
-class _GuardedUnloadedAttribute(InstrumentedAttribute[Any]):
-    """An attribute whose value is made at each read, or lives in a place of its own."""
+def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
+    """Read a value that is made at each read, or lives in a place of its own."""
+    guard = None if instance is None else guard_of_instance(instance)
+    if guard is None:
+        return _plain_get(self, instance, owner)
+    return run(guard, LOAD, _plain_get, self, instance, owner)
 
-    __slots__ = ()
-    inherit_cache = True
 
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        guard = None if instance is None else guard_of_instance(instance)
-        if guard is None:
-            return InstrumentedAttribute.__get__(self, instance, owner)
-        plain = InstrumentedAttribute.__get__
-        return run(guard, LOAD, plain, self, instance, owner)
+_plain_get: Any = InstrumentedAttribute.__get__
+
+# Shown: an attribute makes those of aliases from its own class, and comparing the two
+# goes by whose class is the subclass of whose.
+_InDict = subclass(
+    InstrumentedAttribute,
+    {"__get__": _get_if_loaded, "inherit_cache": True},
+    shown=True,
+)
+_NotInDict = subclass(
+    InstrumentedAttribute,
+    {"__get__": _get_as_load, "inherit_cache": True},
+    shown=True,
+)
 
 
 def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
@@ -91,15 +94,14 @@ def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
         value = look(guard, values.get, attribute.key, _MISSING)
         if value is not _MISSING:
             return value
-    plain = InstrumentedAttribute.__get__
-    return run(guard, LOAD, plain, attribute, instance, type(instance))
+    return run(guard, LOAD, _plain_get, attribute, instance, type(instance))
 
 
 # -- the implementation behind it, where all public functions end up
 
 
-@functools.lru_cache(maxsize=None)
-def _guarded_impl(impl_class: type) -> type:
+@per_class
+def _guarded_impl(impl_class: type) -> Any:
     """The guarded subclass of one of SQLAlchemy's attribute implementations."""
     members: dict[str, Any] = {"__slots__": ()}
     for name, access in ATTRIBUTE_IMPL.items():
@@ -213,8 +215,7 @@ def adopt_loaded(state: Any) -> None:
 # -- descriptors of other kinds on a mapped class
 
 
-@functools.lru_cache(maxsize=None)
-def _guarded_proxy(proxy_class: type) -> type:
+def _guarded_proxy(proxy_class: type, shown: bool) -> Any:
     """The guarded subclass of a descriptor that stands before other attributes.
 
     Composites, synonyms and the like read several attributes, or a value they keep;
@@ -233,7 +234,7 @@ def _guarded_proxy(proxy_class: type) -> type:
     for name in ("__set__", "__delete__"):
         if hasattr(plain, name):
             members[name] = _for_instance(getattr(plain, name))
-    return subclass(plain, members)
+    return subclass(plain, members, shown=shown)
 
 
 def _for_instance(function: Any) -> Any:
@@ -246,26 +247,36 @@ def _for_instance(function: Any) -> Any:
     return operation
 
 
+_GuardedAssociationProxy = _guarded_proxy(AssociationProxy, shown=False)
+
+
 # -- finding them all
 
 
 def install() -> None:
     """Guard every mapped class there is, and those to come."""
-    if not sa_event.contains(sa_orm.Mapper, "mapper_configured", _mapper_configured):
-        sa_event.listen(sa_orm.Mapper, "mapper_configured", _mapper_configured)
-        for mapper in alchemy.all_mappers():
-            if mapper.configured:
+    for target, event, listener in _LISTENERS:
+        if not sa_event.contains(target, event, listener):
+            sa_event.listen(target, event, listener)
+            for mapper in alchemy.all_mappers():
                 guard_class(mapper)
-    if not sa_event.contains(object, "attribute_instrument", _attribute_instrumented):
-        sa_event.listen(object, "attribute_instrument", _attribute_instrumented)
 
 
 def _attribute_instrumented(cls: type, key: str, attribute: Any) -> None:
     guard_attribute(attribute)
 
 
-def _mapper_configured(mapper: sa_orm.Mapper[Any], cls: type) -> None:
+def _mapper_changed(mapper: sa_orm.Mapper[Any], cls: type) -> None:
     guard_class(mapper)
+
+
+# As early as there is something to guard: SQL expressions of attributes come out
+# differently if one changed its class and the other did not yet.
+_LISTENERS: list[Any] = [
+    (sa_orm.Mapper, "after_mapper_constructed", _mapper_changed),
+    (object, "attribute_instrument", _attribute_instrumented),
+    (sa_orm.Mapper, "mapper_configured", _mapper_changed),
+]
 
 
 def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
@@ -274,28 +285,28 @@ def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
     for cls in mapper.class_.__mro__:
         for descriptor in tuple(vars(cls).values()):
             if type(descriptor) is AssociationProxy:
-                descriptor.__class__ = _guarded_proxy(AssociationProxy)
+                descriptor.__class__ = _GuardedAssociationProxy
 
 
 def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
     """Guard one attribute of a mapped class; nothing if it is guarded already."""
-    if type(attribute) is InstrumentedAttribute:
+    if type(attribute) in (InstrumentedAttribute, _NotInDict):
         _guard_instrumented(attribute)
     elif getattr(attribute, "_is_internal_proxy", False) and not is_ours(attribute):
-        attribute.__class__ = _guarded_proxy(type(attribute))
+        attribute.__class__ = _guarded_proxy(type(attribute), shown=True)
 
 
 def _guard_instrumented(attribute: Any) -> None:
-    impl = getattr(attribute, "impl", None)
-    if impl is None:
-        return  # not yet configured: attribute_instrument comes when it is
+    impl = attribute.impl
+    if impl is None:  # not configured yet: attribute_instrument comes when it is
+        attribute.__class__ = _NotInDict
+        return
     if not is_ours(impl):
         impl.__class__ = _guarded_impl(type(impl))
     in_dict = impl.supports_population and _has_plain_instrumentation(attribute.class_)
-    attribute.__class__ = _GuardedAttribute if in_dict else _GuardedUnloadedAttribute
+    attribute.__class__ = _InDict if in_dict else _NotInDict
 
 
 def _has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
-    manager: Any = sa.inspect(cls).mapper.class_manager
-    return type(manager) is alchemy.ClassManager
+    return type(alchemy.manager_of_class(cls)) is alchemy.ClassManager

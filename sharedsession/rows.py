@@ -2,8 +2,8 @@
 
 A result that is fetched piece by piece would go to the database, and turn rows into
 objects, long after the operation that made it.  So the rows of every result are fetched
-before the operation ends, and the result then deals them out from memory, in any
-thread, at any time.  Only a result that was asked to stream does not: it is one long
+before the operation ends, and objects are made of them before another thread can come
+in; the result then deals them out from memory, in any thread, at any time.  Only a result that was asked to stream does not: it is one long
 operation, and the guard is kept until its end.
 """
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from typing import Any, Callable, Iterator
 
 from . import alchemy
+from .disguise import per_class
 from .errors import ConcurrentAccessError
 from .guard import LOAD, STREAM, Guard, Hold
 from .operations import run
@@ -27,7 +29,7 @@ def settle(guard: Guard, result: Any) -> Any:
     if cursor_result is not None and _streams(result, cursor_result):
         _stream(guard, result, cursor_result)
     elif isinstance(result, alchemy.IteratorResult):
-        _buffer_objects(result)
+        _promise_objects(guard, result)
     elif not cursor_result._soft_closed:
         _buffer_rows(cursor_result)
     return result
@@ -57,22 +59,68 @@ def _buffer_rows(cursor_result: Any) -> None:
     cursor_result.cursor_strategy = alchemy.rows_in_memory(rows)
 
 
-def _buffer_objects(result: Any) -> None:
-    rows = list(result.iterator)
-    result.iterator = iter(rows)
+# -- objects
+
+
+def _promise_objects(guard: Guard, result: Any) -> None:
+    if isinstance(result.iterator, _Objects):
+        return
     if isinstance(result, alchemy.ChunkedIteratorResult):
-        source = iter(rows)
-        result.iterator = source
+        objects = _Objects(guard, result.chunks)
+        result.chunks = objects.chunks
+    else:
+        rows = result.iterator
+        objects = _Objects(guard, lambda size: [list(rows)])
+    result.iterator = objects
 
-        def chunks(size: int | None) -> Iterator[Any]:
-            return _chunks(source, size)
 
-        result.chunks = chunks
+class _Objects(Iterator[Any]):
+    """Makes objects of rows when they are asked for, as SQLAlchemy does.
 
+    Or before another owner comes in, whichever is first: what another thread changes
+    must not be mixed with rows from before.  Then it deals them out from memory.
+    """
 
-def _chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+    def __init__(self, guard: Guard, chunks: Callable[[int | None], Any]) -> None:
+        self.owner = guard.asker()
+        self._guard = guard
+        self._chunks: Callable[[int | None], Any] | None = chunks
+        self._made: deque[Any] = deque()
+        self._error: BaseException | None = None
+        guard.promises.add(self)
+        guard.attention = True
+
+    def keep(self) -> None:
+        """Make them for whoever asks later; an error is for that one, too."""
+        try:
+            self._make(None)
+        except Exception as error:
+            self._error = error
+
+    def _make(self, size: int | None) -> None:
+        chunks, self._chunks = self._chunks, None
+        self._guard.promises.discard(self)
+        if chunks is not None:  # nobody came before
+            self._made.extend(itertools.chain.from_iterable(chunks(size)))
+
+    def _ensure_made(self, size: int | None = None) -> None:
+        if self._chunks is not None:
+            run(self._guard, LOAD, self._make, size)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __next__(self) -> Any:
+        self._ensure_made()
+        try:
+            return self._made.popleft()
+        except IndexError:
+            raise StopIteration from None
+
+    def chunks(self, size: int | None) -> Iterator[list[Any]]:
+        self._ensure_made(size)
+        while chunk := list(itertools.islice(self, size)):
+            yield chunk
 
 
 # -- streams
@@ -80,8 +128,8 @@ def _chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
 
 def _stream(guard: Guard, result: Any, cursor_result: Any) -> None:
     strategy = cursor_result.cursor_strategy
-    if not isinstance(strategy, _StreamStrategy):
-        strategy = _StreamStrategy(cursor_result, guard.keep(STREAM))
+    if not isinstance(strategy, _Streaming):
+        strategy = _streaming(cursor_result, guard.keep(STREAM))
         cursor_result.cursor_strategy = strategy
     if isinstance(result, alchemy.IteratorResult):
         result.iterator = _by_owner_only(strategy.hold, result.iterator)
@@ -114,48 +162,45 @@ def _chunks_by_owner_only(hold: Hold, chunks: Callable[..., Any]) -> Any:
     return lambda size: _by_owner_only(hold, chunks(size))
 
 
-class _StreamStrategy:
-    """Fetches from the cursor as the strategy before it did, inside the guard.
+class _Streaming:
+    """What a strategy of SQLAlchemy's does in a stream: the same, inside the guard.
 
     Whatever ends the stream, be it the last row, ``close()``, an error or the
     collector, closes the cursor first and gives the guard back then.
     """
 
-    def __init__(self, result: Any, hold: Hold) -> None:
-        self._strategy = result.cursor_strategy
-        self.hold = hold
-        self._close_cursor = functools.partial(
-            result.connection._safe_close_cursor, result.cursor
-        )
-        self.alternate_cursor_description = (
-            result.cursor_strategy.alternate_cursor_description
-        )
+    __slots__ = ()
+
+    # Of the subclasses that are made below.
+    hold: Hold
+    close_cursor: Callable[[], None]
 
     def yield_per(self, result: Any, cursor: Any, num: int) -> None:
-        _fetch(self.hold, self._strategy.yield_per, result, cursor, num)
+        plain: Any = super()
+        _fetch(self.hold, plain.yield_per, result, cursor, num)
         if result.cursor_strategy is not self:  # some put another in their place
-            self._strategy = result.cursor_strategy
-            result.cursor_strategy = self
+            result.cursor_strategy = _streaming(result, self.hold)
 
     def fetchone(self, result: Any, cursor: Any, hard_close: bool = False) -> Any:
-        fetch = self._strategy.fetchone
-        return _fetch(self.hold, fetch, result, cursor, hard_close)
+        plain: Any = super()
+        return _fetch(self.hold, plain.fetchone, result, cursor, hard_close)
 
     def fetchmany(self, result: Any, cursor: Any, size: int | None = None) -> Any:
-        return _fetch(self.hold, self._strategy.fetchmany, result, cursor, size)
+        plain: Any = super()
+        return _fetch(self.hold, plain.fetchmany, result, cursor, size)
 
     def fetchall(self, result: Any, cursor: Any) -> Any:
-        return _fetch(self.hold, self._strategy.fetchall, result, cursor)
-
-    def handle_exception(self, result: Any, cursor: Any, err: BaseException) -> Any:
-        return self._strategy.handle_exception(result, cursor, err)
+        plain: Any = super()
+        return _fetch(self.hold, plain.fetchall, result, cursor)
 
     def soft_close(self, result: Any, cursor: Any) -> None:
-        self._strategy.soft_close(result, cursor)
+        plain: Any = super()
+        plain.soft_close(result, cursor)
         self._end(result)
 
     def hard_close(self, result: Any, cursor: Any) -> None:
-        self._strategy.hard_close(result, cursor)
+        plain: Any = super()
+        plain.hard_close(result, cursor)
         self._end(result)
 
     def _end(self, result: Any) -> None:
@@ -164,13 +209,34 @@ class _StreamStrategy:
         result._soft_closed = True
         guard = self.hold.guard
         if guard.asker() is self.hold.owner:
-            run(guard, LOAD, self._close_cursor)
+            run(guard, LOAD, self.close_cursor)
         else:
-            guard.leave_behind(self._close_cursor)
+            guard.leave_behind(self.close_cursor)
         self.hold.release()
 
     def __del__(self) -> None:
         if self.hold.is_open:
             # Any thread, any line: the cursor waits for the next one that comes in.
-            self.hold.guard.leave_behind(self._close_cursor)
+            self.hold.guard.leave_behind(self.close_cursor)
             self.hold.guard.forsake(self.hold)
+
+
+@per_class
+def _streaming_class(base: Any) -> Any:
+    slots = ("hold", "close_cursor")
+    return type(base.__name__, (_Streaming, base), {"__slots__": slots})
+
+
+def _streaming(result: Any, hold: Hold) -> Any:
+    """The same strategy as *result* has now, for a stream that keeps *hold*."""
+    plain = result.cursor_strategy
+    streaming = object.__new__(_streaming_class(type(plain)))
+    for cls in type(plain).__mro__:
+        for name in getattr(cls, "__slots__", ()):
+            if hasattr(plain, name):
+                setattr(streaming, name, getattr(plain, name))
+    streaming.hold = hold
+    streaming.close_cursor = functools.partial(
+        result.connection._safe_close_cursor, result.cursor
+    )
+    return streaming

@@ -1,22 +1,13 @@
-"""Critical and read sections, as blocks and as decorators."""
+"""Critical and read sections: blocks during which a thread holds a guard."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import TYPE_CHECKING, Any, Callable, Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
-import sqlalchemy.orm as sa_orm
-
-from .attachment import guard_of_instance
 from .errors import SharedSessionError
 from .guard import Guard, Hold, check_timeout
 
-if TYPE_CHECKING:
-    from .session import SharedSessionMixin
-
 _S = TypeVar("_S")
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class _Section(Generic[_S]):

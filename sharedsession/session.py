@@ -47,6 +47,8 @@ class SharedSessionMixin(Session):
     _failure: Loss | None
     _owed: set[Owner]
     _blocks: dict[Owner, int]
+    #: Whether a unit of work is open, whose end will commit.
+    _in_unit = False
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class SharedSessionMixin(Session):
             me = guard.asker()
             blocks = self._blocks  # type: ignore[attr-defined]
             blocks[me] = blocks.get(me, 0) + 1
-        return super().__enter__()  # type: ignore[misc, no-any-return]
+        return super().__enter__()
 
     def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close, unless other threads are inside with-blocks of this session still."""
@@ -162,6 +164,7 @@ class SharedSessionMixin(Session):
         guard = self.guard
         if guard is not None and type(transaction) is SessionTransaction:
             transaction.__class__ = GuardedTransaction
+            assert isinstance(transaction, GuardedTransaction)
             transaction.begun_by = guard.asker()
             guard.worker = None  # work is noted anew for each level
         return transaction
@@ -179,8 +182,9 @@ class SharedSessionMixin(Session):
     def _has_to_tidy(self) -> bool:
         """Whether readers would not see all that was done, or nothing at all."""
         guard = self.guard
-        attention = guard is not None and guard.attention
-        return attention or (self.autoflush and not self._is_clean())
+        left = guard is not None and guard.unfinished_by is not None
+        left = left or self._failure is not None or self._ledger.anybody_to_tell()
+        return left or (self.autoflush and not self._is_clean())
 
     # -- work, failures and losses
 
@@ -231,8 +235,8 @@ class SharedSessionMixin(Session):
         """Put right what others left, and tell *me* what it lost by them."""
         guard = self.guard
         assert guard is not None
+        guard.do_chores(me)
         if guard.held == "exclusive":
-            guard.do_chores()
             self._finish_for_others(guard, me)
         loss = self._ledger.pop_loss(me)
         guard.attention = (
@@ -311,11 +315,20 @@ def _put_operations_on(cls: Any) -> None:
             getter = guarded(_next_property(name), access, _guard_of)
             setattr(cls, name, property(getter, doc=plain.__doc__))
         else:
-            function = like(_OWN.get(name) or _next_in_line(name), plain)
-            setattr(cls, name, guarded(function, access, _guard_of))
+            own: Any = _OWN.get(name)
+            function = like(own or _next_in_line(name), plain)
+            operation = guarded(function, access, _guard_of)
+            setattr(cls, name, alchemy.with_signature_of(plain, operation))
 
 
 _put_operations_on(SharedSessionMixin)
+
+
+def _show_operations_on(cls: Any) -> None:
+    """Have all methods on the class itself, where ``Session`` has its own."""
+    for name in SESSION:
+        if name in vars(Session) and name in vars(SharedSessionMixin):
+            setattr(cls, name, vars(SharedSessionMixin)[name])
 
 
 def _guard_methods_of_base(cls: Any) -> None:
@@ -356,16 +369,24 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._failure = None
     session._owed = set()
     session._blocks = {}
-    this = weakref.WeakMethod
-    note_work, attend = this(session._note_work), this(session._attend)
-    second_owner = this(session._second_owner)
-    guard.note_work = lambda owner: note_work()(owner)
-    guard.attend = lambda owner, access: attend()(owner, access)
-    guard.second_owner = lambda owner: second_owner()(owner)
+    guard.note_work = _weakly(session._note_work)
+    guard.attend = _weakly(session._attend)
+    guard.second_owner = _weakly(session._second_owner)
     session.guard = guard
     guards[session.hash_key] = guard
     weakref.finalize(session, guards.pop, session.hash_key, None).atexit = False
     _adopt_present(session, guard)
+
+
+def _weakly(method: Any) -> Any:
+    """A session has its guard; the guard must not keep the session."""
+    find = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        found = find()
+        return None if found is None else found(*args)
+
+    return call
 
 
 def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
@@ -418,6 +439,9 @@ class SharedSession(SharedSessionMixin, Session):
         super().__init__(
             bind=bind, lock=lock, lock_timeout=lock_timeout, **session_kwargs
         )
+
+
+_show_operations_on(SharedSession)
 
 
 def share(

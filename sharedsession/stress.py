@@ -21,7 +21,6 @@ import os
 import queue
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,9 +130,8 @@ class Figures:
 
     @property
     def clean(self) -> bool:
-        return not (
-            self.failed or self.overlaps or self.lost_updates or self.unbalanced
-        )
+        wrong = self.overlaps, self.lost_updates, self.unbalanced
+        return not (self.failed or self.errors or any(wrong))
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in types JSON has."""
@@ -540,7 +538,7 @@ def _child(plan: Plan, mode: Mode, sender: Connection) -> None:
     # The parent alone answers Ctrl-C: it has tables to drop. What a plain Session and
     # its pool log of their misery would only tear up the progress bar.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         for report in _reports(plan, mode):
             sender.send(report)
@@ -572,6 +570,7 @@ class _Tally:
     def __init__(self, progress: Callable[[Outcome], object]) -> None:
         self.progress = progress
         self.outcomes: list[Outcome] = []
+        self.errors: collections.Counter[str] = collections.Counter()
         self.last = Report(None, 0.0, 0, 0, None)
 
     def listen(
@@ -594,7 +593,11 @@ class _Tally:
 
     def _take(self, report: Report | str) -> None:
         if isinstance(report, str):
-            raise StressError(report)
+            if not self.outcomes:
+                raise StressError(report)
+            # All outcomes are in, so it is the closing of the session that failed.
+            self.errors[f"{report.partition(':')[0]} at close"] += 1
+            return
         self.last = report
         if report.outcome is not None:
             self.outcomes.append(report.outcome)
@@ -603,16 +606,14 @@ class _Tally:
     def figures(
         self, plan: Plan, mode: Mode, ending: str, lost: int, unbalanced: int
     ) -> Figures:
-        errors = collections.Counter(
-            outcome.error for outcome in self.outcomes if outcome.error is not None
-        )
-        done = len(self.outcomes) - errors.total()
+        failed = [outcome.error for outcome in self.outcomes if outcome.error]
+        errors = self.errors + collections.Counter(failed)
         errors[ending] += plan.units - len(self.outcomes)
         return Figures(
             mode=mode.name,
             guarded=mode.guarded,
             units=plan.units,
-            done=done,
+            done=len(self.outcomes) - len(failed),
             errors={kind: count for kind, count in errors.most_common() if count},
             calls=self.last.calls,
             overlaps=self.last.overlaps,

@@ -113,7 +113,7 @@ class GuardedTransaction(_Plain):
     prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
     connection = guarded(_Plain.connection, LOAD, _guard_of)
     if hasattr(_Plain, "connections"):
-        _connections_seen = guarded(_Plain.connections.fget, READ, _guard_of)
+        _connections_seen = guarded(vars(_Plain)["connections"].fget, READ, _guard_of)
         connections = property(_connections_seen)
         bound_connection = guarded(_Plain.bound_connection, READ, _guard_of)
 

@@ -86,11 +86,11 @@ class Tripwire:
 
     def _enter(self, inside: list[_Call], call: _Call) -> None:
         with self._lock:
-            self.calls += 1
-            for other in inside:
-                if other.thread is not call.thread:
-                    self._overlap(other, call)
-                    break
+            # What a driver calls to serve a call is part of that one.
+            if not any(other.thread is call.thread for other in inside):
+                self.calls += 1
+                if inside:
+                    self._overlap(inside[0], call)
             inside.append(call)
 
     def _overlap(self, other: _Call, call: _Call) -> None:

@@ -1,0 +1,181 @@
+"""shared_session: a registry in the manner of scoped_session, one session for all."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Generic, Optional, TypeVar
+
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.util import ScopedRegistry
+
+from .guard import Guard
+from .owners import Owner, current_owner
+from .sections import CriticalSection, ReadSection
+from .session import SharedSessionMixin, share
+
+_S = TypeVar("_S", bound=Session)
+
+
+class _OneForAll(ScopedRegistry[_S]):
+    """Like SQLAlchemy's ``ScopedRegistry``, with one scope; it knows who used it.
+
+    The mutex protects both fields.  It is held while the factory runs, so that two
+    threads get one session; the factory must not come back here.
+    """
+
+    def __init__(self, createfunc: Callable[[], _S]) -> None:
+        self.createfunc = createfunc
+        self.scopefunc = lambda: None
+        self._mutex = threading.RLock()
+        self._session: _S | None = None
+        self._users: set[Owner] = set()
+
+    def __call__(self) -> _S:
+        me = current_owner()
+        session = self._session
+        if session is not None and me in self._users:
+            return session
+        with self._mutex:
+            if self._session is None:
+                self._session = _guarded(self.createfunc())
+            self._users.add(me)
+            return self._session
+
+    def has(self) -> bool:
+        return self._session is not None
+
+    def set(self, obj: _S) -> None:
+        with self._mutex:
+            self._session = _guarded(obj)
+            self._users.add(current_owner())
+
+    def clear(self) -> None:
+        self.take()
+
+    def take(self) -> _S | None:
+        """Take the session out, for everybody."""
+        with self._mutex:
+            session, self._session = self._session, None
+            self._users.clear()
+            return session
+
+    def take_if_last(self) -> _S | None:
+        """Leave; take the session out if no thread that used it is left."""
+        with self._mutex:
+            self._users.discard(current_owner())
+            if any(user.alive for user in self._users):
+                return None
+            return self.take()
+
+
+def _guarded(session: _S) -> _S:
+    return session if isinstance(session, SharedSessionMixin) else share(session)
+
+
+class shared_session(scoped_session[_S], Generic[_S]):
+    """Like :class:`sqlalchemy.orm.scoped_session`, with one session for all threads.
+
+    ::
+
+        Session = shared_session(sessionmaker(engine, class_=SharedSession))
+
+    ``Session()`` is the same session in every thread, and the registry has all of the
+    session's own methods besides.
+
+    :param session_factory: makes the session at its first use; a ``sessionmaker``, or
+      anything callable.  Plain sessions that it makes are guarded with
+      :func:`share`.
+    """
+
+    registry: _OneForAll[_S]
+
+    def __init__(self, session_factory: Callable[..., _S]) -> None:
+        super().__init__(session_factory, scopefunc=_everybody)  # type: ignore[arg-type]
+        self.registry = _OneForAll(session_factory)
+
+    @property
+    def guard(self) -> Guard | None:
+        """The guard of the session, which is made if it is not there yet."""
+        return getattr(self.registry(), "guard", None)
+
+    def critical_section(self, timeout: float | None = None) -> CriticalSection[_S]:
+        """Like :meth:`SharedSession.critical_section`, of the current session."""
+        return CriticalSection(self.registry(), timeout)
+
+    def read_section(self, timeout: float | None = None) -> ReadSection[_S]:
+        """Like :meth:`SharedSession.read_section`, of the current session."""
+        return ReadSection(self.registry(), timeout)
+
+    def remove(self) -> None:
+        """Say that this thread is done with the session.
+
+        Like ``scoped_session.remove()``, but the session is closed and discarded when
+        no thread that used it is left; threads that have ended do not count.
+        """
+        session = self.registry.take_if_last()
+        if session is not None:
+            session.close()
+
+    def close_all(self) -> None:
+        """Close and discard the session now, whoever uses it.
+
+        Threads that had work in it get :class:`WorkLostError` if they go on with it.
+        """
+        session = self.registry.take()
+        if session is not None:
+            session.close()
+
+    # -- what Session has and scoped_session does not pass on
+
+    def bind_mapper(self, mapper: Any, bind: Any) -> None:
+        """Like :meth:`Session.bind_mapper`."""
+        self._proxied.bind_mapper(mapper, bind)
+
+    def bind_table(self, table: Any, bind: Any) -> None:
+        """Like :meth:`Session.bind_table`."""
+        self._proxied.bind_table(table, bind)
+
+    @property
+    def connection_callable(self) -> Any:
+        """Like ``Session.connection_callable``."""
+        return self._proxied.connection_callable
+
+    @property
+    def dispatch(self) -> Any:
+        """Like ``Session.dispatch``."""
+        return self._proxied.dispatch
+
+    def enable_relationship_loading(self, obj: object) -> None:
+        """Like :meth:`Session.enable_relationship_loading`."""
+        self._proxied.enable_relationship_loading(obj)
+
+    def get_nested_transaction(self) -> Optional[SessionTransaction]:
+        """Like :meth:`Session.get_nested_transaction`."""
+        return self._proxied.get_nested_transaction()
+
+    def get_transaction(self) -> Optional[SessionTransaction]:
+        """Like :meth:`Session.get_transaction`."""
+        return self._proxied.get_transaction()
+
+    def in_nested_transaction(self) -> bool:
+        """Like :meth:`Session.in_nested_transaction`."""
+        return self._proxied.in_nested_transaction()
+
+    def in_transaction(self) -> bool:
+        """Like :meth:`Session.in_transaction`."""
+        return self._proxied.in_transaction()
+
+    def invalidate(self) -> None:
+        """Like :meth:`Session.invalidate`."""
+        self._proxied.invalidate()
+
+    def prepare(self) -> None:
+        """Like :meth:`Session.prepare`."""
+        self._proxied.prepare()
+
+
+def _everybody() -> None:
+    """The scope of all threads."""
+
+

@@ -1,0 +1,266 @@
+"""``critical_section()`` and ``read_section()``: as blocks and as decorators."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Generator
+from typing import Any, Callable, Literal, TypeVar, Union
+
+from .errors import ConcurrentAccessError, SharedSessionError
+from .guard import check_timeout
+from .owners import current_owner
+from .sections import CriticalSection, ReadSection
+from .session import SharedSessionMixin
+from .targets import session_of
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Transaction = Literal["commit", "savepoint", None]
+
+
+class _SectionOf:
+    """A section of the session that a target means, found when it is entered."""
+
+    _name: str
+
+    def __init__(self, target: Any, timeout: float | None) -> None:
+        self._target = target
+        self._timeout = check_timeout(timeout)
+        self._open: Any = None
+
+    def _section(self, session: SharedSessionMixin) -> Any:
+        """Make the context manager for one block."""
+        raise NotImplementedError
+
+    # -- as a block
+
+    def __enter__(self) -> SharedSessionMixin:
+        if isinstance(self._target, str):
+            raise SharedSessionError(
+                f"{self._name}({self._target!r}) names an attribute of a method's "
+                "object, so it can only decorate methods; give a block the session."
+            )
+        if self._open is not None:
+            raise SharedSessionError(
+                f"This {self._name} is entered already; make a new one for each block."
+            )
+        section = self._section(session_of(self._target))
+        session: SharedSessionMixin = section.__enter__()
+        self._open = section
+        return session
+
+    def __exit__(self, *exc_info: Any) -> None:
+        section, self._open = self._open, None
+        if section is None:
+            raise SharedSessionError(
+                f"This {self._name} is not entered, so there is nothing to release."
+            )
+        section.__exit__(*exc_info)
+
+    # -- as a decorator
+
+    def __call__(self, function: _F) -> _F:
+        if isinstance(function, (classmethod, staticmethod)):
+            return type(function)(self(function.__func__))
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise SharedSessionError(
+                f"{self._name}() of a session for threads cannot decorate the "
+                f"coroutine function {function.__qualname__}: waiting would stop the "
+                "event loop. Decorate a function and run it with asyncio.to_thread()."
+            )
+        if not callable(function):
+            raise SharedSessionError(
+                f"{self._name}() decorates functions and methods, not {function!r}."
+            )
+        if inspect.isgeneratorfunction(function):
+            decorated: _F = self._decorate_generator(function)
+            return decorated
+
+        @functools.wraps(function)
+        def in_section(*args: Any, **kw: Any) -> Any:
+            with self._section(self._session_for(function, args)):
+                return function(*args, **kw)
+
+        return in_section  # type: ignore[return-value]
+
+    def _decorate_generator(self, function: Any) -> Any:
+        @functools.wraps(function)
+        def in_section(*args: Any, **kw: Any) -> Any:
+            section = self._section(self._session_for(function, args))
+            return (yield from _InSection(section, function(*args, **kw)))
+
+        return in_section
+
+    def _session_for(self, function: Any, args: tuple[Any, ...]) -> SharedSessionMixin:
+        if not isinstance(self._target, str):
+            return session_of(self._target)
+        if not args or not hasattr(args[0], self._target):
+            raise SharedSessionError(
+                f"{self._name}({self._target!r}) decorates methods of objects that have "
+                f"an attribute {self._target!r}; {function.__qualname__}() was called "
+                "without such an object."
+            )
+        return session_of(getattr(args[0], self._target))
+
+
+class critical_section(_SectionOf):
+    """Keep every other thread out of a session for a block or a whole function.
+
+    Like :meth:`SharedSession.critical_section`, but for what is at hand: a session, a
+    registry, an object; and as a decorator, too::
+
+        @critical_section(Session, transaction="commit")
+        def transfer(source, target, amount): ...
+
+        class Importer:
+            @critical_section("session")
+            def run(self): ...
+
+    Decorates functions, methods, classmethods, staticmethods, and generators, for which
+    the section is held while the generator is open.
+
+    :param target: a :class:`SharedSession`, a :class:`shared_session`, an object that
+      is attached to one, a callable that returns one of these, or, for methods, the
+      name of an attribute of ``self``.  Found anew each time the section is entered.
+    :param timeout: seconds to wait at most; ``None``, the default, for the
+      ``lock_timeout`` of the session.
+    :param transaction: ``"commit"``: the section is one unit of work, committed at its
+      end; if it raises, its own work is undone, by a savepoint, and what others had
+      pending stays.  ``"savepoint"``: the same without the commit.  ``None``, the
+      default: the transaction is left alone.  Inside a unit, an inner unit is a
+      savepoint of the outer one.
+    :raises LockTimeout: if the wait took longer.
+    :raises SharedSessionError: if the target is attached to no shared session.
+    :raises ValueError: for another *timeout* or *transaction*.
+    """
+
+    _name = "critical_section"
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        timeout: float | None = None,
+        transaction: _Transaction = None,
+    ) -> None:
+        if transaction not in ("commit", "savepoint", None):
+            raise ValueError(
+                "transaction must be 'commit', 'savepoint' or None, not "
+                f"{transaction!r}"
+            )
+        super().__init__(target, timeout)
+        self._transaction = transaction
+
+    def _section(self, session: SharedSessionMixin) -> Any:
+        section = CriticalSection(session, self._timeout)
+        if self._transaction is None:
+            return section
+        return _UnitOfWork(session, section, self._transaction == "commit")
+
+
+class read_section(_SectionOf):
+    """Keep every change out of a session for a block or a function that only reads.
+
+    Like :meth:`SharedSession.read_section`, for the same targets, and as the same kinds
+    of decorator, as :class:`critical_section`.
+
+    :param target: as for :class:`critical_section`.
+    :param timeout: seconds to wait at most.
+    """
+
+    _name = "read_section"
+
+    def __init__(self, target: Any, *, timeout: float | None = None) -> None:
+        super().__init__(target, timeout)
+
+    def _section(self, session: SharedSessionMixin) -> Any:
+        return ReadSection(session, self._timeout)
+
+
+class _UnitOfWork:
+    """A critical section whose own work is committed, or undone, as a whole."""
+
+    def __init__(
+        self,
+        session: SharedSessionMixin,
+        section: CriticalSection[Any],
+        commits: bool,
+    ) -> None:
+        self._session = session
+        self._section = section
+        self._commits = commits
+        self._savepoint: Any = None
+        self._began = False
+
+    def __enter__(self) -> SharedSessionMixin:
+        self._section.__enter__()
+        try:
+            session = self._session
+            self._commits = self._commits and not session._in_unit
+            self._began = not session.in_transaction()
+            self._savepoint = session.begin_nested()  # flushes what others had pending
+            self._savepoint.__enter__()
+        except BaseException:
+            self._section.__exit__(None, None, None)
+            raise
+        if self._commits:
+            session._in_unit = True
+        return session
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        try:
+            self._end(type_, value, traceback)
+        finally:
+            if self._commits:
+                self._session._in_unit = False
+            self._section.__exit__(None, None, None)
+
+    def _end(self, type_: Any, value: Any, traceback: Any) -> None:
+        session = self._session
+        try:
+            self._savepoint.__exit__(type_, value, traceback)
+            if self._commits and type_ is None:
+                session.commit()
+        except BaseException:
+            if self._commits:
+                session.rollback()  # so that the failure stays this unit's own
+            raise
+        if type_ is not None and self._began:
+            session.rollback()  # nobody had a transaction before
+
+
+_Sections = Union[CriticalSection[Any], ReadSection[Any], _UnitOfWork]
+
+
+class _InSection(Generator[Any, Any, Any]):
+    """Runs a generator in a section that is entered at its first step."""
+
+    def __init__(self, section: _Sections, generator: Generator[Any, Any, Any]) -> None:
+        self._section = section
+        self._generator = generator
+        self._owner: Any = None
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._generator.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._generator.throw, *error)
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        me = current_owner()
+        if self._owner is None:
+            self._section.__enter__()
+            self._owner = me
+        elif self._owner is not me and step != self._generator.throw:
+            raise ConcurrentAccessError(
+                f"{me.name} takes a step of a generator whose section {self._owner.name}"
+                " holds. Run it to its end in the thread that began it."
+            )
+        try:
+            return step(*args)
+        except StopIteration:
+            self._section.__exit__(None, None, None)
+            raise
+        except BaseException as error:
+            self._section.__exit__(type(error), error, error.__traceback__)
+            raise
