@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
-
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.pool import SingletonThreadPool
@@ -34,11 +32,5 @@ def check_second_thread(session: sa_orm.Session, second: Owner) -> None:
             )
 
 
-def _engines(session: sa_orm.Session) -> Iterator[sa.Engine]:
-    binds: list[Any] = [session.bind, *session.binds.values()]
-    transaction = session._transaction
-    if transaction is not None:
-        binds += transaction._connections
-    for bind in binds:
-        if bind is not None:
-            yield bind.engine
+def _engines(session: sa_orm.Session) -> list[sa.Engine]:
+    return [bind.engine for bind in alchemy.binds_of(session)]

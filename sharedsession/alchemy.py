@@ -23,7 +23,6 @@ from sqlalchemy.orm import instrumentation as _instrumentation
 from sqlalchemy.orm import session as _session
 from sqlalchemy.orm import state as _state
 from sqlalchemy.orm.mapper import _all_registries
-from sqlalchemy.util import decorator
 
 
 def _named(module: Any, name: str) -> Any:
@@ -55,19 +54,6 @@ AssociationCollection: type[Any] = _associationproxy._AssociationCollection
 CursorResult: type[Any] = _cursor.CursorResult
 IteratorResult: type[Any] = _result.IteratorResult
 ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
-
-
-def with_signature_of(function: Any, operation: Any) -> Any:
-    """Make *operation* a function that has the very parameters of *function*.
-
-    ``inspect.signature`` could be told so by an attribute; SQLAlchemy, and whoever
-    looks at the code object like it, could not.
-    """
-
-    def call(fn: Any, self: Any, *args: Any, **kw: Any) -> Any:
-        return operation(self, *args, **kw)
-
-    return decorator(call)(function)
 
 
 def rows_in_memory(rows: Any) -> Any:
@@ -120,6 +106,17 @@ def sqlite_checks_thread(engine: Any) -> bool:
     if "cparams" not in found:
         return False
     return bool(found["cparams"].get("check_same_thread", True))
+
+
+def binds_of(session: Any) -> list[Any]:
+    """Every engine and connection that *session* is known to use."""
+    # 2.0 called the dictionary by a name of the class's own.
+    named = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    binds = [session.bind, *named.values()]
+    transaction = session._transaction
+    if transaction is not None:
+        binds += transaction._connections
+    return [bind for bind in binds if bind is not None]
 
 
 def boundary(transaction: Any) -> Any:

@@ -14,9 +14,16 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from . import rows
-from .disguise import is_ours, subclass
+from .disguise import is_ours, per_class, subclass
 from .guard import Guard
-from .operations import CONNECTION, guarded, like, run
+from .operations import (
+    CONNECTION,
+    CONNECTION_TRANSACTION,
+    HAND_OUT_TRANSACTIONS,
+    guarded,
+    like,
+    run,
+)
 from .statements import access_of
 
 _GUARD = "_sharedsession_guard"
@@ -41,28 +48,50 @@ def _guard_of(connection: Any) -> Guard | None:
     return guard
 
 
-_classes: dict[type, type] = {}
-
-
-def _guarded_class(base: type) -> type:
-    if base not in _classes:
-        _classes[base] = subclass(base, _members(base))
-    return _classes[base]
-
-
-def _members(base: Any) -> dict[str, Any]:
+@per_class
+def _guarded_class(base: Any) -> Any:
     members: dict[str, Any] = {}
     for name, access in CONNECTION.items():
         member = getattr(base, name, None)
         if access is None or member is None:
             continue
+        if name in HAND_OUT_TRANSACTIONS:
+            member = _handing_out(member)
         if hasattr(member, "fget"):
             members[name] = property(guarded(member.fget, access, _guard_of))
         else:
             members[name] = guarded(member, access, _guard_of)
     for name in ("execute", "exec_driver_sql", "scalar"):
         members[name] = _executing(getattr(base, name))
-    return members
+    return subclass(base, members)
+
+
+def _handing_out(function: Any) -> Any:
+    def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
+        transaction = function(self, *args, **kw)
+        if transaction is not None and not is_ours(transaction):
+            transaction.__class__ = _guarded_transaction(type(transaction))
+        return transaction
+
+    return like(hand_out, function)
+
+
+@per_class
+def _guarded_transaction(base: Any) -> Any:
+    members: dict[str, Any] = {}
+    for name, access in CONNECTION_TRANSACTION.items():
+        member = getattr(base, name, None)
+        if access is not None and member is not None:
+            if hasattr(member, "fget"):
+                getter = guarded(member.fget, access, _guard_of_transaction)
+                members[name] = property(getter)
+            else:
+                members[name] = guarded(member, access, _guard_of_transaction)
+    return subclass(base, members)
+
+
+def _guard_of_transaction(transaction: Any) -> Guard | None:
+    return _guard_of(transaction.connection)
 
 
 def _executing(function: Any) -> Any:

@@ -20,7 +20,7 @@ from . import alchemy
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .guard import LOAD, READ, WRITE, Guard
-from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, run
+from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, look, run
 
 _FindGuard = Callable[[Any], "Guard | None"]
 
@@ -138,8 +138,11 @@ def _guarded_class(base: type, find_guard: _FindGuard) -> Any:
     members: dict[str, Any] = {
         "__reduce_ex__": guarded(reduce_as(base), READ, find_guard),
     }
-    if not hasattr(base, "__slots__") and find_guard is _guard_of_mutable:
+    if find_guard is _guard_of_mutable and not issubclass(base, (list, dict, set)):
         members["__setattr__"] = _guarded_setattr(base)
+        members["__getattribute__"] = _guarded_getattribute(base)
+    if issubclass(base, list):
+        members["__radd__"] = guarded(_add_to_plain_list, LOAD, find_guard)
     for name in dir(base):
         if name in _NOT_OPERATIONS or name.startswith("_sa_"):
             continue
@@ -194,6 +197,23 @@ def _guarded_property(member: property, find_guard: _FindGuard) -> property:
     setter = member.fset and guarded(member.fset, WRITE, find_guard)
     deleter = member.fdel and guarded(member.fdel, WRITE, find_guard)
     return property(getter, setter, deleter, member.__doc__)
+
+
+def _add_to_plain_list(self: list[Any], other: Any) -> Any:
+    """``[...] + collection`` would copy the collection without asking it."""
+    if not isinstance(other, list):
+        return NotImplemented
+    return [*other, *list.copy(self)]
+
+
+def _guarded_getattribute(base: Any) -> Any:
+    def __getattribute__(self: Any, name: str) -> Any:
+        guard = None if name.startswith("_") else _guard_of_mutable(self)
+        if guard is None:
+            return base.__getattribute__(self, name)
+        return look(guard, base.__getattribute__, self, name)
+
+    return __getattribute__
 
 
 def _guarded_setattr(base: Any) -> Any:

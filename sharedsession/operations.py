@@ -96,6 +96,9 @@ def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
 
 Table = Mapping[str, "Access | None"]
 
+#: Attributes of a session that set how it works; setting one is a ``CHANGE``.
+SESSION_SETTINGS = ("autoflush", "bind", "expire_on_commit")
+
 SESSION: Table = {
     "__contains__": READ,
     "__enter__": None,  # counted by the session itself, see session.py
@@ -139,7 +142,7 @@ SESSION: Table = {
     "info": None,  # a dictionary of the application's
     "invalidate": END,
     "is_active": READ,
-    "is_modified": READ,
+    "is_modified": LOAD,
     "merge": WRITE,
     "merge_all": WRITE,
     "new": READ,
@@ -228,6 +231,28 @@ CONNECTION: Table = {
     "_safe_close_cursor": LOAD,  # the end of every result
 }
 
+#: The transactions and savepoints that a connection hands out.
+CONNECTION_TRANSACTION: Table = {
+    "__enter__": None,  # notes itself on the connection
+    "__exit__": CHANGE,
+    "close": CHANGE,
+    "commit": CHANGE,
+    "connection": None,  # never changes
+    "is_active": None,  # one field
+    "is_valid": READ,
+    "prepare": CHANGE,
+    "rollback": CHANGE,
+    "xid": None,  # never changes
+}
+
+#: Methods of a connection that hand out such a transaction.
+HAND_OUT_TRANSACTIONS = frozenset(
+    {
+        *("begin", "begin_nested", "begin_twophase"),
+        *("get_nested_transaction", "get_transaction"),
+    }
+)
+
 IDENTITY_MAP: Table = {
     "__contains__": READ,
     "__getitem__": READ,
@@ -309,6 +334,8 @@ ATTRIBUTE_STATE: Table = {
 
 #: What the object behind an attribute does with one object's value.
 ATTRIBUTE_IMPL: Table = {
+    "_default_value": CHANGE,  # init_collection() makes an empty collection
+    "_dispose_previous_collection": CHANGE,  # and drops the one before
     "append": WRITE,
     "delete": WRITE,
     "get": LOAD,

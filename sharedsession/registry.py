@@ -158,6 +158,15 @@ class shared_session(scoped_session[_S], Generic[_S]):
         """Like :meth:`Session.get_transaction`."""
         return self._proxied.get_transaction()
 
+    @property
+    def expire_on_commit(self) -> bool:
+        """Like ``Session.expire_on_commit``."""
+        return self._proxied.expire_on_commit
+
+    @expire_on_commit.setter
+    def expire_on_commit(self, value: bool) -> None:
+        self._proxied.expire_on_commit = value
+
     def in_nested_transaction(self) -> bool:
         """Like :meth:`Session.in_nested_transaction`."""
         return self._proxied.in_nested_transaction()

@@ -18,9 +18,17 @@ from .errors import SharedSessionError
 from .guard import CHANGE, END, Access, Guard
 from .identity import guard_identity_map
 from .locks import LockArgument, make_guard
-from .operations import SESSION, SESSION_INTERNAL, guarded, like, run
+from .operations import (
+    SESSION,
+    SESSION_INTERNAL,
+    SESSION_SETTINGS,
+    guarded,
+    like,
+    run,
+)
 from .owners import Owner
 from .sections import CriticalSection, ReadSection
+from .signatures import with_signature_of
 from .statements import access_of
 from .transactions import GuardedTransaction
 from .work import Ledger, Loss
@@ -318,10 +326,34 @@ def _put_operations_on(cls: Any) -> None:
             own: Any = _OWN.get(name)
             function = like(own or _next_in_line(name), plain)
             operation = guarded(function, access, _guard_of)
-            setattr(cls, name, alchemy.with_signature_of(plain, operation))
+            setattr(cls, name, with_signature_of(plain, operation))
+
+
+class _Setting:
+    """An attribute of the session that is read as ever, and set as one operation."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, session: Any, owner: Any) -> Any:
+        if session is None:
+            return self
+        try:
+            return session.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+
+    def __set__(self, session: Any, value: Any) -> None:
+        if session.guard is None:
+            session.__dict__[self._name] = value
+        else:
+            setting = session.__dict__.__setitem__
+            run(session.guard, CHANGE, setting, self._name, value)
 
 
 _put_operations_on(SharedSessionMixin)
+for _name in SESSION_SETTINGS:
+    setattr(SharedSessionMixin, _name, _Setting(_name))
 
 
 def _show_operations_on(cls: Any) -> None:

@@ -110,6 +110,7 @@ class GuardedTransaction(_Plain):
     close = guarded(_close, END, _guard_of)
     commit = guarded(_commit, CHANGE, _guard_of)
     rollback = guarded(_rollback, END, _guard_of)
+    is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _guard_of))
     prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
     connection = guarded(_Plain.connection, LOAD, _guard_of)
     if hasattr(_Plain, "connections"):

@@ -44,6 +44,9 @@ class Pin(MutableComposite):
     x: int | None
     y: int | None
 
+    def __getstate__(self) -> Any:
+        return self.x, self.y
+
     def __setattr__(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
         self.changed()

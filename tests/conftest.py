@@ -1,0 +1,113 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sqlite3
+import warnings
+from types import SimpleNamespace
+from typing import Any, Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, close_all_sessions, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from sharedsession import SharedSession, shared_session
+
+from .models import Address, Base, Book, Log, User, Visit, make_user
+
+
+def make_engine() -> sa.Engine:
+    """SQLite in memory, on one connection that any thread may use.
+
+    With the recipe of SQLAlchemy's documentation that makes savepoints work.
+    """
+    engine = sa.create_engine(
+        "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def leave_transactions_alone(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    with engine.connect() as connection:
+        template().backup(connection.connection.driver_connection)  # type: ignore
+    return engine
+
+
+@functools.lru_cache(maxsize=None)
+def template() -> sqlite3.Connection:
+    """A database with the tables and four users, to be copied for each test."""
+    engine = sa.create_engine(
+        "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+    )
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        users = [make_user(name) for name in ("ann", "ben", "cat", "dan")]
+        session.add_all(users)
+        users[0].books.put(Book(title="one"))
+        users[0].logs.add(Log())
+        session.commit()
+    connection = engine.raw_connection().driver_connection
+    assert isinstance(connection, sqlite3.Connection)
+    return connection
+
+
+@pytest.fixture
+def engine() -> Iterator[sa.Engine]:
+    engine = make_engine()
+    yield engine
+    with contextlib.suppress(sa.exc.SQLAlchemyError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        close_all_sessions()
+    engine.dispose()
+
+
+@pytest.fixture(params=["rlock", "rw"])
+def lock(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def session(engine: sa.Engine, lock: str) -> Iterator[SharedSession]:
+    with SharedSession(engine, lock=lock) as session:
+        yield session
+
+
+def make_world(engine: sa.Engine, lock: Any) -> Any:
+    """A session with objects in every state that a way in may need."""
+    registry = shared_session(sessionmaker(engine, class_=SharedSession, lock=lock))
+    session = registry()
+    user, fresh, expired, spare = (session.get_one(User, id_) for id_ in (1, 2, 3, 4))
+    for value in ("addresses", "tags", "notes", "keywords", "books", "point", "pin"):
+        getattr(user, value)
+    list(user.words)
+    session.expire(expired)
+    pending = User(name="pending")
+    session.add(pending)
+    session.flush()
+    session.autoflush = False  # so that a look does not become a write
+    user.name = "ann"
+    return SimpleNamespace(
+        engine=engine,
+        registry=registry,
+        session=session,
+        user=user,
+        user_id=user.id,
+        address=user.addresses[0],
+        fresh=fresh,
+        fresh_address=session.scalars(
+            sa.select(Address).where(Address.user_id == 4)
+        ).first(),
+        expired=expired,
+        spare=spare,
+        pending=pending,
+        visit=session.scalars(sa.select(Visit).where(Visit.user_id == 1)).one(),
+        log=session.scalars(sa.select(Log).where(Log.user_id == 1)).one(),
+    )
