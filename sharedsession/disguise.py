@@ -52,6 +52,7 @@ def reduce_as(base: Any) -> Any:
         if isinstance(reduced, str):
             return reduced
         function, args, *rest = reduced
-        return function, tuple(base if arg is type(self) else arg for arg in args), *rest
+        function, *args = (base if it is type(self) else it for it in (function, *args))
+        return function, tuple(args), *rest
 
     return reduce

@@ -293,11 +293,7 @@ class Guard:
 
     def _enter_from_read_section(self, me: Owner, access: Access) -> None:
         if access is not READ and access is not LOAD:
-            raise UpgradeError(
-                "This is a write, and it was asked for inside a read section of "
-                f"{me.name}. Nothing was changed. Leave the read section first, or use "
-                "critical_section() in its place."
-            )
+            self.refuse_write()
         if self._owner is me or self._loader is me:
             self.inside = me
         else:
@@ -623,6 +619,13 @@ class Guard:
             f"{me.name}, at {me.where()}, came into a session while another thread was "
             f"inside. {self.explain()} Two threads shared it: give each its own "
             "session, or let them take turns with lock='rlock' or 'rw'."
+        )
+
+    def refuse_write(self) -> NoReturn:
+        raise UpgradeError(
+            "This is a write, and it was asked for inside a read section of "
+            f"{self.asker().name}. Nothing was changed. Leave the read section first, "
+            "or use critical_section() in its place."
         )
 
     def _refuse_deadlock(self, me: Owner) -> NoReturn:

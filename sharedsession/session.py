@@ -15,7 +15,7 @@ from .affinity import check_second_thread
 from .attachment import guards
 from .connections import guard_connection
 from .errors import SharedSessionError
-from .guard import CHANGE, END, Access, Guard
+from .guard import CHANGE, END, LOAD, Access, Guard
 from .identity import guard_identity_map
 from .locks import LockArgument, make_guard
 from .operations import (
@@ -117,8 +117,12 @@ class SharedSessionMixin(Session):
     def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close, unless other threads are inside with-blocks of this session still."""
         if self.guard is not None:
-            self._blocks.pop(self.guard.asker(), None)
-            if any(owner.alive for owner in tuple(self._blocks)):
+            me = self.guard.asker()
+            blocks = self._blocks.pop(me, 0)
+            others = any(owner.alive for owner in tuple(self._blocks))
+            if blocks > 1:
+                self._blocks[me] = blocks - 1
+            if others:
                 return
         super().__exit__(type_, value, traceback)
 
@@ -148,6 +152,8 @@ class SharedSessionMixin(Session):
         if guard is None:
             return super()._execute_internal(statement, *args, **kw)
         access = access_of(statement, kw.get("execution_options"))
+        if access is not LOAD and guard.reads_only():
+            guard.refuse_write()  # even inside an operation that is a load itself
         return run(guard, access, self._execute_settled, guard, statement, args, kw)
 
     def _execute_settled(
@@ -215,8 +221,8 @@ class SharedSessionMixin(Session):
             return
         loss = self._failure or Loss(guard.asker(), "ended it without a commit")
         self._ledger.thrown_away(transaction, loss)
-        if transaction.parent is None:
-            self._failure = None
+        if not alchemy.is_broken(self._transaction):
+            self._failure = None  # what was broken is gone, or was a savepoint only
         guard.attention = guard.attention or self._ledger.anybody_to_tell()
 
     def _note_failure(self, error: BaseException | None) -> None:

@@ -22,7 +22,7 @@ def with_signature_of(
         f"def {function.__name__}({', '.join(_declared(parameters))}):\n"
         f"    return _operation({', '.join(map(_passed_on, parameters))})\n"
     )
-    made: dict[str, Any] = {"_operation": operation}
+    made: dict[str, Any] = {"_operation": operation, "__name__": __name__}
     exec(compile(source, f"<operation {function.__qualname__}>", "exec"), made)
     named: Any = made[function.__name__]
     named.__defaults__ = getattr(function, "__defaults__", None)

@@ -36,4 +36,7 @@ def access_of(statement: Any, options: Any = None) -> Access:
 
 def _overwrites(statement: Any, options: Any) -> bool:
     given = (options or {}, getattr(statement, "_execution_options", {}))
-    return any(each.get("populate_existing") for each in given)
+    if any(each.get("populate_existing") for each in given):
+        return True
+    load_options = given[0].get("_sa_orm_load_options")
+    return bool(load_options and load_options._populate_existing)

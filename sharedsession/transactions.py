@@ -6,6 +6,7 @@ is made.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.orm as sa_orm
@@ -105,7 +106,7 @@ class GuardedTransaction(_Plain):
         try:
             _Plain.rollback(self, _capture_exception, _to_root)
         finally:
-            self.session._note_failure(None)
+            self.session._note_failure(sys.exc_info()[1])
 
     close = guarded(_close, END, _guard_of)
     commit = guarded(_commit, CHANGE, _guard_of)

@@ -9,7 +9,7 @@ from typing import Any, Callable, Literal, TypeVar, Union
 
 from .errors import ConcurrentAccessError, SharedSessionError
 from .guard import check_timeout
-from .owners import current_owner
+from .owners import Owner, current_owner
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
 from .targets import session_of
@@ -87,7 +87,7 @@ class _SectionOf:
         @functools.wraps(function)
         def in_section(*args: Any, **kw: Any) -> Any:
             section = self._section(self._session_for(function, args))
-            return (yield from _InSection(section, function(*args, **kw)))
+            return _InSection(section, function(*args, **kw))
 
         return in_section
 
@@ -217,41 +217,56 @@ class _UnitOfWork:
 
     def _end(self, type_: Any, value: Any, traceback: Any) -> None:
         session = self._session
+        undone = True
         try:
             self._savepoint.__exit__(type_, value, traceback)
-            if self._commits and type_ is None:
-                session.commit()
+            undone = type_ is not None
+        finally:
+            if undone and self._began:
+                session.rollback()  # nobody had a transaction before
+        if self._commits and not undone:
+            self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._session.commit()
         except BaseException:
-            if self._commits:
-                session.rollback()  # so that the failure stays this unit's own
+            self._session.rollback()  # so that the failure stays this unit's own
             raise
-        if type_ is not None and self._began:
-            session.rollback()  # nobody had a transaction before
 
 
 _Sections = Union[CriticalSection[Any], ReadSection[Any], _UnitOfWork]
 
 
 class _InSection(Generator[Any, Any, Any]):
-    """Runs a generator in a section that is entered at its first step."""
+    """Runs a generator in a section that is entered at its first step.
+
+    Not a generator itself: the error that another thread gets for a step must not end
+    the generator of the one that may go on.
+    """
 
     def __init__(self, section: _Sections, generator: Generator[Any, Any, Any]) -> None:
         self._section = section
         self._generator = generator
-        self._owner: Any = None
+        self._owner: Owner | None = None
+        self._is_open = False
 
     def send(self, value: Any) -> Any:
+        if self._owner is None:
+            self._section.__enter__()
+            self._owner = current_owner()
+            self._is_open = True
         return self._step(self._generator.send, value)
 
     def throw(self, *error: Any) -> Any:
+        if self._owner is None:
+            return self._generator.throw(*error)
         return self._step(self._generator.throw, *error)
 
     def _step(self, step: Callable[..., Any], *args: Any) -> Any:
         me = current_owner()
-        if self._owner is None:
-            self._section.__enter__()
-            self._owner = me
-        elif self._owner is not me and step != self._generator.throw:
+        if self._is_open and self._owner is not me:
+            assert self._owner is not None
             raise ConcurrentAccessError(
                 f"{me.name} takes a step of a generator whose section {self._owner.name}"
                 " holds. Run it to its end in the thread that began it."
@@ -259,8 +274,18 @@ class _InSection(Generator[Any, Any, Any]):
         try:
             return step(*args)
         except StopIteration:
-            self._section.__exit__(None, None, None)
+            self._leave(None)
             raise
         except BaseException as error:
-            self._section.__exit__(type(error), error, error.__traceback__)
+            self._leave(error)
             raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._section.__exit__(type(error) if error else None, error, None)
+
+    def __del__(self) -> None:
+        # Collected in another thread, the section is forsaken, which is noticed.
+        if self._is_open and current_owner() is self._owner:
+            self.close()

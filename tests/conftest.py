@@ -19,14 +19,17 @@ from sharedsession import SharedSession, shared_session
 from .models import Address, Base, Book, Log, User, Visit, make_user
 
 
-def make_engine() -> sa.Engine:
-    """SQLite in memory, on one connection that any thread may use.
+def make_engine(url: str = "sqlite://") -> sa.Engine:
+    """SQLite in memory, on one connection that any thread may use; or in a file.
 
     With the recipe of SQLAlchemy's documentation that makes savepoints work.
     """
-    engine = sa.create_engine(
-        "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
-    )
+    if url == "sqlite://":
+        engine = sa.create_engine(
+            url, poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+    else:
+        engine = sa.create_engine(url)
 
     @sa.event.listens_for(engine, "connect")
     def leave_transactions_alone(connection: Any, record: Any) -> None:
@@ -66,6 +69,14 @@ def engine() -> Iterator[sa.Engine]:
     with contextlib.suppress(sa.exc.SQLAlchemyError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         close_all_sessions()
+    engine.dispose()
+
+
+@pytest.fixture
+def file_engine(tmp_path: Any) -> Iterator[sa.Engine]:
+    """SQLite in a file: each session has a connection of its own."""
+    engine = make_engine(f"sqlite:///{tmp_path}/test.db")
+    yield engine
     engine.dispose()
 
 

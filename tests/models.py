@@ -45,7 +45,7 @@ class Pin(MutableComposite):
     y: int | None
 
     def __getstate__(self) -> Any:
-        return self.x, self.y
+        return {"x": self.x, "y": self.y}
 
     def __setattr__(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
