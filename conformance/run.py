@@ -282,7 +282,8 @@ def sqlalchemy_suite(
     driver = db.partition("://")[0]
     requirements = [f"SQLAlchemy=={version}"]
     requirements += [DRIVERS[driver]] if driver in DRIVERS else []
-    options = ["--dburi" if "://" in db else "--db", db]
+    # --nomypy: what 2.0 has for its mypy plugin needs mypy and makes no session
+    options = ["--nomypy", "--dburi" if "://" in db else "--db", db]
     if greenlet:
         requirements += ["greenlet", "aiosqlite"]
         options += ["--dbdriver", ASYNC_DRIVERS[driver]] * (driver in ASYNC_DRIVERS)

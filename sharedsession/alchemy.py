@@ -34,9 +34,19 @@ def _named(module: Any, name: str) -> Any:
 # object behind each attribute, which every public function ends up at.
 AttributeImpl: type = _named(_attributes, "AttributeImpl")
 ClassManager: type = _instrumentation.ClassManager
-manager_of_class = _attributes.manager_of_class
-instance_state = _attributes.instance_state
-instance_dict = _attributes.instance_dict
+
+
+def instance_state(instance: object) -> Any:
+    """The state of a mapped object; ``AttributeError`` if it has none."""
+    # Looked up each time: sqlalchemy.ext.instrumentation puts others in its place.
+    return _attributes.instance_state(instance)
+
+
+def has_plain_instrumentation(cls: type) -> bool:
+    """Whether values are in ``__dict__``, and not where an extension puts them."""
+    return type(vars(cls).get("_sa_class_manager")) is ClassManager
+
+
 
 InstanceState: type[Any] = _state.InstanceState
 AttributeState: type[Any] = _state.AttributeState
@@ -68,8 +78,8 @@ def session_of_state(state: Any) -> sa_orm.Session | None:
 
 def all_mappers() -> list[sa_orm.Mapper[Any]]:
     """Every mapper there is: those made before the first guard are adopted late."""
-    registries = _all_registries()
-    return [mapper for registry in registries for mapper in registry.mappers]
+    managers = [m for registry in _all_registries() for m in registry._managers]
+    return [manager.mapper for manager in managers if manager.is_mapped]
 
 
 def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:

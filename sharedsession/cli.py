@@ -23,7 +23,7 @@ from .version import __version__
 EPILOG = """\
 Runs: plain, one Session without any lock; per-thread, a Session for each thread; rlock
 and rw, one SharedSession of that kind. Calls that overlap inside the driver are let
-through and counted, but refused in the plain run, because they may crash the driver.
+through and counted; each run has a process of its own, because they may crash it.
 Creates the tables sharedsession_stress_account and sharedsession_stress_ledger for each
 run and drops them at its end; touches no other table. Exit status 1 if a run of
 rlock or rw shows anything but zeros, 2 if the runs could not be made.

@@ -24,7 +24,7 @@ from .operations import (
     like,
     run,
 )
-from .statements import access_of
+from .statements import access_of, has_changes_within
 
 _GUARD = "_sharedsession_guard"
 
@@ -100,6 +100,8 @@ def _executing(function: Any) -> Any:
         if guard is None:
             return function(self, statement, *args, **kw)
         access = access_of(statement)
+        if guard.reads_only() and has_changes_within(statement):
+            guard.refuse_write()
         return run(guard, access, _execute, guard, function, self, statement, args, kw)
 
     return like(operation, function)

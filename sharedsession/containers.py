@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from . import alchemy
 from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import is_ours, per_class, reduce_as, subclass
+from .disguise import become, is_ours, per_class, reduce_as, subclass
 from .guard import LOAD, READ, WRITE, Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, look, run
 
@@ -48,7 +48,7 @@ def guard_collection(collection: Any) -> None:
         adapter = collection._sa_adapter
         if type(adapter) is alchemy.CollectionAdapter:
             adapter.__class__ = _guarded_adapter()
-        collection.__class__ = _guarded_class(type(collection), _guard_of_collection)
+        become(collection, _guarded_class(type(collection), _guard_of_collection))
 
 
 def _guard_of_collection(collection: Any) -> Guard | None:
@@ -104,7 +104,7 @@ def install() -> None:
 def guard_mutable(value: Any) -> None:
     """Guard a mutable value of an attached object."""
     if value is not None and not is_ours(value):
-        value.__class__ = _guarded_class(type(value), _guard_of_mutable)
+        become(value, _guarded_class(type(value), _guard_of_mutable))
 
 
 def _guard_of_mutable(value: Any) -> Guard | None:
@@ -121,8 +121,7 @@ def _guard_of_mutable(value: Any) -> Guard | None:
 def guard_association(value: Any) -> Any:
     """Guard *value* if it is the collection that an association proxy made."""
     if isinstance(value, alchemy.AssociationCollection) and not is_ours(value):
-        cls = type(value)
-        value.__class__ = _guarded_class(cls, _guard_of_association)
+        become(value, _guarded_class(type(value), _guard_of_association))
     return value
 
 

@@ -12,7 +12,7 @@ def subclass(base: type, members: dict[str, Any], *, shown: bool = False) -> Any
 
     It must add no field: then an object's class can be changed in place.  Whoever asks
     an object for its ``__class__`` gets *base*, unless it is *shown*, and so does a
-    pickle.
+    pickle; who compares its ``type()`` with *base* finds them equal.
     """
     if base.__dictoffset__ == 0:
         members.setdefault("__slots__", ())
@@ -21,10 +21,26 @@ def subclass(base: type, members: dict[str, Any], *, shown: bool = False) -> Any
     if not shown:
         members["__class__"] = property(lambda self: base)
         members.setdefault("__reduce_ex__", reduce_as(base))
-    ours = type(base)(base.__name__, (base,), members)
+    make = type(base) if shown else _equal_to(base)
+    ours = make(base.__name__, (base,), members)
     ours.__module__ = base.__module__
     ours.__qualname__ = base.__qualname__
     return ours
+
+
+def _equal_to(base: type) -> Any:
+    """A metaclass for one class, which passes for *base* where classes are compared."""
+
+    def equals(cls: type, other: object) -> bool:
+        return other is cls or other is base
+
+    members = {"__eq__": equals, "__hash__": lambda cls: hash(base)}
+    return type(type(base).__name__, (type(base),), members)
+
+
+def become(thing: object, cls: type) -> None:
+    """Change the class of *thing*, past whatever its class does when it is set."""
+    object.__setattr__(thing, "__class__", cls)
 
 
 def is_ours(thing: object) -> bool:

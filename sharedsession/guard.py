@@ -26,6 +26,9 @@ Fields, and how each is published:
 ``inside``
     The owner with full rights now.  Written by that owner alone (or on its behalf
     once it is gone), so comparing it with oneself needs no mutex.
+``operating``
+    Whether an operation of ``inside`` runs, so that the end of a hold meanwhile does not
+    give the guard away.  Written by that owner alone.
 ``version``
     Odd while somebody may be changing things, even otherwise; it only grows.  Written
     under the mutex, before the first change and after the last one, read by anybody:
@@ -35,6 +38,7 @@ Fields, and how each is published:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import logging
@@ -44,7 +48,7 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Callable, Literal, NoReturn, Protocol
+from typing import Any, Callable, Iterator, Literal, NoReturn, Protocol
 
 from . import waiting
 from .errors import (
@@ -250,11 +254,12 @@ class Guard:
         self._mutex = make_lock()
         self._owner: Owner | None = None
         self._loader: Owner | None = None
-        self._operating = False
+        self.operating = False
         self._restricted = False
-        self._holds: set[int] = set()
+        self._holds: dict[int, str] = {}
         self._readers: dict[Owner, _Reading] = {}
         self._queue: deque[_Waiter] = deque()
+        self._before: list[_Waiter] = []  # those who wait for the application's lock
         self._since = 0.0
         #: Until a second owner came: the first one, who needs no check.
         self._sole: Owner | threading.Thread | None = None
@@ -287,7 +292,7 @@ class Guard:
         else:
             mode = BESIDE if access is READ and self._shares else EXCLUSIVE
             self._acquire(me, mode, self.timeout)
-            self._operating = True
+            self.operating = True
         if self.attention and self.attend is not None:
             self.attend(me, access)
 
@@ -298,7 +303,7 @@ class Guard:
             self.inside = me
         else:
             self._acquire(me, BESIDE, self.timeout)
-        self._operating = True
+        self.operating = True
 
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to.
@@ -307,7 +312,7 @@ class Guard:
         """
         with self._mutex:
             if self._owner is me or self._loader is me:
-                self._operating = False
+                self.operating = False
                 if not self._holds:
                     self._drop()
                 elif self._restricted or self._loader is me:
@@ -349,14 +354,14 @@ class Guard:
         """Keep the guard beyond the operation that runs now: for a stream."""
         me = self.asker()
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
-        self._holds.add(hold.number)
+        self._holds[hold.number] = what
         return hold
 
     def _take(
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
         mine = self._owner is me or self._loader is me or me in self._readers
-        hold = Hold(self, me, mode, what, restricts and not self._restricted)
+        hold = Hold(self, me, mode, what, False)
         try:
             if not mine:
                 if self._checks_askers and self._sole is not me:
@@ -366,9 +371,9 @@ class Guard:
             if mode is SHARED:
                 self._readers[me].holds.add(hold.number)
             else:
-                self._holds.add(hold.number)
-                if hold.restricts:
-                    self._restricted = True
+                self._holds[hold.number] = what
+                if restricts and not self._restricted:
+                    hold.restricts = self._restricted = True
                     self.inside = None
             if self.attention and mode is EXCLUSIVE and not restricts:
                 assert self.attend is not None
@@ -385,8 +390,8 @@ class Guard:
         the right to change things goes.
         """
         me = hold.owner
-        with self._mutex:
-            alone = self._holds == {hold.number} and not self._operating
+        with self._locked():
+            alone = [*self._holds] == [hold.number] and not self.operating
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me)):
                 reading = self._readers[me] = _Reading(self._since)
@@ -400,11 +405,9 @@ class Guard:
 
     def let_go(self, hold: Hold) -> None:
         """Release *hold*.  May be called again if it was interrupted."""
-        with self._mutex:
+        with self._locked():
             self._let_go(hold)
             self._pass_on()
-        if self._forsaken:
-            self._reap()
 
     def _let_go(self, hold: Hold) -> None:
         me = hold.owner
@@ -414,11 +417,11 @@ class Guard:
             if not reading.holds:
                 self._drop_reader(me)
         if self._owner is me or self._loader is me:
-            self._holds.discard(hold.number)
+            self._holds.pop(hold.number, None)
             if hold.restricts and self._restricted:
                 self._restricted = False
                 self.inside = me if self._owner is me else None
-            if not self._holds and not self._operating:
+            if not self._holds and not self.operating:
                 self._drop()
         hold.is_open = False
 
@@ -439,7 +442,7 @@ class Guard:
         while self._forsaken and self._mutex.acquire(False):
             try:
                 hold = self._forsaken.popleft()
-                if hold.number in self._holds and hold.what != STREAM:
+                if self._holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
                     self.attention = True
                 self._let_go(hold)
@@ -467,6 +470,11 @@ class Guard:
 
     def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         """Be admitted in *mode*, or raise with nothing changed."""
+        # The application's lock first: who has it through another guard on the same
+        # lock must not meet somebody in here who waits for it.
+        foreign = None if mode is BESIDE and me in self._readers else self._lock
+        if foreign is not None:
+            self._acquire_foreign(foreign, me, mode, timeout)
         try:
             with self._mutex:
                 admitted = self._may_enter_now(me, mode)
@@ -474,11 +482,12 @@ class Guard:
                     self._admit(me, mode)
             if not admitted:
                 self._wait(me, mode, timeout)
-            if self._lock is not None:
-                self._acquire_foreign(self._lock, me, mode, timeout)
         except BaseException:
-            self._withdraw(me, mode)
+            if not self._withdraw(me, mode) and foreign is not None:
+                foreign.release(me)
             raise
+        if self._forsaken:
+            self._reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self._queue and me not in self._readers:
@@ -513,7 +522,7 @@ class Guard:
         held = self.clock() - self._since
         if held > self._longest_hold:
             self._longest_hold = held
-        self._operating = self._restricted = False
+        self.operating = self._restricted = False
         self._holds.clear()
         self.inside = None
         if self.kind is not Kind.CONFINE:
@@ -549,7 +558,7 @@ class Guard:
         waiter = _Waiter(self, me, mode, self._make_lock())
         waiter.parked.acquire()
         try:
-            with self._mutex:
+            with self._locked():
                 me.waiting_for = waiter
                 self._queue.append(waiter)
                 self._contended += 1
@@ -563,7 +572,7 @@ class Guard:
             self._refuse_timeout(me, mode, waiter)
 
     def _end_wait(self, waiter: _Waiter) -> None:
-        with self._mutex:
+        with self._locked():
             if not waiter.admitted:
                 self._queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
@@ -571,27 +580,27 @@ class Guard:
             waited = self.clock() - waiter.since
             self._wait_seconds += waited
             self._longest_wait = max(self._longest_wait, waited)
-        if self._forsaken:
-            self._reap()
 
     def _acquire_foreign(
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
     ) -> None:
-        """Take the application's lock too, now that no other user of this guard can."""
-        if mode is BESIDE and me in self._readers:
-            return  # a reader has it already
+        """Take the application's lock, on which the next one waits for the last."""
         if lock.acquire(mode, me, 0):
             return
-        if self.kind in (Kind.DETECT, Kind.CONFINE):
-            self._refuse_overlap(me)
+        waiter = _Waiter(self, me, mode, self._make_lock())
         me.waiting_for = lock
         try:
+            with self._locked():
+                self._before.append(waiter)
+                self._contended += 1
             if waiting.would_deadlock(me, lock):
                 self._refuse_deadlock(me)
             if lock.acquire(mode, me, timeout):
                 return
         finally:
             me.waiting_for = None
+            with self._locked():
+                self._before.remove(waiter)
         self._timeouts += 1
         raise LockTimeout(
             f"{me.name} did not get the lock that this guard stands on in "
@@ -599,9 +608,10 @@ class Guard:
             "timeout= or lock_timeout=, or hold the lock for less."
         )
 
-    def _withdraw(self, me: Owner, mode: Mode) -> None:
-        """Undo what an acquisition that failed may have reached."""
-        with self._mutex:
+    def _withdraw(self, me: Owner, mode: Mode) -> bool:
+        """Undo what an acquisition that failed may have reached; whether it was all."""
+        admitted = True
+        with self._locked():
             me.waiting_for = None
             for waiter in tuple(self._queue):
                 if waiter.owner is me:
@@ -610,7 +620,20 @@ class Guard:
                 self._drop_reader(me)
             elif self._owner is me or self._loader is me:
                 self._drop()
+            else:
+                admitted = False
             self._pass_on()
+        return admitted
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the mutex, and see to what was forsaken meanwhile."""
+        try:
+            with self._mutex:
+                yield
+        finally:
+            if self._forsaken:
+                self._reap()
 
     # -- refusals
 
@@ -636,7 +659,7 @@ class Guard:
         )
 
     def _refuse_timeout(self, me: Owner, mode: Mode, waiter: _Waiter) -> NoReturn:
-        with self._mutex:
+        with self._locked():
             self._timeouts += 1
         waited = self.clock() - waiter.since
         raise LockTimeout(
@@ -653,7 +676,7 @@ class Guard:
                 f"{self._process} and belongs to it; this is the forked process "
                 f"{os.getpid()}. Make a new session here."
             )
-        with self._mutex:
+        with self._locked():
             sole = self._sole
             if sole is None or sole is me.thread or self._is_free_to_take(sole):
                 self._sole = me
@@ -666,7 +689,9 @@ class Guard:
     def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
         if self.kind is not Kind.CONFINE:
             return False
-        return isinstance(sole, Owner) and not sole.alive
+        if isinstance(sole, Owner):
+            return not sole.alive
+        return sole.ident is not None and not sole.is_alive()
 
     def _refuse_stranger(self, me: Owner, sole: Owner | threading.Thread) -> NoReturn:
         thread = sole.thread if isinstance(sole, Owner) else sole
@@ -690,6 +715,8 @@ class Guard:
             raise SharedSessionError(
                 f"Only lock='confine' has an owner to change; this is {self!r}."
             )
+        if thread is not None and not isinstance(thread, threading.Thread):
+            raise SharedSessionError(f"hand_over() takes a Thread, not {thread!r}.")
         me = self.asker()
         if self._sole is not me:
             self._check_asker(me)
@@ -698,7 +725,7 @@ class Guard:
                 "A section or a stream of this session is open; leave or close it "
                 "before hand_over()."
             )
-        with self._mutex:
+        with self._locked():
             self._sole = thread
 
     # -- what a person wants to know
@@ -720,14 +747,15 @@ class Guard:
     @property
     def readers(self) -> tuple[threading.Thread, ...]:
         """The threads in read sections that share."""
-        with self._mutex:
+        with self._locked():
             return tuple(owner.thread for owner in self._readers)
 
     @property
     def waiting(self) -> tuple[threading.Thread, ...]:
         """The threads that wait, in the order of their arrival."""
-        with self._mutex:
-            return tuple(waiter.owner.thread for waiter in self._queue)
+        with self._locked():
+            waiters = [*self._before, *self._queue]
+        return tuple(waiter.owner.thread for waiter in waiters)
 
     def blockers(self, waiting_owner: Owner) -> list[Owner]:
         """Whom *waiting_owner* waits for here: all that are in.
@@ -735,15 +763,16 @@ class Guard:
         A reader that waits to load waits for the one that loads, not for its fellow
         readers.
         """
-        with self._mutex:
-            present = [self._owner, self._loader]
+        with self._locked():
+            present = {self._owner, self._loader}
             if waiting_owner not in self._readers:
-                present += self._readers
-        return list(dict.fromkeys(owner for owner in present if owner is not None))
+                present.update(self._readers)
+        # It may have been let in meanwhile, and nobody waits for itself.
+        return [o for o in present if o is not None and o is not waiting_owner]
 
     def stats(self) -> GuardStats:
         """Return the figures so far."""
-        with self._mutex:
+        with self._locked():
             return GuardStats(
                 self._acquisitions,
                 self._contended,
@@ -755,12 +784,13 @@ class Guard:
 
     def explain(self) -> str:
         """Say who holds this guard, since when, at which line, and who waits."""
-        with self._mutex:
+        with self._locked():
             now = self.clock()
             exclusive = self._owner or self._loader
             since = self._since
             readers = [(o, now - reading.since) for o, reading in self._readers.items()]
-            queue = [(w.owner, w.mode, now - w.since) for w in self._queue]
+            waiters = [*self._before, *self._queue]
+            queue = [(w.owner, w.mode, now - w.since) for w in waiters]
         said = []
         if exclusive is not None:
             said.append(f"{_held_by(exclusive, 'exclusively', now - since)}.")
@@ -786,11 +816,12 @@ class Guard:
 
     def bury(self, owner: Owner) -> None:
         """Release what a thread that ended still held."""
-        with self._mutex:
+        with self._locked():
             held = self._owner is owner or self._loader is owner
             if held:
-                self.unfinished_by = owner
-                self.attention = True
+                if any(what != STREAM for what in self._holds.values()):
+                    self.unfinished_by = owner
+                    self.attention = True
                 self._drop()
             if owner in self._readers:
                 held = True
@@ -806,8 +837,8 @@ class Guard:
         self._sole = None
         self.version |= 1
         self.inside = self._owner = self._loader = None
-        self._operating = self._restricted = False
-        self._holds = set()
+        self.operating = self._restricted = False
+        self._holds = {}
         self._readers = {}
         self._queue = deque()
 
@@ -840,10 +871,10 @@ def _bury_everywhere(owner: Owner) -> None:
         guard.bury(owner)
 
 
-def _disown_all() -> None:
+def disown_all() -> None:
+    """In the child of a fork: all guards are the parent's."""
     for guard in list(_guards):
         guard.disown()
 
 
 on_death.append(_bury_everywhere)
-os.register_at_fork(after_in_child=_disown_all)

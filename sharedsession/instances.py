@@ -303,10 +303,6 @@ def _guard_instrumented(attribute: Any) -> None:
         return
     if not is_ours(impl):
         impl.__class__ = _guarded_impl(type(impl))
-    in_dict = impl.supports_population and _has_plain_instrumentation(attribute.class_)
+    plain = alchemy.has_plain_instrumentation(attribute.class_)
+    in_dict = impl.supports_population and plain
     attribute.__class__ = _InDict if in_dict else _NotInDict
-
-
-def _has_plain_instrumentation(cls: type) -> bool:
-    """Whether values are in ``__dict__``, and not where an extension puts them."""
-    return type(alchemy.manager_of_class(cls)) is alchemy.ClassManager

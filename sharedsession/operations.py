@@ -19,13 +19,18 @@ def run(
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
     me = guard.asker()
-    if guard.inside is me:
+    if guard.inside is me and guard.operating:
+        if access is WRITE and guard.reads_only():
+            guard.refuse_write()  # a listener of a load, say, in a read section
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
         return result
     try:
-        guard.enter(me, access)
+        if guard.inside is me:
+            guard.operating = True
+        else:
+            guard.enter(me, access)
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
@@ -43,10 +48,11 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     """Call *function*, which only looks at loaded state, without a lock if possible.
 
     What it found counts if nobody could change anything meanwhile: the version was
-    even, and is the same afterwards.  An error it met counts by the same rule.
+    even, and is the same afterwards.  An error it met counts by the same rule.  Where
+    somebody has to be told something, it is an operation like any other.
     """
     version = guard.version
-    if not version & 1:
+    if not version & 1 and not guard.attention:
         try:
             result = function(*args, **kw)
         except Exception:

@@ -8,6 +8,7 @@ ended to the next one, which would then hold whatever the first one left held.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -89,10 +90,13 @@ def current_owner() -> Owner:
 
 def _introduce() -> Owner:
     owner = Owner(threading.current_thread())
+    process = os.getpid()
 
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
         owner.alive = False
+        if process != os.getpid():
+            return  # the child of a fork has the other threads' storage to clear
         for tell in on_death:
             tell(owner)
 

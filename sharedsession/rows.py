@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator
 
 from . import alchemy
 from .disguise import per_class
-from .errors import ConcurrentAccessError
+from .errors import ConcurrentAccessError, SharedSessionError
 from .guard import LOAD, STREAM, Guard, Hold
 from .operations import run
 
@@ -96,6 +96,12 @@ class _Objects(Iterator[Any]):
             self._make(None)
         except Exception as error:
             self._error = error
+        except BaseException as error:
+            self._error = SharedSessionError(
+                "The objects of this result were being made by another thread when "
+                f"{type(error).__name__} came in between. Execute the statement again."
+            )
+            raise
 
     def _make(self, size: int | None) -> None:
         chunks, self._chunks = self._chunks, None

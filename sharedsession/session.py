@@ -10,7 +10,7 @@ from typing import Any, Iterator, NoReturn, TypeVar
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
-from . import alchemy, containers, instances, rows
+from . import alchemy, containers, forks, instances, rows
 from .affinity import check_second_thread
 from .attachment import guards
 from .connections import guard_connection
@@ -29,7 +29,7 @@ from .operations import (
 from .owners import Owner
 from .sections import CriticalSection, ReadSection
 from .signatures import with_signature_of
-from .statements import access_of
+from .statements import access_of, has_changes_within
 from .transactions import GuardedTransaction
 from .work import Ledger, Loss
 
@@ -137,6 +137,8 @@ class SharedSessionMixin(Session):
         transaction = self._transaction
         if not nested and isinstance(transaction, GuardedTransaction):
             if transaction.was_autobegun_by_another():
+                assert self.guard is not None
+                transaction.begun_by = self.guard.asker()
                 return transaction
         return super().begin(nested)
 
@@ -152,7 +154,7 @@ class SharedSessionMixin(Session):
         if guard is None:
             return super()._execute_internal(statement, *args, **kw)
         access = access_of(statement, kw.get("execution_options"))
-        if access is not LOAD and guard.reads_only():
+        if guard.reads_only() and (access is not LOAD or has_changes_within(statement)):
             guard.refuse_write()  # even inside an operation that is a load itself
         return run(guard, access, self._execute_settled, guard, statement, args, kw)
 
@@ -215,6 +217,7 @@ class SharedSessionMixin(Session):
         guard = self.guard
         assert guard is not None
         guard.worker = None
+        transaction.ended_by = guard.asker()
         if committed:
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))
@@ -234,6 +237,9 @@ class SharedSessionMixin(Session):
             what = type(error).__name__ if error else "an error"
             self._failure = Loss(guard.asker(), f"had {what} in a flush or commit")
             guard.attention = True
+
+    def _asker(self) -> Owner | None:
+        return None if self.guard is None else self.guard.asker()
 
     def _was_rolled_back_for_me(self) -> bool:
         """Whether another thread rolled back already what this one had broken."""
@@ -266,7 +272,8 @@ class SharedSessionMixin(Session):
             super().rollback()
         elif self._failure is not None and self._failure.by is not me:
             self._owed.add(self._failure.by)
-            super().rollback()
+            while self._transaction is not None and alchemy.is_broken(self._transaction):
+                self._transaction.rollback()  # this level; what is around it is sound
 
     # -- misuse
 
@@ -412,6 +419,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     guard.second_owner = _weakly(session._second_owner)
     session.guard = guard
     guards[session.hash_key] = guard
+    forks.sessions.add(session)
     weakref.finalize(session, guards.pop, session.hash_key, None).atexit = False
     _adopt_present(session, guard)
 

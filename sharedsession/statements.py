@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
 
 from .guard import LOAD, WRITE, Access
 
@@ -25,13 +26,20 @@ def access_of(statement: Any, options: Any = None) -> Access:
         return LOAD if _READS.match(statement) else WRITE
     if isinstance(statement, sa.TextClause):
         return LOAD if _READS.match(statement.text) else WRITE
-    if isinstance(statement, FromStatement):
+    if isinstance(statement, (FromStatement, sa.TextualSelect)):
         return access_of(statement.element, options)
     if _overwrites(statement, options):
         return WRITE
     if getattr(statement, "is_select", False) or isinstance(statement, FunctionElement):
         return LOAD
     return WRITE
+
+
+def has_changes_within(statement: Any) -> bool:
+    """Whether an INSERT, UPDATE or DELETE hides in a SELECT, as a CTE of it."""
+    if not isinstance(statement, sa.ClauseElement):
+        return False
+    return any(isinstance(each, sa.UpdateBase) for each in iterate(statement))
 
 
 def _overwrites(statement: Any, options: Any) -> bool:

@@ -39,6 +39,8 @@ class GuardedTransaction(_Plain):
     session: SharedSessionMixin
     #: Who began it; set when it changes to this class.
     begun_by: Owner
+    #: Who ended it, if it is closed.
+    ended_by: Owner | None = None
     _hold: Hold | None = None
     _successor: GuardedTransaction | None = None
 
@@ -47,7 +49,8 @@ class GuardedTransaction(_Plain):
         guard = _guard_of(self)
         assert guard is not None
         autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
-        return autobegun and self.begun_by is not guard.asker()
+        in_block = self._hold is not None
+        return autobegun and not in_block and self.begun_by is not guard.asker()
 
     # -- as a block
 
@@ -66,9 +69,9 @@ class GuardedTransaction(_Plain):
 
     def _still_open(self) -> GuardedTransaction:
         """This, or a new one if another thread ended it before its block began."""
-        if not alchemy.is_closed(self) or self.nested:
+        if self.ended_by in (None, self.session._asker()):
             return self
-        successor = self.session.begin()
+        successor = self.session.begin(nested=self.nested)
         assert isinstance(successor, GuardedTransaction)
         self._successor = successor
         return successor

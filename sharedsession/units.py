@@ -194,14 +194,18 @@ class _UnitOfWork:
 
     def __enter__(self) -> SharedSessionMixin:
         self._section.__enter__()
+        session = self._session
         try:
-            session = self._session
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes what others had pending
             self._savepoint.__enter__()
         except BaseException:
-            self._section.__exit__(None, None, None)
+            try:
+                if not session.is_active:
+                    session.rollback()  # what others had pending did not flush
+            finally:
+                self._section.__exit__(None, None, None)
             raise
         if self._commits:
             session._in_unit = True

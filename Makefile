@@ -1,0 +1,58 @@
+# Two commands need nothing but Python >= 3.10 and make: `make demo` and `make test`.
+# Each makes its own environment in .venv first.
+
+PYTHON ?= python3
+PYTEST_FLAGS ?= -n auto
+STRESS_FLAGS ?=
+BENCH_FLAGS ?=
+
+# Of `make conformance`; see conformance/run.py
+SQLALCHEMY ?= 2.1 2.0
+KINDS ?= rlock rw
+PARTS ?= test/orm test/ext test/base
+GREENLET ?= without with
+DBURI ?= sqlite
+JOBS ?= auto
+FLAGS ?=
+
+run := .venv/bin/python
+sources := sharedsession tests benchmarks conformance
+
+.PHONY: demo test lint format bench conformance conformance-others clean
+
+demo: .venv/.ready
+	$(run) -m sharedsession stress $(STRESS_FLAGS)
+
+test: .venv/.ready
+	$(run) -m pytest $(PYTEST_FLAGS)
+
+lint: .venv/.ready
+	$(run) -m black --quiet --check --diff $(sources)
+	$(run) -m isort --quiet --check --diff $(sources)
+	$(run) -m flake8 $(sources)
+	$(run) -m mypy
+
+format: .venv/.ready
+	$(run) -m isort --quiet $(sources)
+	$(run) -m black --quiet $(sources)
+
+bench: .venv/.ready
+	$(run) -m benchmarks $(BENCH_FLAGS)
+
+conformance:
+	$(PYTHON) -m conformance.run --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
+	    --parts $(PARTS) --greenlet $(GREENLET) --db $(DBURI) --jobs $(JOBS) $(FLAGS)
+
+conformance-others:
+	$(PYTHON) -m conformance.others --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
+	    --jobs $(JOBS) $(FLAGS)
+
+.venv/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(run) -m pip install --quiet --upgrade pip
+	$(run) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache build *.egg-info
