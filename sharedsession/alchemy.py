@@ -86,12 +86,10 @@ def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
     """Whether nothing but a rollback is possible in the transaction."""
     if transaction is None:
         return False
-    state = transaction._state
-    return state not in (
-        _session.SessionTransactionState.ACTIVE,
-        _session.SessionTransactionState.PROVISIONING_CONNECTION,
-        _session.SessionTransactionState.CLOSED,
-    )
+    states = _session.SessionTransactionState
+    if transaction._state in (states.DEACTIVE, states.PREPARED, states.COMMITTED):
+        return True
+    return any(connection.invalidated for connection in connections_of(transaction))
 
 
 def is_committed(transaction: sa_orm.SessionTransaction) -> bool:

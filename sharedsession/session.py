@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any, Iterator, NoReturn, TypeVar
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from . import alchemy, containers, forks, instances, rows
@@ -161,7 +162,12 @@ class SharedSessionMixin(Session):
     def _execute_settled(
         self, guard: Guard, statement: Any, args: Any, kw: Any
     ) -> Any:
-        result = super()._execute_internal(statement, *args, **kw)
+        try:
+            result = super()._execute_internal(statement, *args, **kw)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                self._note_failure(error)
+            raise
         return rows.settle(guard, result)
 
     def _autoflush(self) -> None:
@@ -235,7 +241,7 @@ class SharedSessionMixin(Session):
             return
         if alchemy.is_broken(self._transaction):
             what = type(error).__name__ if error else "an error"
-            self._failure = Loss(guard.asker(), f"had {what} in a flush or commit")
+            self._failure = Loss(guard.asker(), f"had {what}, which broke the transaction")
             guard.attention = True
 
     def _asker(self) -> Owner | None:

@@ -140,7 +140,7 @@ def test_a_killed_connection_is_the_killed_ones_failure(database: sa.Engine) -> 
 # -- forks, in a process of their own: it ends as a whole interpreter does
 
 FORK = """
-import os, sys
+import gc, os, sys
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sharedsession import ForkedSessionError, SharedSession
@@ -166,6 +166,7 @@ if pid == 0:
         with SharedSession(engine) as own:
             assert own.scalar(sa.select(sa.func.count()).select_from(table)) == 0
     del session
+    gc.collect()
     sys.exit(0)  # with all that the end of an interpreter does
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 found = session.scalar(sa.select(sa.func.count()).select_from(table))
