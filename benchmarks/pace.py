@@ -27,10 +27,10 @@ class Pace:
 
 
 FULL = {
-    **{"pairs": 3, "rounds": 11, "sample": 0.012},
-    **{"races": 5, "race": 1.0, "ledgers": 3, "units": 400},
+    **{"pairs": 3, "rounds": 11, "sample": 0.02},
+    **{"races": 5, "race": 1.0, "ledgers": 3, "units": 200},
 }
 QUICK = {
-    **{"pairs": 1, "rounds": 5, "sample": 0.002},
+    **{"pairs": 1, "rounds": 5, "sample": 0.005},
     **{"races": 1, "race": 0.5, "ledgers": 1, "units": 40},
 }

@@ -84,7 +84,7 @@ def _look(user: User) -> Callable[[], object]:
 def _walk(user: User) -> Callable[[], object]:
     items = user.items
 
-    def walk() -> None:
+    def walk(user: User = user) -> None:  # the collection does not keep its owner
         for _ in items:
             pass
 
@@ -130,7 +130,8 @@ def _readers(
 def beside_select(contestant: str, walk: bool, seconds: float) -> float:
     """Reads per second, of all readers together."""
     reads, select = _readers(contestant, _walk if walk else _look)
-    return sum(Race([select, *reads], HEAD_START).run(seconds)[1:])
+    rate = sum(Race([select, *reads], HEAD_START).run(seconds)[1:])
+    return max(rate, 1 / seconds)  # none at all would compare with nothing
 
 
 def longest_read(contestant: str, seconds: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import random
 import timeit
 import tracemalloc
 from typing import Any
@@ -69,8 +70,10 @@ def _in_one_line(statement: str) -> str:
 
 
 def _seconds(contestant: str, name: str, loops: int) -> float:
+    timer = _timer(contestant, name)
+    timer.timeit(loops // 4 + 1)  # the other process has just used the caches
     times = _TIMES if name in _REPEATED else 1
-    return _timer(contestant, name).timeit(loops) / loops / times
+    return timer.timeit(loops) / loops / times
 
 
 def _loops(contestant: str, name: str, at_least: float) -> int:
@@ -96,13 +99,16 @@ def measure(names: list[str], pace: Pace) -> dict[str, list[Round]]:
 
 
 def _rounds(sides: Sides, name: str, pace: Pace) -> list[Round]:
-    loops = sides.ask(models.PLAIN, _loops, name, pace.sample)
-    for contestant in CONTESTANTS:  # once to warm up
-        sides.ask(contestant, _seconds, name, max(1, loops // 4))
-    return [
-        {who: sides.ask(who, _seconds, name, loops) for who in CONTESTANTS}
-        for _ in range(pace.rounds)
-    ]
+    """Each in an order of its own, for who comes first may be at a disadvantage."""
+    turns = random.sample(CONTESTANTS, len(CONTESTANTS))
+    loops = {who: sides.ask(who, _loops, name, pace.sample) for who in turns}
+    rounds = []
+    for _ in range(pace.rounds):
+        random.shuffle(turns)
+        rounds.append(
+            {who: sides.ask(who, _seconds, name, loops[who]) for who in turns}
+        )
+    return rounds
 
 
 # Memory -------------------------------------------------------------------------------

@@ -11,14 +11,16 @@ from .errors import (
     UpgradeError,
     WorkLostError,
 )
-from .guard import Guard, GuardStats
+from .guard import Guard
 from .registry import shared_session
 from .session import SharedSession, SharedSessionMixin, share
 from .targets import guard_of
+from .terms import GuardStats
 from .units import critical_section, read_section
-from .version import __version__ as __version__
+from .version import __version__
 
 __all__ = [
+    "__version__",
     "ConcurrentAccessError",
     "DeadlockError",
     "ForkedSessionError",

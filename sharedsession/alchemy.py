@@ -19,7 +19,6 @@ from sqlalchemy.orm import attributes as _attributes
 from sqlalchemy.orm import collections as _collections
 from sqlalchemy.orm import identity as _identity
 from sqlalchemy.orm import instrumentation as _instrumentation
-
 from sqlalchemy.orm import session as _session
 from sqlalchemy.orm import state as _state
 from sqlalchemy.orm.mapper import _all_registries
@@ -45,7 +44,6 @@ def instance_state(instance: object) -> Any:
 def has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager
-
 
 
 InstanceState: type[Any] = _state.InstanceState

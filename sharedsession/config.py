@@ -98,10 +98,14 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 #: Keyword arguments that are the session's; the engine takes all others.
-_SESSION_ARGUMENTS = (
-    {*inspect.signature(Session.__init__).parameters, *_SETTINGS, "class_"}
-    - {"self", "execution_options"}  # both take this one; it means the engine's here
-)
+_SESSION_ARGUMENTS = {
+    *inspect.signature(Session.__init__).parameters,
+    *_SETTINGS,
+    "class_",
+} - {
+    "self",
+    "execution_options",
+}  # both take this one; it means the engine's here
 
 
 def _coerce(key: str, name: str, value: Any) -> Any:

@@ -19,8 +19,9 @@ from typing import Any, Callable
 from . import alchemy
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import become, is_ours, per_class, reduce_as, subclass
-from .guard import LOAD, READ, WRITE, Guard
+from .guard import Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, look, run
+from .terms import LOAD, READ, WRITE
 
 _FindGuard = Callable[[Any], "Guard | None"]
 

@@ -27,8 +27,8 @@ Fields, and how each is published:
     The owner with full rights now.  Written by that owner alone (or on its behalf
     once it is gone), so comparing it with oneself needs no mutex.
 ``operating``
-    Whether an operation of ``inside`` runs, so that the end of a hold meanwhile does not
-    give the guard away.  Written by that owner alone.
+    Whether an operation of ``inside`` runs, so that the end of a hold meanwhile does
+    not give the guard away.  Written by that owner alone.
 ``version``
     Odd while somebody may be changing things, even otherwise; it only grows.  Written
     under the mutex, before the first change and after the last one, read by anybody:
@@ -39,7 +39,6 @@ Fields, and how each is published:
 from __future__ import annotations
 
 import contextlib
-import enum
 import itertools
 import logging
 import os
@@ -47,8 +46,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Literal, NoReturn, Protocol
+from typing import Callable, Iterator, Literal, NoReturn
 
 from . import waiting
 from .errors import (
@@ -59,157 +57,29 @@ from .errors import (
     SharedSessionError,
     UpgradeError,
 )
+from .holds import Hold, Reading, Waiter
 from .owners import Owner, current_owner, on_death
+from .terms import (
+    BESIDE,
+    CHANGE,
+    EXCLUSIVE,
+    LOAD,
+    READ,
+    SHARED,
+    STREAM,
+    Access,
+    ForeignLock,
+    GuardStats,
+    Kind,
+    Lock,
+    Mode,
+    Promise,
+)
 
 logger = logging.getLogger("sharedsession")
 
 
-class Access(enum.Enum):
-    """What an operation does to the session it is an operation of."""
-
-    #: Looks at what is loaded.
-    READ = "read"
-    #: May emit a SELECT, and adds what was not loaded.
-    LOAD = "load"
-    #: Changes something, but leaves no work that could be lost.
-    CHANGE = "change"
-    #: Leaves work in the transaction that a rollback would throw away.
-    WRITE = "write"
-    #: Ends the work of the transaction: rollback and close.
-    END = "end"
-
-
-READ, LOAD, CHANGE, WRITE, END = Access
-
-
-class Mode(enum.Enum):
-    EXCLUSIVE = "exclusive"
-    SHARED = "shared"
-    BESIDE = "beside"
-
-
-EXCLUSIVE, SHARED, BESIDE = Mode
-
-#: What a hold is for, if it may be forgotten: rows that nobody fetched are no loss.
-STREAM = "streaming result"
-
-
-class Kind(enum.Enum):
-    """How a guard treats the second thread."""
-
-    RLOCK = "rlock"
-    RW = "rw"
-    DETECT = "detect"
-    CONFINE = "confine"
-
-
-class ForeignLock(Protocol):
-    """A lock of the application's that a guard takes besides admitting somebody."""
-
-    #: Whether readers may share it.
-    shares: bool
-
-    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool: ...
-
-    def release(self, owner: Owner) -> None: ...  # nothing if it is not the owner's
-
-    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
-
-    def blockers(self) -> list[Owner]: ...
-
-
-class Promise(Protocol):
-    """Something an owner may do later, if nobody else comes in before."""
-
-    owner: Owner
-
-    def keep(self) -> None: ...
-
-    def __hash__(self) -> int: ...
-
-
-class Lock(Protocol):
-    """The primitive that a guard stands on: a plain lock, not reentrant."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
-
-    def release(self) -> None: ...
-
-    def __enter__(self) -> bool: ...
-
-    def __exit__(self, *exc_info: Any) -> None: ...
-
-
 _guard_numbers = itertools.count(1)
-_hold_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class GuardStats:
-    """What a guard has seen since it was made; times in seconds."""
-
-    acquisitions: int = 0
-    contended: int = 0
-    wait_seconds: float = 0.0
-    longest_wait: float = 0.0
-    longest_hold: float = 0.0
-    timeouts: int = 0
-
-
-class Hold:
-    """A guard kept beyond one operation: by a section, a block, or a stream.
-
-    The guard knows a hold by its number only, so that a hold which everybody forgot is
-    collected, and gives back what it kept.
-    """
-
-    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
-
-    def __init__(
-        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
-    ) -> None:
-        self.guard = guard
-        self.owner = owner
-        self.mode = mode
-        self.what = what
-        self.restricts = restricts
-        self.number = next(_hold_numbers)
-        self.is_open = True
-
-    def release(self) -> None:
-        """Give it back; nothing if that was done before.  Any thread may call this."""
-        self.guard.let_go(self)
-
-    def __del__(self) -> None:
-        if self.is_open:
-            self.guard.forsake(self)
-
-
-class _Waiter:
-    """One owner in the queue; ``parked`` is released to wake it."""
-
-    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
-
-    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
-        self.guard = guard
-        self.owner = owner
-        self.mode = mode
-        self.parked = parked
-        self.admitted = False
-        self.since = guard.clock()
-
-    def blockers(self) -> list[Owner]:
-        return self.guard.blockers(self.owner)
-
-
-class _Reading:
-    """One owner's read sections, the outermost of which acquired the guard."""
-
-    __slots__ = ("since", "holds")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.holds: set[int] = set()
 
 
 class Guard:
@@ -257,9 +127,9 @@ class Guard:
         self.operating = False
         self._restricted = False
         self._holds: dict[int, str] = {}
-        self._readers: dict[Owner, _Reading] = {}
-        self._queue: deque[_Waiter] = deque()
-        self._before: list[_Waiter] = []  # those who wait for the application's lock
+        self._readers: dict[Owner, Reading] = {}
+        self._queue: deque[Waiter] = deque()
+        self._before: list[Waiter] = []  # those who wait for the application's lock
         self._since = 0.0
         #: Until a second owner came: the first one, who needs no check.
         self._sole: Owner | threading.Thread | None = None
@@ -394,7 +264,7 @@ class Guard:
             alone = [*self._holds] == [hold.number] and not self.operating
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me)):
-                reading = self._readers[me] = _Reading(self._since)
+                reading = self._readers[me] = Reading(self._since)
                 reading.holds.add(hold.number)
                 hold.mode = SHARED
                 self._drop()
@@ -504,7 +374,7 @@ class Guard:
     def _admit(self, me: Owner, mode: Mode) -> None:
         self._acquisitions += 1
         if mode is SHARED:
-            self._readers[me] = _Reading(self.clock())
+            self._readers[me] = Reading(self.clock())
             return
         self._since = self.clock()
         self.version |= 1
@@ -555,7 +425,7 @@ class Guard:
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         if self.kind in (Kind.DETECT, Kind.CONFINE):
             self._refuse_overlap(me)
-        waiter = _Waiter(self, me, mode, self._make_lock())
+        waiter = Waiter(self, me, mode, self._make_lock())
         waiter.parked.acquire()
         try:
             with self._locked():
@@ -571,7 +441,7 @@ class Guard:
         if not waiter.admitted:
             self._refuse_timeout(me, mode, waiter)
 
-    def _end_wait(self, waiter: _Waiter) -> None:
+    def _end_wait(self, waiter: Waiter) -> None:
         with self._locked():
             if not waiter.admitted:
                 self._queue.remove(waiter)
@@ -587,7 +457,7 @@ class Guard:
         """Take the application's lock, on which the next one waits for the last."""
         if lock.acquire(mode, me, 0):
             return
-        waiter = _Waiter(self, me, mode, self._make_lock())
+        waiter = Waiter(self, me, mode, self._make_lock())
         me.waiting_for = lock
         try:
             with self._locked():
@@ -604,8 +474,8 @@ class Guard:
         self._timeouts += 1
         raise LockTimeout(
             f"{me.name} did not get the lock that this guard stands on in "
-            f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time with "
-            "timeout= or lock_timeout=, or hold the lock for less."
+            f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
+            "with timeout= or lock_timeout=, or hold the lock for less."
         )
 
     def _withdraw(self, me: Owner, mode: Mode) -> bool:
@@ -658,7 +528,7 @@ class Guard:
             "Enter the sections of several sessions in the same order everywhere."
         )
 
-    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: _Waiter) -> NoReturn:
+    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
         with self._locked():
             self._timeouts += 1
         waited = self.clock() - waiter.since
@@ -856,7 +726,9 @@ def check_timeout(timeout: float | None) -> float | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ValueError(f"timeout must be a number of seconds or None, not {timeout!r}")
+        raise ValueError(
+            f"timeout must be a number of seconds or None, not {timeout!r}"
+        )
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
     return timeout

@@ -23,8 +23,8 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
 from . import alchemy, containers
 from .attachment import guard_of_instance, guard_of_state, guards
-from .guard import LOAD, READ, WRITE, Access, Guard
 from .disguise import is_ours, per_class, reduce_as, subclass
+from .guard import Guard
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
@@ -34,6 +34,7 @@ from .operations import (
     look,
     run,
 )
+from .terms import LOAD, READ, WRITE, Access
 
 _MISSING: Any = object()
 
@@ -150,7 +151,7 @@ def _modified_event(state: Any, *args: Any, **kw: Any) -> Any:
 
 
 def _attrs(state: Any) -> Any:
-    """Like ``InstanceState.attrs``, of attributes whose look at the state is guarded."""
+    """Like ``InstanceState.attrs``, of attributes that look under the guard."""
     plain = alchemy.InstanceState.attrs.fget(state)
     return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
 

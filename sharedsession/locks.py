@@ -6,8 +6,9 @@ import threading
 import weakref
 from typing import Any, Protocol, Union, runtime_checkable
 
-from .guard import EXCLUSIVE, Guard, Kind, Mode
+from .guard import Guard
 from .owners import Owner
+from .terms import EXCLUSIVE, Kind, Mode
 
 
 @runtime_checkable

@@ -11,7 +11,8 @@ import functools
 import inspect
 from typing import Any, Callable, Mapping
 
-from .guard import CHANGE, END, LOAD, READ, WRITE, Access, Guard
+from .guard import Guard
+from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
 def run(

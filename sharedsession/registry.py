@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Generic, Optional, TypeVar
 
-import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
@@ -91,7 +90,8 @@ class shared_session(scoped_session[_S], Generic[_S]):
     registry: _OneForAll[_S]
 
     def __init__(self, session_factory: Callable[..., _S]) -> None:
-        super().__init__(session_factory, scopefunc=_everybody)  # type: ignore[arg-type]
+        factory: Any = session_factory
+        super().__init__(factory, scopefunc=_everybody)
         self.registry = _OneForAll(session_factory)
 
     @property
@@ -186,5 +186,3 @@ class shared_session(scoped_session[_S], Generic[_S]):
 
 def _everybody() -> None:
     """The scope of all threads."""
-
-

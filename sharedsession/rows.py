@@ -3,8 +3,9 @@
 A result that is fetched piece by piece would go to the database, and turn rows into
 objects, long after the operation that made it.  So the rows of every result are fetched
 before the operation ends, and objects are made of them before another thread can come
-in; the result then deals them out from memory, in any thread, at any time.  Only a result that was asked to stream does not: it is one long
-operation, and the guard is kept until its end.
+in; the result then deals them out from memory, in any thread, at any time.  Only a
+result that was asked to stream does not: it is one long operation, and the guard is
+kept until its end.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any, Callable, Iterator
 from . import alchemy
 from .disguise import per_class
 from .errors import ConcurrentAccessError, SharedSessionError
-from .guard import LOAD, STREAM, Guard, Hold
+from .guard import Guard
+from .holds import Hold
 from .operations import run
+from .terms import LOAD, STREAM
 
 
 def settle(guard: Guard, result: Any) -> Any:

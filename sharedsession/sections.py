@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from .errors import SharedSessionError
-from .guard import Guard, Hold, check_timeout
+from .guard import Guard, check_timeout
+from .holds import Hold
 
 _S = TypeVar("_S")
 

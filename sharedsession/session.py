@@ -16,7 +16,7 @@ from .affinity import check_second_thread
 from .attachment import guards
 from .connections import guard_connection
 from .errors import SharedSessionError
-from .guard import CHANGE, END, LOAD, Access, Guard
+from .guard import Guard
 from .identity import guard_identity_map
 from .locks import LockArgument, make_guard
 from .operations import (
@@ -31,6 +31,7 @@ from .owners import Owner
 from .sections import CriticalSection, ReadSection
 from .signatures import with_signature_of
 from .statements import access_of, has_changes_within
+from .terms import CHANGE, END, LOAD, Access
 from .transactions import GuardedTransaction
 from .work import Ledger, Loss
 
@@ -144,7 +145,7 @@ class SharedSessionMixin(Session):
         return super().begin(nested)
 
     def _rollback(self) -> None:
-        """Like ``Session.rollback()``; nothing if it was done for this thread already."""
+        """Like ``Session.rollback()``; nothing if it was done for this thread."""
         if not self._was_rolled_back_for_me():
             super().rollback()
 
@@ -159,9 +160,7 @@ class SharedSessionMixin(Session):
             guard.refuse_write()  # even inside an operation that is a load itself
         return run(guard, access, self._execute_settled, guard, statement, args, kw)
 
-    def _execute_settled(
-        self, guard: Guard, statement: Any, args: Any, kw: Any
-    ) -> Any:
+    def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
         try:
             result = super()._execute_internal(statement, *args, **kw)
         except DBAPIError as error:
@@ -241,7 +240,9 @@ class SharedSessionMixin(Session):
             return
         if alchemy.is_broken(self._transaction):
             what = type(error).__name__ if error else "an error"
-            self._failure = Loss(guard.asker(), f"had {what}, which broke the transaction")
+            self._failure = Loss(
+                guard.asker(), f"had {what}, which broke the transaction"
+            )
             guard.attention = True
 
     def _asker(self) -> Owner | None:
@@ -278,7 +279,9 @@ class SharedSessionMixin(Session):
             super().rollback()
         elif self._failure is not None and self._failure.by is not me:
             self._owed.add(self._failure.by)
-            while self._transaction is not None and alchemy.is_broken(self._transaction):
+            while self._transaction is not None and alchemy.is_broken(
+                self._transaction
+            ):
                 self._transaction.rollback()  # this level; what is around it is sound
 
     # -- misuse

@@ -10,7 +10,7 @@ from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from .guard import LOAD, WRITE, Access
+from .terms import LOAD, WRITE, Access
 
 _READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
 

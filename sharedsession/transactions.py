@@ -14,9 +14,11 @@ from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .connections import guard_connection
-from .guard import CHANGE, END, LOAD, READ, Guard, Hold
+from .guard import Guard
+from .holds import Hold
 from .operations import guarded, run
 from .owners import Owner
+from .terms import CHANGE, END, LOAD, READ
 
 if TYPE_CHECKING:
     from .session import SharedSessionMixin
@@ -103,7 +105,9 @@ class GuardedTransaction(_Plain):
             self.session._note_failure(error)
             raise
 
-    def _rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> Any:
+    def _rollback(
+        self, _capture_exception: bool = False, _to_root: bool = False
+    ) -> Any:
         if alchemy.is_closed(self) and self.session._was_rolled_back_for_me():
             return
         try:

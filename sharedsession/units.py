@@ -62,7 +62,9 @@ class _SectionOf:
     def __call__(self, function: _F) -> _F:
         if isinstance(function, (classmethod, staticmethod)):
             return type(function)(self(function.__func__))
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
+            function
+        ):
             raise SharedSessionError(
                 f"{self._name}() of a session for threads cannot decorate the "
                 f"coroutine function {function.__qualname__}: waiting would stop the "
@@ -96,8 +98,8 @@ class _SectionOf:
             return session_of(self._target)
         if not args or not hasattr(args[0], self._target):
             raise SharedSessionError(
-                f"{self._name}({self._target!r}) decorates methods of objects that have "
-                f"an attribute {self._target!r}; {function.__qualname__}() was called "
+                f"{self._name}({self._target!r}) decorates methods of objects that "
+                f"have an attribute {self._target!r}; {function.__qualname__}() was called "
                 "without such an object."
             )
         return session_of(getattr(args[0], self._target))
@@ -272,8 +274,8 @@ class _InSection(Generator[Any, Any, Any]):
         if self._is_open and self._owner is not me:
             assert self._owner is not None
             raise ConcurrentAccessError(
-                f"{me.name} takes a step of a generator whose section {self._owner.name}"
-                " holds. Run it to its end in the thread that began it."
+                f"{me.name} takes a step of a generator whose section is held by "
+                f"{self._owner.name}. Run it to its end in the thread that began it."
             )
         try:
             return step(*args)

@@ -20,7 +20,7 @@ def would_deadlock(me: Owner, wanted: Waitable) -> bool:
 
 
 def _cycle(me: Owner, wanted: Waitable) -> _Path | None:
-    """The way from *wanted* through those who block it back to *me*, if there is one."""
+    """The way from *wanted* through those who block it back to *me*, if any."""
     seen: set[int] = set()
 
     def follow(thing: Waitable) -> _Path | None:

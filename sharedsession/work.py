@@ -47,7 +47,7 @@ class Ledger:
         return any(owner in workers for workers in self._workers.values())
 
     def committed(self, level: Any, parent: Any) -> None:
-        """The work of a savepoint is its parent's now; that of the outer one is safe."""
+        """A savepoint's work is its parent's now; that of the outer level is safe."""
         workers = self._workers.pop(level, set())
         if parent is not None:
             self._workers.setdefault(parent, set()).update(workers)

@@ -93,13 +93,9 @@ class User(Base):
     y: Mapped[int | None]
     u: Mapped[int | None]
     v: Mapped[int | None]
-    data: Mapped[dict[str, Any] | None] = mapped_column(
-        MutableDict.as_mutable(sa.JSON)
-    )
+    data: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(sa.JSON))
     items: Mapped[list[Any] | None] = mapped_column(MutableList.as_mutable(sa.JSON))
-    flags: Mapped[set[Any] | None] = mapped_column(
-        MutableSet.as_mutable(sa.PickleType)
-    )
+    flags: Mapped[set[Any] | None] = mapped_column(MutableSet.as_mutable(sa.PickleType))
 
     point: Mapped[Point] = composite("x", "y")
     pin: Mapped[Pin] = composite("u", "v")

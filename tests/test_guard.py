@@ -17,9 +17,10 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
-from sharedsession.guard import LOAD, READ, WRITE, Guard, Kind
+from sharedsession.guard import Guard
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.owners import current_owner
+from sharedsession.terms import LOAD, READ, WRITE, Kind
 
 from .threads import Worker, inside, passes, wait_for, wait_until
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from sharedsession import ConcurrentAccessError
-from sharedsession.guard import READ
+from sharedsession.terms import READ
 
 from .conftest import make_world
 from .threads import Worker, passes, wait_for, wait_until
@@ -42,9 +42,7 @@ def test_waits_for_a_critical_section(engine: sa.Engine, lock: str, way: Way) ->
 
 
 @every_way
-def test_control_a_plain_session_lets_everybody_in(
-    engine: sa.Engine, way: Way
-) -> None:
+def test_control_a_plain_session_lets_everybody_in(engine: sa.Engine, way: Way) -> None:
     world = make_world(engine, "off")
     if "critical_section(obj)" in way.name or not way.alone:
         pytest.skip("only with a guard")

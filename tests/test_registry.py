@@ -20,7 +20,7 @@ from sharedsession import (
     sessionmaker_from_config,
     shared_session,
 )
-from sharedsession.guard import Kind
+from sharedsession.terms import Kind
 
 from .models import User
 from .threads import Worker, inside, passes, together, wait_for
@@ -170,7 +170,9 @@ def test_opposite_directions_do_not_deadlock(two: Any) -> None:
 
 
 def test_a_plain_session_as_either(file_engine: sa.Engine, lock: str) -> None:
-    with Session(file_engine) as plain, SharedSession(file_engine, lock=lock) as session:
+    with Session(file_engine) as plain, SharedSession(
+        file_engine, lock=lock
+    ) as session:
         assert merge_into(plain, session.get(User, 1)) in plain
         assert merge_into(session, plain.get(User, 2)) in session
 
@@ -251,5 +253,3 @@ def test_a_url_is_needed_unless_there_is_a_bind(engine: sa.Engine) -> None:
     with pytest.raises(ValueError, match="sqlalchemy.url"):
         sessionmaker_from_config({})
     assert sessionmaker_from_config({}, bind=engine)().bind is engine
-
-

@@ -22,7 +22,7 @@ from sharedsession import (
     merge_into,
     read_section,
 )
-from sharedsession.guard import CHANGE, END, LOAD, READ, WRITE, Access
+from sharedsession.terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 from .models import Address, Book, Log, Note, Pin, Point, Tag, User, Visit
 
@@ -108,7 +108,9 @@ way("session.expunge_all", CHANGE, lambda w: w.session.expunge_all())
 way("session.flush", CHANGE, lambda w: w.session.flush())
 way("session.get", LOAD, lambda w: w.session.get(User, w.user_id))
 way("session.get_bind", READ, lambda w: w.session.get_bind())
-way("session.get_nested_transaction", READ, lambda w: w.session.get_nested_transaction())
+way(
+    "session.get_nested_transaction", READ, lambda w: w.session.get_nested_transaction()
+)
 way("session.get_one", LOAD, lambda w: w.session.get_one(User, w.user_id))
 way("session.get_transaction", READ, lambda w: w.session.get_transaction())
 way("session.in_nested_transaction", READ, lambda w: w.session.in_nested_transaction())
@@ -197,7 +199,12 @@ way("transaction.prepare", CHANGE, lambda t: expect_error(t.prepare), transactio
 way("with transaction", CHANGE, lambda t: t.__enter__(), transaction)
 if hasattr(sa_orm.SessionTransaction, "connections"):
     way("transaction.connections", READ, lambda t: t.connections, transaction)
-    way("transaction.bound_connection", READ, lambda t: t.bound_connection(), transaction)
+    way(
+        "transaction.bound_connection",
+        READ,
+        lambda t: t.bound_connection(),
+        transaction,
+    )
 
 
 # -- the connection
@@ -502,9 +509,7 @@ def set_writes(new: Any) -> dict[str, Any]:
         "^=": lambda c: c.__ixor__({new()}),
         "intersection_update": lambda c: c.intersection_update({new()}),
         "difference_update": lambda c: c.difference_update({new()}),
-        "symmetric_difference_update": lambda c: c.symmetric_difference_update(
-            {new()}
-        ),
+        "symmetric_difference_update": lambda c: c.symmetric_difference_update({new()}),
     }
 
 

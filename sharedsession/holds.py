@@ -1,0 +1,70 @@
+"""What a guard hands out and keeps while somebody is in it or waits for it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from .owners import Owner
+from .terms import Lock, Mode
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+_hold_numbers = itertools.count(1)
+
+
+class Hold:
+    """A guard kept beyond one operation: by a section, a block, or a stream.
+
+    The guard knows a hold by its number only, so that a hold which everybody forgot is
+    collected, and gives back what it kept.
+    """
+
+    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
+
+    def __init__(
+        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
+    ) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.what = what
+        self.restricts = restricts
+        self.number = next(_hold_numbers)
+        self.is_open = True
+
+    def release(self) -> None:
+        """Give it back; nothing if that was done before.  Any thread may call this."""
+        self.guard.let_go(self)
+
+    def __del__(self) -> None:
+        if self.is_open:
+            self.guard.forsake(self)
+
+
+class Waiter:
+    """One owner in the queue; ``parked`` is released to wake it."""
+
+    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
+
+    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
+        self.guard = guard
+        self.owner = owner
+        self.mode = mode
+        self.parked = parked
+        self.admitted = False
+        self.since = guard.clock()
+
+    def blockers(self) -> list[Owner]:
+        return self.guard.blockers(self.owner)
+
+
+class Reading:
+    """One owner's read sections, the outermost of which acquired the guard."""
+
+    __slots__ = ("since", "holds")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.holds: set[int] = set()

@@ -1,0 +1,97 @@
+"""The words that guards are spoken to in: accesses, modes, kinds of guard."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .owners import Owner
+
+
+class Access(enum.Enum):
+    """What an operation does to the session it is an operation of."""
+
+    #: Looks at what is loaded.
+    READ = "read"
+    #: May emit a SELECT, and adds what was not loaded.
+    LOAD = "load"
+    #: Changes something, but leaves no work that could be lost.
+    CHANGE = "change"
+    #: Leaves work in the transaction that a rollback would throw away.
+    WRITE = "write"
+    #: Ends the work of the transaction: rollback and close.
+    END = "end"
+
+
+READ, LOAD, CHANGE, WRITE, END = Access
+
+
+class Mode(enum.Enum):
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    BESIDE = "beside"
+
+
+EXCLUSIVE, SHARED, BESIDE = Mode
+
+#: What a hold is for, if it may be forgotten: rows that nobody fetched are no loss.
+STREAM = "streaming result"
+
+
+class Kind(enum.Enum):
+    """How a guard treats the second thread."""
+
+    RLOCK = "rlock"
+    RW = "rw"
+    DETECT = "detect"
+    CONFINE = "confine"
+
+
+class ForeignLock(Protocol):
+    """A lock of the application's that a guard takes besides admitting somebody."""
+
+    #: Whether readers may share it.
+    shares: bool
+
+    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool: ...
+
+    def release(self, owner: Owner) -> None: ...  # nothing if it is not the owner's
+
+    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
+
+    def blockers(self) -> list[Owner]: ...
+
+
+class Promise(Protocol):
+    """Something an owner may do later, if nobody else comes in before."""
+
+    owner: Owner
+
+    def keep(self) -> None: ...
+
+    def __hash__(self) -> int: ...
+
+
+class Lock(Protocol):
+    """The primitive that a guard stands on: a plain lock, not reentrant."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class GuardStats:
+    """What a guard has seen since it was made; times in seconds."""
+
+    acquisitions: int = 0
+    contended: int = 0
+    wait_seconds: float = 0.0
+    longest_wait: float = 0.0
+    longest_hold: float = 0.0
+    timeouts: int = 0

@@ -1,0 +1,187 @@
+"""The tables of operations, and the private API, against the SQLAlchemy in use."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.orm import InstrumentedAttribute, Session, SessionTransaction
+from sqlalchemy.pool import QueuePool
+
+import sharedsession
+from sharedsession import SharedSession, alchemy, operations
+
+from .models import User, make_user
+
+DUNDERS = {
+    *("__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")
+}
+
+
+def public_names(cls: type) -> set[str]:
+    names = {name for base in cls.__mro__[:-1] for name in vars(base)}
+    annotated = {
+        name for base in cls.__mro__[:-1] for name in vars(base).get("__slots__", ())
+    }
+    everything = {*names, *annotated}
+    return {n for n in everything if not n.startswith("_") or n in DUNDERS}
+
+
+@pytest.mark.parametrize(
+    ("cls", "table"),
+    [
+        (Session, operations.SESSION),
+        (SessionTransaction, operations.TRANSACTION),
+        (Connection, operations.CONNECTION),
+        (alchemy.WeakInstanceDict, operations.IDENTITY_MAP),
+        (alchemy.InstanceState, operations.STATE),
+        (alchemy.AttributeState, operations.ATTRIBUTE_STATE),
+        (alchemy.CollectionAdapter, operations.COLLECTION_ADAPTER),
+        (sa.engine.RootTransaction, operations.CONNECTION_TRANSACTION),
+        (sa.engine.NestedTransaction, operations.CONNECTION_TRANSACTION),
+        (sa.engine.TwoPhaseTransaction, operations.CONNECTION_TRANSACTION),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_public_name_is_in_the_table(cls: type, table: Any) -> None:
+    assert public_names(cls) - set(table) == set()
+
+
+def test_what_is_guarded_in_all_releases_is_there() -> None:
+    for name in operations.SESSION_INTERNAL:
+        assert inspect.isfunction(getattr(Session, name))
+    for name in operations.ATTRIBUTE_IMPL:
+        if not name.startswith("_dispose"):
+            assert inspect.isfunction(getattr(alchemy.AttributeImpl, name))
+    for name in operations.CONNECTION:
+        if name.startswith("_"):
+            assert inspect.isfunction(getattr(Connection, name))
+
+
+def test_every_method_of_the_builtin_collections_is_classed() -> None:
+    """One that is not is taken for a write, which a mere look should not be."""
+    writes = {
+        *("__delitem__", "__iadd__", "__iand__", "__imul__", "__ior__", "__isub__"),
+        *("__ixor__", "__setitem__", "add", "append", "clear", "difference_update"),
+        *("discard", "extend", "insert", "intersection_update", "pop", "popitem"),
+        *("remove", "reverse", "setdefault", "sort", "symmetric_difference_update"),
+        "update",
+    }
+    for cls in (list, set, dict):
+        methods = {name for name in dir(cls) if name not in dir(object)}
+        known = operations.LOOKS | operations.COMPARES | writes
+        assert methods - known <= {"__class_getitem__", "fromkeys"}
+
+
+# -- the private API: what alchemy.py assumes
+
+
+def test_an_attribute_has_an_implementation_with_a_key() -> None:
+    sa.orm.configure_mappers()
+    attribute = User.name
+    assert isinstance(attribute, InstrumentedAttribute)
+    assert isinstance(attribute.impl, alchemy.AttributeImpl)
+    assert attribute.impl.supports_population
+    assert alchemy.has_plain_instrumentation(User)
+    assert hasattr(type(User.addresses.impl), "_initialize_collection")
+
+
+def test_a_state_notes_the_number_of_its_session(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        user = make_user()
+        state = sa.inspect(user)
+        assert state.session_id is None
+        session.add(user)
+        assert state.session_id == session.hash_key
+        assert user.__dict__["_sa_instance_state"] is state
+        session.expunge(user)
+        assert state.session_id is None
+        assert "addresses" in state.manager._collection_impl_keys
+
+
+def test_loading_puts_states_into_the_map_by_one_method(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        assert type(session.identity_map) is alchemy.WeakInstanceDict
+        added = []
+        plain = session.identity_map._add_unpresent
+        session.identity_map._add_unpresent = lambda *args: (  # type: ignore
+            added.append(args),
+            plain(*args),
+        )
+        user = session.get(User, 1)
+        assert [state.obj() for state, key in added] == [user]
+
+
+def test_a_mutable_value_knows_its_parents(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        user = session.get_one(User, 1)
+        assert isinstance(user.data, MutableDict)
+        assert isinstance(user.data, alchemy.MutableBase)
+        assert list(user.data._parents) == [sa.inspect(user)]
+
+
+def test_a_result_fetches_through_its_strategy(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        result: Any = session.execute(sa.text("SELECT 1 UNION SELECT 2"))
+        rows = result.cursor_strategy.fetchall(result, result.cursor)
+        assert result._soft_closed
+        result.cursor_strategy = alchemy.rows_in_memory(rows)
+        assert result.all() == [(1,), (2,)]
+        objects: Any = session.execute(sa.select(User))
+        assert isinstance(objects, alchemy.ChunkedIteratorResult)
+        assert objects.raw.context is not None
+        assert len([row for chunk in objects.chunks(None) for row in chunk]) == 4
+
+
+def test_a_transaction_tells_its_state(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        session.connection()
+        transaction = session.get_transaction()
+        assert transaction is not None
+        assert not alchemy.is_broken(transaction)
+        assert alchemy.boundary(transaction) is transaction
+        assert len(alchemy.connections_of(transaction)) == 1
+        assert alchemy.binds_of(session)[0] is engine
+        session.rollback()
+        assert alchemy.is_closed(transaction)
+        assert not alchemy.is_broken(transaction)
+
+
+def test_sqlite_tells_what_it_connects_with(tmp_path: Any) -> None:
+    for given, checks in (({}, False), ({"check_same_thread": True}, True)):
+        engine = sa.create_engine(
+            f"sqlite:///{tmp_path}/a.db", poolclass=QueuePool, connect_args=given
+        )
+        assert alchemy.sqlite_checks_thread(engine) is checks
+
+
+def test_all_mappers_are_found() -> None:
+    assert User.__mapper__ in alchemy.all_mappers()
+
+
+def test_private_names_are_used_in_one_module() -> None:
+    """Modules of ours that SQLAlchemy marks as private come from ``alchemy`` only."""
+    folder = Path(sharedsession.__file__).parent
+    for path in folder.glob("*.py"):
+        if path.name == "alchemy.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "sqlalchemy"
+            ):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                assert not private, f"{path.name} imports {private}"
+
+
+def test_a_plain_session_stays_plain(engine: sa.Engine) -> None:
+    SharedSession(engine).close()
+    with Session(engine) as session:
+        assert type(session.connection()) is Connection
+        assert type(session.get_transaction()) is SessionTransaction
+        assert type(session.identity_map) is alchemy.WeakInstanceDict
