@@ -99,8 +99,8 @@ class _SectionOf:
         if not args or not hasattr(args[0], self._target):
             raise SharedSessionError(
                 f"{self._name}({self._target!r}) decorates methods of objects that "
-                f"have an attribute {self._target!r}; {function.__qualname__}() was called "
-                "without such an object."
+                f"have an attribute {self._target!r}; {function.__qualname__}() was "
+                "called without such an object."
             )
         return session_of(getattr(args[0], self._target))
 
