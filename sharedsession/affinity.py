@@ -13,24 +13,24 @@ from .owners import Owner
 
 def check_second_thread(session: sa_orm.Session, second: Owner) -> None:
     """Raise if a second thread could not use what the first one's session is on."""
-    for engine in _engines(session):
-        if isinstance(engine.pool, SingletonThreadPool):
-            raise SharedSessionError(
-                f"{second.name} is the second one to use this session, and its engine "
-                f"{engine!r} has a SingletonThreadPool, which gives each thread a "
-                "database connection of its own. Make the engine with "
-                "poolclass=StaticPool (one connection, also for SQLite in memory) or "
-                "QueuePool, and for SQLite connect_args={'check_same_thread': False}."
-            )
-        if alchemy.sqlite_checks_thread(engine):
-            raise SharedSessionError(
-                f"{second.name} is the second one to use this session, and SQLite "
-                f"connections of its engine {engine!r} refuse every thread but the one "
-                "that made them. Make the engine with "
-                "connect_args={'check_same_thread': False}, and with "
-                "poolclass=StaticPool or QueuePool."
-            )
+    for bind in alchemy.binds_of(session):
+        check_engine(bind.engine, second)
 
 
-def _engines(session: sa_orm.Session) -> list[sa.Engine]:
-    return [bind.engine for bind in alchemy.binds_of(session)]
+def check_engine(engine: sa.Engine, second: Owner) -> None:
+    if isinstance(engine.pool, SingletonThreadPool):
+        raise SharedSessionError(
+            f"{second.name} is not the only one to use this session, and its engine "
+            f"{engine!r} has a SingletonThreadPool, which gives each thread a database "
+            "connection of its own. Make the engine with poolclass=StaticPool (one "
+            "connection, also for SQLite in memory) or QueuePool, and for SQLite "
+            "connect_args={'check_same_thread': False}."
+        )
+    if alchemy.sqlite_checks_thread(engine):
+        raise SharedSessionError(
+            f"{second.name} is not the only one to use this session, and SQLite "
+            f"connections of its engine {engine!r} refuse every thread but the one "
+            "that made them. Make the engine with "
+            "connect_args={'check_same_thread': False}, and with poolclass=StaticPool "
+            "or QueuePool."
+        )

@@ -103,7 +103,7 @@ def sqlite_checks_thread(engine: Any) -> bool:
 
     The driver does not tell, so this is what the engine passes to its ``connect()``.
     """
-    if engine.dialect.name != "sqlite" or engine.dialect.is_async:
+    if getattr(engine.dialect, "name", "") != "sqlite" or engine.dialect.is_async:
         return False
     try:
         found = inspect.getclosurevars(engine.pool._creator).nonlocals

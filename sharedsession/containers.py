@@ -77,14 +77,18 @@ def _guard_of_adapter(adapter: Any) -> Guard | None:
 class _Parents(weakref.WeakKeyDictionary[Any, Any]):
     """The parents of a mutable value; guards the value when it meets one."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any = None) -> None:
         super().__init__()
-        self._value = weakref.ref(value)
+        self._find = None if value is None else weakref.ref(value)
+
+    def are_of(self, value: Any) -> bool:
+        """False for those that were copied from another value's."""
+        return self._find is not None and self._find() is value
 
     def __setitem__(self, state: Any, key: Any) -> None:
         super().__setitem__(state, key)
-        if state.session_id in guards:
-            guard_mutable(self._value())
+        if state.session_id in guards and self._find is not None:
+            guard_mutable(self._find())
 
 
 class _ParentsOfMutable:
@@ -93,8 +97,15 @@ class _ParentsOfMutable:
     def __get__(self, value: Any, owner: Any) -> Any:
         if value is None:
             return self
+        known = value.__dict__.get("_parents")
+        if isinstance(known, _Parents) and known.are_of(value):
+            return known
         parents = value.__dict__["_parents"] = _Parents(value)
+        parents.update(known or {})
         return parents
+
+    def __set__(self, value: Any, parents: Any) -> None:
+        value.__dict__["_parents"] = parents
 
 
 def install() -> None:

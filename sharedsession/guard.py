@@ -38,7 +38,6 @@ Fields, and how each is published:
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -46,7 +45,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Callable, Iterator, Literal, NoReturn
+from typing import Callable, Literal, NoReturn
 
 from . import waiting
 from .errors import (
@@ -260,7 +259,7 @@ class Guard:
         the right to change things goes.
         """
         me = hold.owner
-        with self._locked():
+        with self._mutex:
             alone = [*self._holds] == [hold.number] and not self.operating
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me)):
@@ -272,19 +271,21 @@ class Guard:
             elif not self._restricted:
                 hold.restricts = self._restricted = True
                 self.inside = None
+        self._reap()
 
     def let_go(self, hold: Hold) -> None:
         """Release *hold*.  May be called again if it was interrupted."""
-        with self._locked():
+        with self._mutex:
             self._let_go(hold)
             self._pass_on()
+        self._reap()
 
     def _let_go(self, hold: Hold) -> None:
         me = hold.owner
         reading = self._readers.get(me)
         if reading is not None:
             reading.holds.discard(hold.number)
-            if not reading.holds:
+            if not reading.holds and self._loader is not me:
                 self._drop_reader(me)
         if self._owner is me or self._loader is me:
             self._holds.pop(hold.number, None)
@@ -311,6 +312,8 @@ class Guard:
         # If the mutex is taken, its holder comes here when it has released it.
         while self._forsaken and self._mutex.acquire(False):
             try:
+                if not self._forsaken:
+                    return  # somebody else did it meanwhile
                 hold = self._forsaken.popleft()
                 if self._holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
@@ -397,9 +400,12 @@ class Guard:
         self.inside = None
         if self.kind is not Kind.CONFINE:
             self.version = (self.version | 1) + 1
-        if self._lock is not None and owner not in self._readers:
-            self._lock.release(owner)
         self._owner = self._loader = None
+        reading = self._readers.get(owner)
+        if reading is not None and not reading.holds:
+            self._drop_reader(owner)  # its section ended before its stream
+        elif reading is None and self._lock is not None:
+            self._lock.release(owner)
 
     def _drop_reader(self, owner: Owner) -> None:
         reading = self._readers.pop(owner)
@@ -428,7 +434,7 @@ class Guard:
         waiter = Waiter(self, me, mode, self._make_lock())
         waiter.parked.acquire()
         try:
-            with self._locked():
+            with self._mutex:
                 me.waiting_for = waiter
                 self._queue.append(waiter)
                 self._contended += 1
@@ -442,7 +448,7 @@ class Guard:
             self._refuse_timeout(me, mode, waiter)
 
     def _end_wait(self, waiter: Waiter) -> None:
-        with self._locked():
+        with self._mutex:
             if not waiter.admitted:
                 self._queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
@@ -450,6 +456,7 @@ class Guard:
             waited = self.clock() - waiter.since
             self._wait_seconds += waited
             self._longest_wait = max(self._longest_wait, waited)
+        self._reap()
 
     def _acquire_foreign(
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
@@ -460,7 +467,7 @@ class Guard:
         waiter = Waiter(self, me, mode, self._make_lock())
         me.waiting_for = lock
         try:
-            with self._locked():
+            with self._mutex:
                 self._before.append(waiter)
                 self._contended += 1
             if waiting.would_deadlock(me, lock):
@@ -469,7 +476,7 @@ class Guard:
                 return
         finally:
             me.waiting_for = None
-            with self._locked():
+            with self._mutex:
                 self._before.remove(waiter)
         self._timeouts += 1
         raise LockTimeout(
@@ -481,7 +488,7 @@ class Guard:
     def _withdraw(self, me: Owner, mode: Mode) -> bool:
         """Undo what an acquisition that failed may have reached; whether it was all."""
         admitted = True
-        with self._locked():
+        with self._mutex:
             me.waiting_for = None
             for waiter in tuple(self._queue):
                 if waiter.owner is me:
@@ -493,17 +500,8 @@ class Guard:
             else:
                 admitted = False
             self._pass_on()
+        self._reap()
         return admitted
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the mutex, and see to what was forsaken meanwhile."""
-        try:
-            with self._mutex:
-                yield
-        finally:
-            if self._forsaken:
-                self._reap()
 
     # -- refusals
 
@@ -529,8 +527,9 @@ class Guard:
         )
 
     def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
-        with self._locked():
+        with self._mutex:
             self._timeouts += 1
+        self._reap()
         waited = self.clock() - waiter.since
         raise LockTimeout(
             f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
@@ -546,11 +545,15 @@ class Guard:
                 f"{self._process} and belongs to it; this is the forked process "
                 f"{os.getpid()}. Make a new session here."
             )
-        with self._locked():
+        with self._mutex:
             sole = self._sole
-            if sole is None or sole is me.thread or self._is_free_to_take(sole):
+            free = sole is None or sole is me.thread or self._is_free_to_take(sole)
+            if free:
                 self._sole = me
-                return
+        self._reap()
+        if free:
+            return
+        assert sole is not None
         if self.kind is Kind.CONFINE:
             self._refuse_stranger(me, sole)
         self.second_owner(me)
@@ -595,8 +598,9 @@ class Guard:
                 "A section or a stream of this session is open; leave or close it "
                 "before hand_over()."
             )
-        with self._locked():
+        with self._mutex:
             self._sole = thread
+        self._reap()
 
     # -- what a person wants to know
 
@@ -609,6 +613,11 @@ class Guard:
         return "shared" if me in self._readers or self._loader is me else None
 
     @property
+    def is_shared(self) -> bool:
+        """Whether more than one owner has come in so far."""
+        return not self._checks_askers
+
+    @property
     def owner(self) -> threading.Thread | None:
         """The thread that is exclusive, if one is."""
         owner = self._owner
@@ -617,33 +626,40 @@ class Guard:
     @property
     def readers(self) -> tuple[threading.Thread, ...]:
         """The threads in read sections that share."""
-        with self._locked():
-            return tuple(owner.thread for owner in self._readers)
+        with self._mutex:
+            readers = tuple(owner.thread for owner in self._readers)
+        self._reap()
+        return readers
 
     @property
     def waiting(self) -> tuple[threading.Thread, ...]:
         """The threads that wait, in the order of their arrival."""
-        with self._locked():
+        with self._mutex:
             waiters = [*self._before, *self._queue]
+        self._reap()
         return tuple(waiter.owner.thread for waiter in waiters)
 
-    def blockers(self, waiting_owner: Owner) -> list[Owner]:
-        """Whom *waiting_owner* waits for here: all that are in.
+    def blockers(self, waiter: Waiter) -> list[Owner]:
+        """Whom *waiter* waits for here.
 
-        A reader that waits to load waits for the one that loads, not for its fellow
-        readers.
+        Readers keep an exclusive one out, and whoever is in the queue behind it.
         """
-        with self._locked():
+        waiting_owner = waiter.owner
+        with self._mutex:
             present = {self._owner, self._loader}
-            if waiting_owner not in self._readers:
+            exclusives = waiter.mode is EXCLUSIVE or any(
+                other.mode is EXCLUSIVE for other in self._queue
+            )
+            if exclusives and waiting_owner not in self._readers:
                 present.update(self._readers)
+        self._reap()
         # It may have been let in meanwhile, and nobody waits for itself.
         return [o for o in present if o is not None and o is not waiting_owner]
 
     def stats(self) -> GuardStats:
         """Return the figures so far."""
-        with self._locked():
-            return GuardStats(
+        with self._mutex:
+            stats = GuardStats(
                 self._acquisitions,
                 self._contended,
                 self._wait_seconds,
@@ -651,16 +667,19 @@ class Guard:
                 self._longest_hold,
                 self._timeouts,
             )
+        self._reap()
+        return stats
 
     def explain(self) -> str:
         """Say who holds this guard, since when, at which line, and who waits."""
-        with self._locked():
+        with self._mutex:
             now = self.clock()
             exclusive = self._owner or self._loader
             since = self._since
             readers = [(o, now - reading.since) for o, reading in self._readers.items()]
             waiters = [*self._before, *self._queue]
             queue = [(w.owner, w.mode, now - w.since) for w in waiters]
+        self._reap()
         said = []
         if exclusive is not None:
             said.append(f"{_held_by(exclusive, 'exclusively', now - since)}.")
@@ -686,7 +705,7 @@ class Guard:
 
     def bury(self, owner: Owner) -> None:
         """Release what a thread that ended still held."""
-        with self._locked():
+        with self._mutex:
             held = self._owner is owner or self._loader is owner
             if held:
                 if any(what != STREAM for what in self._holds.values()):
@@ -697,8 +716,9 @@ class Guard:
                 held = True
                 self._drop_reader(owner)
             self._pass_on()
+        self._reap()
         if held:
-            logger.warning("%s ended while it held %r; released", owner.name, self)
+            logger.warning("%s ended while it held a guard; released", owner.name)
 
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
@@ -740,7 +760,12 @@ _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 def _bury_everywhere(owner: Owner) -> None:
     for guard in list(_guards):
-        guard.bury(owner)
+        try:
+            guard.bury(owner)
+        except Exception:  # an application's lock may refuse to be released
+            logger.exception(
+                "%s ended, and %r could not be released", owner.name, guard
+            )
 
 
 def disown_all() -> None:

@@ -21,7 +21,7 @@ class Hold:
     collected, and gives back what it kept.
     """
 
-    __slots__ = ("guard", "owner", "mode", "what", "number", "restricts", "is_open")
+    is_open = False  # until it is all there
 
     def __init__(
         self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
@@ -57,7 +57,7 @@ class Waiter:
         self.since = guard.clock()
 
     def blockers(self) -> list[Owner]:
-        return self.guard.blockers(self.owner)
+        return self.guard.blockers(self)
 
 
 class Reading:

@@ -26,7 +26,7 @@ class _OneForAll(ScopedRegistry[_S]):
     def __init__(self, createfunc: Callable[[], _S]) -> None:
         self.createfunc = createfunc
         self.scopefunc = lambda: None
-        self._mutex = threading.RLock()
+        self.mutex = threading.RLock()
         self._session: _S | None = None
         self._users: set[Owner] = set()
 
@@ -35,7 +35,7 @@ class _OneForAll(ScopedRegistry[_S]):
         session = self._session
         if session is not None and me in self._users:
             return session
-        with self._mutex:
+        with self.mutex:
             if self._session is None:
                 self._session = _guarded(self.createfunc())
             self._users.add(me)
@@ -45,27 +45,32 @@ class _OneForAll(ScopedRegistry[_S]):
         return self._session is not None
 
     def set(self, obj: _S) -> None:
-        with self._mutex:
+        with self.mutex:
             self._session = _guarded(obj)
             self._users.add(current_owner())
 
     def clear(self) -> None:
-        self.take()
-
-    def take(self) -> _S | None:
-        """Take the session out, for everybody."""
-        with self._mutex:
-            session, self._session = self._session, None
+        with self.mutex:
+            self._session = None
             self._users.clear()
-            return session
 
-    def take_if_last(self) -> _S | None:
-        """Leave; take the session out if no thread that used it is left."""
-        with self._mutex:
+    def present(self) -> _S | None:
+        """The session, if there is one; this does not use it."""
+        return self._session
+
+    def leave(self) -> _S | None:
+        """Leave; return the session if no thread that used it is left."""
+        with self.mutex:
             self._users.discard(current_owner())
-            if any(user.alive for user in self._users):
-                return None
-            return self.take()
+            nobody = not any(user.alive for user in self._users)
+            return self._session if nobody else None
+
+    def discard(self, session: _S) -> None:
+        """Forget *session*, which is closed; a newer one stays."""
+        with self.mutex:
+            if self._session is session:
+                self._session = None
+                self._users.clear()
 
 
 def _guarded(session: _S) -> _S:
@@ -94,6 +99,11 @@ class shared_session(scoped_session[_S], Generic[_S]):
         super().__init__(factory, scopefunc=_everybody)
         self.registry = _OneForAll(session_factory)
 
+    def __call__(self, **kw: Any) -> _S:
+        """Like calling a ``scoped_session``; two threads at once get one session."""
+        with self.registry.mutex:
+            return super().__call__(**kw)
+
     @property
     def guard(self) -> Guard | None:
         """The guard of the session, which is made if it is not there yet."""
@@ -113,18 +123,19 @@ class shared_session(scoped_session[_S], Generic[_S]):
         Like ``scoped_session.remove()``, but the session is closed and discarded when
         no thread that used it is left; threads that have ended do not count.
         """
-        session = self.registry.take_if_last()
-        if session is not None:
-            session.close()
+        self._close(self.registry.leave())
 
     def close_all(self) -> None:
         """Close and discard the session now, whoever uses it.
 
         Threads that had work in it get :class:`WorkLostError` if they go on with it.
         """
-        session = self.registry.take()
+        self._close(self.registry.present())
+
+    def _close(self, session: _S | None) -> None:
         if session is not None:
-            session.close()
+            session.close()  # first: if this times out, the session is still here
+            self.registry.discard(session)
 
     # -- what Session has and scoped_session does not pass on
 

@@ -33,10 +33,16 @@ class _Section(Generic[_S]):
                 f"This {self._what} is entered already; make a new one for each block."
             )
         guard = self._guard
-        if guard is not None:
-            self._hold = self._acquire(guard)
-        self._entered = True
-        return self._session
+        try:
+            if guard is not None:
+                self._hold = self._acquire(guard)
+            self._entered = True
+            return self._session
+        except BaseException:
+            hold, self._hold = self._hold, None
+            if hold is not None:
+                hold.release()
+            raise
 
     def __exit__(self, *exc_info: Any) -> None:
         if not self._entered:
@@ -46,7 +52,11 @@ class _Section(Generic[_S]):
         self._entered = False
         hold, self._hold = self._hold, None
         if hold is not None:
-            hold.release()
+            try:
+                hold.release()
+            except BaseException:
+                hold.release()  # an interrupt at its first line
+                raise
 
     def _acquire(self, guard: Guard) -> Hold:
         raise NotImplementedError

@@ -31,7 +31,7 @@ from .owners import Owner
 from .sections import CriticalSection, ReadSection
 from .signatures import with_signature_of
 from .statements import access_of, has_changes_within
-from .terms import CHANGE, END, LOAD, Access
+from .terms import CHANGE, END, LOAD, READ, Access
 from .transactions import GuardedTransaction
 from .work import Ledger, Loss
 
@@ -223,6 +223,8 @@ class SharedSessionMixin(Session):
         assert guard is not None
         guard.worker = None
         transaction.ended_by = guard.asker()
+        transaction.was_committed = committed
+        self._owed.discard(transaction.ended_by)
         if committed:
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))
@@ -265,24 +267,41 @@ class SharedSessionMixin(Session):
         guard.do_chores(me)
         if guard.held == "exclusive":
             self._finish_for_others(guard, me)
-        loss = self._ledger.pop_loss(me)
+        error = self._ledger.error_for(me) if access is not END else None
+        if error is None:
+            self._ledger.forget(me)
         guard.attention = (
             guard.has_chores() or self._failure is not None
         ) or self._ledger.anybody_to_tell()
-        if loss is not None and access is not END:
-            raise loss.error(me)
+        if error is not None:
+            self._ledger.forget(me)  # as late as can be: it is told once
+            raise error
 
     def _finish_for_others(self, guard: Guard, me: Owner) -> None:
         unfinished, guard.unfinished_by = guard.unfinished_by, None
-        if unfinished is not None and self._ledger.has_work(unfinished):
-            self._failure = Loss(unfinished, "left a section without finishing it")
-            super().rollback()
+        if unfinished is not None:
+            self._forget_blocks()
+            if self._ledger.has_work(unfinished):
+                self._failure = Loss(unfinished, "left a section without finishing it")
+                super().rollback()
         elif self._failure is not None and self._failure.by is not me:
             self._owed.add(self._failure.by)
             while self._transaction is not None and alchemy.is_broken(
                 self._transaction
             ):
-                self._transaction.rollback()  # this level; what is around it is sound
+                self._end_broken(self._transaction)
+
+    def _forget_blocks(self) -> None:
+        """Nobody is going to leave the blocks that an unfinished section was in."""
+        self._in_unit = False
+        self._trans_context_manager = None
+
+    def _end_broken(self, transaction: SessionTransaction) -> None:
+        """End one level that another thread broke; what is around it may be sound."""
+        if alchemy.is_committed(transaction):
+            transaction.close()  # an interrupt came after the commit
+        else:
+            transaction.rollback()
 
     # -- misuse
 
@@ -348,6 +367,8 @@ def _put_operations_on(cls: Any) -> None:
             own: Any = _OWN.get(name)
             function = like(own or _next_in_line(name), plain)
             operation = guarded(function, access, _guard_of)
+            if name in SESSION and access not in (READ, LOAD):
+                operation = _refused_to_readers(operation)
             setattr(cls, name, with_signature_of(plain, operation))
 
 
@@ -371,6 +392,18 @@ class _Setting:
         else:
             setting = session.__dict__.__setitem__
             run(session.guard, CHANGE, setting, self._name, value)
+
+
+def _refused_to_readers(operation: Any) -> Any:
+    """Also where the read section's owner is inside a load: from a listener, say."""
+
+    def checked(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = self.guard
+        if guard is not None and guard.reads_only():
+            guard.refuse_write()
+        return operation(self, *args, **kw)
+
+    return checked
 
 
 _put_operations_on(SharedSessionMixin)

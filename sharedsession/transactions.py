@@ -13,6 +13,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
+from .affinity import check_engine
 from .connections import guard_connection
 from .guard import Guard
 from .holds import Hold
@@ -43,6 +44,7 @@ class GuardedTransaction(_Plain):
     begun_by: Owner
     #: Who ended it, if it is closed.
     ended_by: Owner | None = None
+    was_committed = False
     _hold: Hold | None = None
     _successor: GuardedTransaction | None = None
 
@@ -63,11 +65,12 @@ class GuardedTransaction(_Plain):
         try:
             transaction = self._still_open()
             _Plain.__enter__(transaction)
+            self._hold = hold
+            return transaction
         except BaseException:
+            self._hold = None
             hold.release()
             raise
-        self._hold = hold
-        return transaction
 
     def _still_open(self) -> GuardedTransaction:
         """This, or a new one if another thread ended it before its block began."""
@@ -87,7 +90,11 @@ class GuardedTransaction(_Plain):
             run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
         finally:
             if hold is not None:
-                hold.release()
+                try:
+                    hold.release()
+                except BaseException:
+                    hold.release()  # an interrupt at its first line
+                    raise
 
     # -- its ends
 
@@ -108,8 +115,9 @@ class GuardedTransaction(_Plain):
     def _rollback(
         self, _capture_exception: bool = False, _to_root: bool = False
     ) -> Any:
-        if alchemy.is_closed(self) and self.session._was_rolled_back_for_me():
-            return
+        me = self.session._asker()
+        if self.ended_by not in (None, me) and not self.was_committed:
+            return  # another thread did it, for this one or for itself
         try:
             _Plain.rollback(self, _capture_exception, _to_root)
         finally:
@@ -135,4 +143,6 @@ class GuardedTransaction(_Plain):
         connection = super()._connection_for_bind(bind, execution_options)
         guard = _guard_of(self)
         assert guard is not None
+        if guard.is_shared:
+            check_engine(connection.engine, guard.asker())
         return guard_connection(connection, guard)

@@ -202,6 +202,8 @@ class _UnitOfWork:
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes what others had pending
             self._savepoint.__enter__()
+            session._in_unit = session._in_unit or self._commits
+            return session
         except BaseException:
             try:
                 if not session.is_active:
@@ -209,9 +211,6 @@ class _UnitOfWork:
             finally:
                 self._section.__exit__(None, None, None)
             raise
-        if self._commits:
-            session._in_unit = True
-        return session
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         try:

@@ -57,8 +57,13 @@ class Ledger:
             if owner is not loss.by and owner.alive:
                 self._losses[owner] = loss
 
-    def pop_loss(self, owner: Owner) -> Loss | None:
-        return self._losses.pop(owner, None)
+    def error_for(self, owner: Owner) -> WorkLostError | None:
+        """What *owner* has to be told."""
+        loss = self._losses.get(owner)
+        return None if loss is None else loss.error(owner)
+
+    def forget(self, owner: Owner) -> None:
+        self._losses.pop(owner, None)
 
     def anybody_to_tell(self) -> bool:
         for owner in [owner for owner in self._losses if not owner.alive]:

@@ -1,0 +1,364 @@
+"""What was wrong once, each with the steps that showed it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.orm import Session, sessionmaker
+
+from sharedsession import (
+    LockTimeout,
+    SharedSession,
+    SharedSessionError,
+    UpgradeError,
+    WorkLostError,
+    critical_section,
+)
+from sharedsession import guard as guard_module
+from sharedsession import shared_session
+from sharedsession.guard import Guard
+from sharedsession.locks import make_guard
+from sharedsession.operations import run
+from sharedsession.terms import LOAD, WRITE, Kind
+
+from .models import Address, User
+from .threads import Worker, inside, passes, wait_for, wait_until
+
+
+def test_a_stream_that_ends_inside_an_operation_keeps_the_guard(session: Any) -> None:
+    statement = sa.select(User).execution_options(stream_results=True)
+    held = []
+
+    @sa.event.listens_for(User, "load")
+    def look(*args: Any) -> None:
+        held.append(session.guard.held)
+
+    session.expunge_all()
+    session.execute(statement).all()
+    sa.event.remove(User, "load", look)
+    assert held == ["exclusive"] * 4
+    assert session.guard.held is None
+
+
+def test_a_stream_collected_inside_an_operation_keeps_the_guard(session: Any) -> None:
+    kept = [session.execute(sa.select(User.id).execution_options(yield_per=1))]
+    kept[0].fetchone()
+
+    @sa.event.listens_for(session, "before_flush", once=True)
+    def forget(*args: Any) -> None:
+        kept.clear()
+        gc.collect()
+        other = Worker(lambda: session.get(User, 1))
+        assert not passes(other, session.guard)
+
+    session.add(User())
+    session.flush()
+    assert session.guard.held is None
+
+
+@pytest.mark.parametrize("kind", [Kind.RLOCK, Kind.RW])
+def test_a_read_section_that_waited_for_another_is_one(kind: Kind) -> None:
+    guard = Guard(kind)
+    refused = []
+
+    def read() -> None:
+        hold = guard.hold_shared("read section")
+        try:
+            run(guard, WRITE, lambda: None)
+        except UpgradeError as error:
+            refused.append(error)
+        hold.release()
+
+    first = guard.hold_shared("read section")
+    other = Worker(read)
+    if kind is Kind.RLOCK:
+        assert not passes(other, guard)
+    first.release()
+    other.result()
+    assert refused
+
+
+def test_an_interrupt_while_keeping_a_promise_loses_no_rows_silently(
+    session: Any,
+) -> None:
+    result = session.scalars(sa.select(User))
+
+    @sa.event.listens_for(User, "load", once=True)
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Worker(lambda: session.get(Address, 1)).result()
+    with pytest.raises(InvalidRequestError, match="KeyboardInterrupt"):
+        result.all()
+
+
+def test_who_has_the_lock_through_one_guard_may_use_the_other() -> None:
+    lock = threading.RLock()
+    one, two = make_guard(lock), make_guard(lock)
+    assert one is not None and two is not None
+    hold = one.hold("section")
+    other = Worker(lambda: run(two, WRITE, lambda: None))
+    assert not passes(other, two)
+    run(two, WRITE, lambda: None)
+    hold.release()
+    other.result()
+
+
+def test_a_dead_threads_stream_is_no_unfinished_section(session: Any) -> None:
+    kept: list[Any] = []
+
+    def leave_stream() -> None:
+        session.add(User(name="kept"))
+        statement = sa.select(User.id).execution_options(yield_per=1)
+        kept.append(session.execute(statement))
+
+    Worker(leave_stream).result()
+    wait_until(lambda: session.guard.owner is None)
+    session.commit()
+    assert "kept" in set(session.scalars(sa.select(User.name)))
+
+
+def test_a_hold_forgotten_while_the_mutex_is_taken_is_released() -> None:
+    guard = Guard()
+    hold = guard.hold("section")
+    with guard._mutex:
+        del hold
+        gc.collect()
+        assert guard._owner is not None
+    guard.stats()  # whoever has the mutex next sees to it
+    assert guard._owner is None
+
+
+def test_a_begin_in_a_joined_block_raises_as_ever(session: Any) -> None:
+    Worker(lambda: session.add(User(name="other"))).result()
+    with session.begin():
+        with pytest.raises(InvalidRequestError, match="already begun"):
+            session.begin()
+        assert session.guard.held == "exclusive"
+
+
+def test_a_heir_that_never_came_does_not_keep_the_session() -> None:
+    guard = Guard(Kind.CONFINE)
+    run(guard, WRITE, lambda: None)
+    heir = Worker(lambda: None)
+    heir.result()
+    guard.hand_over(heir)
+    run(guard, WRITE, lambda: None)
+    with pytest.raises(InvalidRequestError, match="Thread"):
+        guard.hand_over("heir")  # type: ignore[arg-type]
+
+
+def test_looks_tell_of_lost_work_too(session: Any) -> None:
+    user = User(name="mine")
+    session.add(user)
+    Worker(session.rollback).result()
+    with pytest.raises(WorkLostError):
+        user in session  # noqa: B015
+    assert user not in session
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session: session.add(User()),
+        lambda session: setattr(session.get(User, 2), "name", "z"),
+        lambda session: session.rollback(),
+        lambda session: session.expire_all(),
+        lambda session: session.execute(sa.delete(User)),
+        lambda session: session.connection().execute(sa.delete(User)),
+    ],
+)
+def test_a_listener_of_a_load_writes_nothing_in_a_read_section(
+    session: Any, write: Any
+) -> None:
+    session.get(User, 2)
+
+    @sa.event.listens_for(session, "do_orm_execute", once=True)
+    def listen(state: Any) -> None:
+        write(session)
+
+    with session.read_section(), pytest.raises(UpgradeError):
+        session.get(User, 1)
+    assert session.guard.held is None
+
+
+def test_changes_within_a_select_are_changes(session: Any) -> None:
+    cte = sa.update(User).values(name="z").returning(User.id).cte()
+    textual = sa.text("UPDATE users SET name='z' RETURNING id").columns(User.id)
+    with session.read_section():
+        for statement in (sa.select(cte), textual):
+            with pytest.raises(UpgradeError):
+                session.execute(statement)
+
+
+def test_a_failed_savepoint_is_rolled_back_alone(session: Any) -> None:
+    failed, go_on = threading.Event(), threading.Event()
+
+    def fail_in_savepoint() -> None:
+        session.add(User(name="outer"))
+        savepoint = session.begin_nested()
+        session.add(Address(email="ann@0"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        failed.set()
+        wait_for(go_on)
+        savepoint.rollback()  # the other thread did it; nothing is left to do
+        session.commit()
+
+    failing = Worker(fail_in_savepoint)
+    wait_for(failed)
+    assert session.get(User, 1) is not None
+    go_on.set()
+    failing.result()
+    assert "outer" in set(session.scalars(sa.select(User.name)))
+
+
+def test_an_interrupt_after_a_commit_leaves_no_committed_session(session: Any) -> None:
+    def interrupted() -> None:
+        session.add(User(name="committed"))
+
+        @sa.event.listens_for(session, "after_commit", once=True)
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            session.commit()
+
+    Worker(interrupted).result()
+    assert "committed" in set(session.scalars(sa.select(User.name)))
+
+
+def test_an_interrupt_in_a_release_is_made_good(session: Any) -> None:
+    """The error is kept, as a notebook keeps it, and with it every frame."""
+    guard = session.guard
+    plain, interrupts = guard.let_go, [KeyboardInterrupt]
+
+    def interrupted(hold: Any) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        plain(hold)
+
+    guard.let_go = interrupted
+    with pytest.raises(KeyboardInterrupt) as kept:
+        with session.critical_section():
+            pass
+    assert guard.held is None and kept.value is not None
+
+
+def test_two_waiting_for_one_is_no_cycle() -> None:
+    guard = Guard()
+    with_turns = []
+
+    def take_turns() -> None:
+        for _ in range(300):
+            hold = guard.hold("section")
+            with_turns.append(1)
+            hold.release()
+
+    workers = [Worker(take_turns) for _ in range(3)]
+    for worker in workers:
+        worker.result()
+    assert len(with_turns) == 900
+
+
+def test_a_load_in_a_read_section_may_set_what_is_committed(session: Any) -> None:
+    with session.read_section():
+        assert run(session.guard, LOAD, lambda: session.get(User, 1).addresses)
+
+
+def test_a_signal_in_the_guard_does_not_take_the_mutex_along(session: Any) -> None:
+    """The mutex is held by with statements alone, which a signal cannot part."""
+    source = inspect.getsource(guard_module)
+    assert "_mutex.acquire(False)" in source and "contextmanager" not in source
+
+
+def test_a_unit_of_a_dead_thread_leaves_nothing_behind(session: Any) -> None:
+    kept: list[Any] = []
+
+    def leave_open() -> None:
+        unit = critical_section(session, transaction="commit")
+        unit.__enter__()
+        session.add(User(name="half done"))
+        kept.append(unit)
+
+    Worker(leave_open).result()
+    wait_until(lambda: session.guard.owner is None)
+    with critical_section(session, transaction="commit"):
+        session.add(User(name="whole"))
+    session.rollback()
+    found = set(session.scalars(sa.select(User.name)))
+    assert "whole" in found and "half done" not in found
+
+
+def test_mutable_values_of_plain_sessions_can_be_copied(engine: sa.Engine) -> None:
+    SharedSession(engine).close()
+    with Session(engine) as plain:
+        user = plain.get_one(User, 1)
+        for value in (user.data, user.items, user.flags):
+            assert copy.deepcopy(value) == value
+    with SharedSession(engine) as session:
+        copied = copy.deepcopy(session.get_one(User, 1).data)
+        session.get_one(User, 2).data = copied
+        with inside(session.critical_section):
+            other = Worker(lambda: copied.update(b=1))
+            assert session.guard is not None and not passes(other, session.guard)
+        other.result()
+
+
+def test_a_registry_that_could_not_close_keeps_its_session(engine: sa.Engine) -> None:
+    registry = shared_session(
+        sessionmaker(engine, class_=SharedSession, lock_timeout=0.01)
+    )
+    session = registry()
+    with inside(session.critical_section):
+        with pytest.raises(LockTimeout):
+            registry.close_all()
+    assert registry() is session
+    registry.close_all()
+    assert registry() is not session
+
+
+def test_an_engine_that_only_get_bind_knows_is_checked(engine: sa.Engine) -> None:
+    other_engine = sa.create_engine("sqlite://")
+
+    class Routed(SharedSession):
+        def get_bind(self, *args: Any, **kw: Any) -> Any:
+            return other_engine
+
+    with Routed(engine) as session:
+        session.execute(sa.text("SELECT 1"))
+        with pytest.raises(SharedSessionError, match="SingletonThreadPool"):
+            Worker(lambda: session.execute(sa.text("SELECT 1"))).result()
+    other_engine.dispose()
+
+
+def test_a_rollback_that_was_owed_is_not_owed_for_ever(session: Any) -> None:
+    def fail() -> None:
+        session.add(Address(email="ann@0"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+
+    failed, go_on = threading.Event(), threading.Event()
+
+    def fail_then_close_then_work() -> None:
+        fail()
+        failed.set()
+        wait_for(go_on)
+        session.close()
+        session.get(User, 1)
+        session.rollback()
+        assert not session.in_transaction()
+
+    failing = Worker(fail_then_close_then_work)
+    wait_for(failed)
+    session.get(User, 1)
+    go_on.set()
+    failing.result()
