@@ -16,7 +16,7 @@ from sharedsession.stress import StressError, parse_url
 from . import ledger, picture, races, report, single
 from .pace import FULL, QUICK, Pace, Round
 from .rows import ROWS, STATEMENTS, Result, sources, summarise
-from .sides import open_sides
+from .sides import RemoteError, open_sides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         url = None if options.url is None else parse_url(options.url)
         results = run(options.only or list(ROWS), url, options.quick)
-    except StressError as error:
+    except (StressError, RemoteError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - started

@@ -156,7 +156,9 @@ class Guard:
         """
         if self._checks_askers and self._sole is not me:
             self._check_asker(me)
-        if self._owner is me or self._loader is me or me in self._readers:
+        if self._enter_if_free(me):
+            pass
+        elif self._owner is me or self._loader is me or me in self._readers:
             self._enter_from_read_section(me, access)
         else:
             mode = BESIDE if access is READ and self._shares else EXCLUSIVE
@@ -164,6 +166,25 @@ class Guard:
             self.operating = True
         if self.attention and self.attend is not None:
             self.attend(me, access)
+
+    def _enter_if_free(self, me: Owner) -> bool:
+        """The usual case, in as few steps as can be: nobody is in, nobody waits."""
+        if self._lock is not None:
+            return False
+        with self._mutex:
+            if (
+                self._owner is None
+                and self._loader is None
+                and not self._readers
+                and not self._queue
+            ):
+                self._acquisitions += 1
+                self._since = self.clock()
+                self.version |= 1
+                self._owner = self.inside = me
+                self.operating = True
+                return True
+        return False
 
     def _enter_from_read_section(self, me: Owner, access: Access) -> None:
         if access is not READ and access is not LOAD:

@@ -37,6 +37,7 @@ from .operations import (
 from .terms import LOAD, READ, WRITE, Access
 
 _MISSING: Any = object()
+_find_guard = guards.get
 
 
 # -- the descriptor of an attribute
@@ -48,7 +49,7 @@ def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
         return self
     values = instance.__dict__
     try:
-        guard = guards.get(values["_sa_instance_state"].session_id)
+        guard = _find_guard(values["_sa_instance_state"].session_id)
     except KeyError:
         return _plain_get(self, instance, owner)
     key = self.key
@@ -56,10 +57,13 @@ def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
         version = guard.version
         if version & 1:
             return _read(guard, self, instance, values)
-        value = values.get(key, _MISSING)
-        if value is _MISSING or guard.version != version:
+        try:
+            value = values[key]
+        except KeyError:
             return _read(guard, self, instance, values)
-        return value
+        if guard.version == version:
+            return value
+        return _read(guard, self, instance, values)
     if key in values:
         return values[key]
     return _plain_get(self, instance, owner)
@@ -73,13 +77,26 @@ def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
     return run(guard, LOAD, _plain_get, self, instance, owner)
 
 
+def _set(self: Any, instance: Any, value: Any) -> None:
+    """Set as one operation, without the steps between the attribute and the guard."""
+    impl = self.impl
+    state = alchemy.instance_state(instance)
+    plain = impl._stands_in_for.set
+    guard = guards.get(state.session_id)
+    if guard is None:
+        plain(impl, state, alchemy.instance_dict(instance), value, None)
+    else:
+        values = alchemy.instance_dict(instance)
+        run(guard, WRITE, plain, impl, state, values, value, None)
+
+
 _plain_get: Any = InstrumentedAttribute.__get__
 
 # Shown: an attribute makes those of aliases from its own class, and comparing the two
 # goes by whose class is the subclass of whose.
 _InDict = subclass(
     InstrumentedAttribute,
-    {"__get__": _get_if_loaded, "inherit_cache": True},
+    {"__get__": _get_if_loaded, "__set__": _set, "inherit_cache": True},
     shown=True,
 )
 _NotInDict = subclass(
@@ -137,17 +154,24 @@ def _guarded_initializer(impl_class: Any) -> Any:
 # -- the state of an object
 
 
-def _flag(state: Any, *args: Any, **kw: Any) -> Any:
-    return alchemy.InstanceState._modified_event(state, *args, **kw)
+_flag = alchemy.InstanceState._modified_event
 
 
-def _modified_event(state: Any, *args: Any, **kw: Any) -> Any:
-    # flag_modified(), flag_dirty() and mutable values come here directly; the
-    # attributes come here too, from inside their own operation.
-    guard = guards.get(state.session_id)
+def _modified_event(
+    state: Any,
+    values: Any,
+    attribute: Any,
+    previous: Any,
+    collection: bool = False,
+    is_userland: bool = False,
+) -> Any:
+    # flag_modified(), flag_dirty() and mutable values are the user's own; everything
+    # else comes from inside an operation on an attribute.
+    guard = guards.get(state.session_id) if is_userland else None
     if guard is None:
-        return _flag(state, *args, **kw)
-    return run(guard, WRITE, _flag, state, *args, **kw)
+        return _flag(state, values, attribute, previous, collection, is_userland)
+    args = (state, values, attribute, previous, collection, is_userland)
+    return run(guard, WRITE, _flag, *args)
 
 
 def _attrs(state: Any) -> Any:

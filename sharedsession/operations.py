@@ -53,7 +53,10 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     somebody has to be told something, it is an operation like any other.
     """
     version = guard.version
-    if not version & 1 and not guard.attention:
+    if version & 1:
+        if guard.operating and guard.inside is guard.asker():
+            return function(*args, **kw)
+    elif not guard.attention:
         try:
             result = function(*args, **kw)
         except Exception:
@@ -71,21 +74,21 @@ def guarded(
     find_guard: Callable[[Any], Guard | None],
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature."""
-    go = look if access is READ else functools.partial(_run_in_order, access)
 
-    def operation(self: Any, *args: Any, **kw: Any) -> Any:
+    def look_at(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
         if guard is None:
             return function(self, *args, **kw)
-        return go(guard, function, self, *args, **kw)
+        return look(guard, function, self, *args, **kw)
 
-    return like(operation, function)
+    def operation(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = find_guard(self)
+        if guard is None or (guard.operating and guard.inside is guard.asker()):
+            if guard is None or access is not WRITE:
+                return function(self, *args, **kw)  # part of an operation
+        return run(guard, access, function, self, *args, **kw)
 
-
-def _run_in_order(
-    access: Access, guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any
-) -> Any:
-    return run(guard, access, function, *args, **kw)
+    return like(look_at if access is READ else operation, function)
 
 
 def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:

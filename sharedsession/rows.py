@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import deque
 from typing import Any, Callable, Iterator
 
 from . import alchemy
@@ -26,6 +25,8 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
+    if type(result) is alchemy.CursorResult and result._soft_closed:
+        return result  # no rows, or settled already: the most frequent case
     if not isinstance(result, (alchemy.IteratorResult, alchemy.CursorResult)):
         return result
     cursor_result = _cursor_result(result)
@@ -88,7 +89,7 @@ class _Objects(Iterator[Any]):
         self.owner = guard.asker()
         self._guard = guard
         self._chunks: Callable[[int | None], Any] | None = chunks
-        self._made: deque[Any] = deque()
+        self._made: Iterator[Any] = iter(())
         self._error: BaseException | None = None
         guard.promises.add(self)
         guard.attention = True
@@ -110,7 +111,7 @@ class _Objects(Iterator[Any]):
         chunks, self._chunks = self._chunks, None
         self._guard.promises.discard(self)
         if chunks is not None:  # nobody came before
-            self._made.extend(itertools.chain.from_iterable(chunks(size)))
+            self._made = iter(list(itertools.chain.from_iterable(chunks(size))))
 
     def _ensure_made(self, size: int | None = None) -> None:
         if self._chunks is not None:
@@ -119,12 +120,13 @@ class _Objects(Iterator[Any]):
             error, self._error = self._error, None
             raise error
 
+    def __iter__(self) -> Iterator[Any]:
+        self._ensure_made()
+        return self._made
+
     def __next__(self) -> Any:
         self._ensure_made()
-        try:
-            return self._made.popleft()
-        except IndexError:
-            raise StopIteration from None
+        return next(self._made)
 
     def chunks(self, size: int | None) -> Iterator[list[Any]]:
         self._ensure_made(size)

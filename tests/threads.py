@@ -10,7 +10,7 @@ import time
 from typing import Any, Callable, Iterator
 
 #: Seconds after which a test that waits for something that must happen gives up.
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 class Worker(threading.Thread):
