@@ -38,6 +38,15 @@ ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql+psycopg": "psycopg_async"}
 
 # A test that hangs takes its worker down and counts as failed
 TEST_TIMEOUT = 300
+# Differences that cannot go away, and why. They are printed, and count, unless
+# --allow-explained is given
+EXPLAINED = {
+    "test.orm.test_scoping.ScopedSessionTest::test_attributes": (
+        "scoped_session has to have every public name of Session; SharedSession has "
+        "more of them, guard, critical_section() and read_section()"
+    ),
+}
+
 # More differences than these are neither listed nor mistaken for flaky tests
 LISTED = 50
 
@@ -128,8 +137,10 @@ class Suite:
 # -- one suite, plain and shared ----------------------------------------------
 
 
-def compare(suite: Suite, lock: str, jobs: str, refresh: bool) -> tuple[Outcomes, bool]:
-    """Run the suite, print its line; the outcomes, and whether all are alike."""
+def compare(
+    suite: Suite, lock: str, jobs: str, refresh: bool
+) -> tuple[Outcomes, list[str]]:
+    """Run the suite, print its line; the outcomes, and the tests that differ."""
     plain = suite.plain(jobs, refresh)
     start = time.monotonic()
     shared = suite.run(lock, jobs)
@@ -145,7 +156,9 @@ def compare(suite: Suite, lock: str, jobs: str, refresh: bool) -> tuple[Outcomes
     for test in differing[:LISTED]:
         was, now = plain.get(test, MISSING), shared.get(test, MISSING)
         print(f"    {test}: {was.status} -> {now.status}  {now.message}", flush=True)
-    return shared, not differing
+        if test in EXPLAINED:
+            print(f"        explained: {EXPLAINED[test]}", flush=True)
+    return shared, differing
 
 
 def differences(plain: Outcomes, shared: Outcomes) -> list[str]:
@@ -318,6 +331,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--kinds", nargs="+", default=KINDS, help="kinds of lock (%(default)s)")
     add("--jobs", default="auto", help="tests at a time (%(default)s)")
     add("--refresh", action="store_true", help="run the plain suite anew")
+    add(
+        "--allow-explained",
+        action="store_true",
+        help="do not fail for the differences that are explained in this program",
+    )
     return parser
 
 
@@ -327,9 +345,11 @@ def run_all(suites: Iterable[Suite], options: argparse.Namespace) -> bool:
     for suite in suites:
         refresh = options.refresh
         for lock in options.kinds:
-            outcomes, alike = compare(suite, lock, options.jobs, refresh)
+            outcomes, differing = compare(suite, lock, options.jobs, refresh)
+            if options.allow_explained:
+                differing = [test for test in differing if test not in EXPLAINED]
             total = [a + b for a, b in zip(total, counts(outcomes))]
-            same, refresh = same and alike, False
+            same, refresh = same and not differing, False
     print("{} passed, {} failed, {} skipped".format(*total))
     return same
 

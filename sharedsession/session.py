@@ -229,8 +229,12 @@ class SharedSessionMixin(Session):
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))
             return
-        loss = self._failure or Loss(guard.asker(), "ended it without a commit")
-        self._ledger.thrown_away(transaction, loss)
+        me = guard.asker()
+        if self._failure is not None or self._ledger.concerns_others(transaction, me):
+            loss = self._failure or Loss(me, "ended it without a commit")
+            self._ledger.thrown_away(transaction, loss)
+        else:
+            self._ledger.drop(transaction)
         if not alchemy.is_broken(self._transaction):
             self._failure = None  # what was broken is gone, or was a savepoint only
         guard.attention = guard.attention or self._ledger.anybody_to_tell()

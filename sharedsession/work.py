@@ -52,6 +52,13 @@ class Ledger:
         if parent is not None:
             self._workers.setdefault(parent, set()).update(workers)
 
+    def concerns_others(self, level: Any, me: Owner) -> bool:
+        """Whether anybody but *me* has work in the level."""
+        return bool(self._workers.get(level, set()) - {me})
+
+    def drop(self, level: Any) -> None:
+        self._workers.pop(level, None)
+
     def thrown_away(self, level: Any, loss: Loss) -> None:
         for owner in self._workers.pop(level, set()):
             if owner is not loss.by and owner.alive:

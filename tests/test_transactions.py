@@ -238,6 +238,18 @@ def test_who_lost_work_by_anothers_failure_is_told(session: Any) -> None:
     assert session.get(User, 1) is not None
 
 
+def test_who_rolls_back_for_another_is_told_of_its_own_loss(session: Any) -> None:
+    session.add(Address(email="ann@0"))  # fails when the other one flushes it
+
+    def commit() -> None:
+        with pytest.raises(IntegrityError):
+            session.commit()
+
+    in_thread(commit, name="failing")
+    with pytest.raises(WorkLostError, match="'failing'"):
+        session.get(User, 1)
+
+
 def test_a_late_rollback_spares_the_work_of_others(session: Any) -> None:
     failed, go_on = threading.Event(), threading.Event()
 
