@@ -201,7 +201,9 @@ class Guard:
         To be called again if an interrupt came: it does what is left to do.
         """
         with self._mutex:
-            if self._owner is me or self._loader is me:
+            if self._owner is me and not self._holds and self._lock is None:
+                self._drop_alone()
+            elif self._owner is me or self._loader is me:
                 self.operating = False
                 if not self._holds:
                     self._drop()
@@ -407,6 +409,17 @@ class Guard:
         else:
             self._loader = me
         self.inside = me
+
+    def _drop_alone(self) -> None:
+        """Like :meth:`_drop`, for the usual case: one operation, and nothing else."""
+        held = self.clock() - self._since
+        if held > self._longest_hold:
+            self._longest_hold = held
+        self.operating = self._restricted = False
+        self.inside = None
+        if self.kind is not Kind.CONFINE:
+            self.version = (self.version | 1) + 1
+        self._owner = None
 
     def _drop(self) -> None:
         """Take the exclusive, or the one beside the readers, out."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import alchemy, instances
 from .guard import Guard
-from .operations import IDENTITY_MAP, guarded
+from .operations import IDENTITY_MAP, guarded, look
 
 _Plain: Any = alchemy.WeakInstanceDict
 
@@ -27,6 +27,14 @@ def _guard_of(identity_map: Any) -> Guard | None:
     return guard
 
 
+def _get(self: Any, key: Any, default: Any = None) -> Any:
+    """Asked once for each row that is loaded, from inside the operation that loads."""
+    guard = self._guard
+    if guard.operating and guard.inside is guard.asker():
+        return _Plain.get(self, key, default)
+    return look(guard, _Plain.get, self, key, default)
+
+
 def _keys(self: Any) -> Any:
     return dict.fromkeys(_Plain.keys(self)).keys()  # not a view of what changes
 
@@ -38,9 +46,12 @@ def _iter(self: Any) -> Any:
 _OWN = {"keys": _keys, "__iter__": _iter}
 
 for _name, _access in IDENTITY_MAP.items():
-    if _access is not None:
+    if _access is not None and _name != "get":
         _function = _OWN.get(_name) or getattr(_Plain, _name)
         setattr(_GuardedIdentityMap, _name, guarded(_function, _access, _guard_of))
+
+
+_GuardedIdentityMap.get = _get
 
 
 def guard_identity_map(identity_map: Any, guard: Guard) -> None:

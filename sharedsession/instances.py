@@ -37,7 +37,6 @@ from .operations import (
 from .terms import LOAD, READ, WRITE, Access
 
 _MISSING: Any = object()
-_find_guard = guards.get
 
 
 # -- the descriptor of an attribute
@@ -47,26 +46,27 @@ def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
     """Read what is loaded without a lock if nobody changes anything meanwhile."""
     if instance is None:
         return self
-    values = instance.__dict__
     try:
-        guard = _find_guard(values["_sa_instance_state"].session_id)
-    except KeyError:
-        return _plain_get(self, instance, owner)
-    key = self.key
-    if guard is not None:
-        version = guard.version
-        if version & 1:
-            return _read(guard, self, instance, values)
-        try:
-            value = values[key]
-        except KeyError:
-            return _read(guard, self, instance, values)
-        if guard.version == version:
+        values = instance.__dict__
+        number = values["_sa_instance_state"].session_id
+        if number in guards:
+            guard = guards[number]
+            version = guard.version
+            value = values[self.key]
+            if version & 1 or guard.version != version:
+                return _read(guard, self, instance, values)
             return value
-        return _read(guard, self, instance, values)
-    if key in values:
-        return values[key]
-    return _plain_get(self, instance, owner)
+        return values[self.key]
+    except KeyError:
+        pass  # not loaded, not mapped, or its session went away at this moment
+    return _get_otherwise(self, instance, owner)
+
+
+def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
+    guard = guard_of_instance(instance)
+    if guard is None:
+        return _plain_get(self, instance, owner)
+    return _read(guard, self, instance, instance.__dict__)
 
 
 def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
@@ -233,8 +233,11 @@ def adopt(state: Any) -> None:
 
 def adopt_loaded(state: Any) -> None:
     """The same for an object that is being loaded: it holds nothing yet."""
-    if type(state) is alchemy.InstanceState:
+    if type(state) is _PlainState:
         state.__class__ = _State
+
+
+_PlainState = alchemy.InstanceState
 
 
 # -- descriptors of other kinds on a mapped class
