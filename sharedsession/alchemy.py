@@ -41,11 +41,6 @@ def instance_state(instance: object) -> Any:
     return _attributes.instance_state(instance)
 
 
-def instance_dict(instance: object) -> Any:
-    """Where a mapped object has its values."""
-    return _attributes.instance_dict(instance)
-
-
 def has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager

@@ -79,17 +79,22 @@ def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
 
 def _set(self: Any, instance: Any, value: Any) -> None:
     """Set as one operation, without the steps between the attribute and the guard."""
+    values = instance.__dict__
+    try:
+        state = values["_sa_instance_state"]
+        guard = guards.get(state.session_id)
+    except KeyError:
+        _plain_set(self, instance, value)
+        return
     impl = self.impl
-    state = alchemy.instance_state(instance)
     plain = impl._stands_in_for.set
-    guard = guards.get(state.session_id)
     if guard is None:
-        plain(impl, state, alchemy.instance_dict(instance), value, None)
+        plain(impl, state, values, value, None)
     else:
-        values = alchemy.instance_dict(instance)
         run(guard, WRITE, plain, impl, state, values, value, None)
 
 
+_plain_set: Any = InstrumentedAttribute.__set__
 _plain_get: Any = InstrumentedAttribute.__get__
 
 # Shown: an attribute makes those of aliases from its own class, and comparing the two
