@@ -24,7 +24,8 @@ from .operations import (
     like,
     run,
 )
-from .statements import access_of, has_changes_within
+from .statements import access_of, has_changes_within, is_known_change
+from .terms import CHANGE, WRITE
 
 _GUARD = "_sharedsession_guard"
 
@@ -100,6 +101,9 @@ def _executing(function: Any) -> Any:
         if guard is None:
             return function(self, statement, *args, **kw)
         access = access_of(statement)
+        inside = guard.operating and guard.inside is guard.asker()
+        if access is WRITE and inside and not is_known_change(statement):
+            access = CHANGE  # part of an operation
         if guard.reads_only() and has_changes_within(statement):
             guard.refuse_write()
         return run(guard, access, _execute, guard, function, self, statement, args, kw)

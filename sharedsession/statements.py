@@ -12,6 +12,10 @@ from sqlalchemy.sql.visitors import iterate
 
 from .terms import LOAD, WRITE, Access
 
+_CHANGES = re.compile(
+    r"[\s(]*(INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|CREATE|DROP|ALTER|TRUNCATE)\b",
+    re.IGNORECASE,
+)
 _READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
 
 
@@ -33,6 +37,19 @@ def access_of(statement: Any, options: Any = None) -> Access:
     if getattr(statement, "is_select", False) or isinstance(statement, FunctionElement):
         return LOAD
     return WRITE
+
+
+def is_known_change(statement: Any) -> bool:
+    """Whether *statement* is sure to change data, and no BEGIN, SAVEPOINT or SET.
+
+    Those are executed on a connection by SQLAlchemy, or by listeners of its events, as
+    parts of whatever operation needs a transaction first.
+    """
+    if isinstance(statement, sa.TextClause):
+        statement = statement.text
+    if isinstance(statement, str):
+        return _CHANGES.match(statement) is not None
+    return isinstance(statement, (sa.UpdateBase, sa.DDLElement))
 
 
 def has_changes_within(statement: Any) -> bool:

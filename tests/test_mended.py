@@ -190,6 +190,20 @@ def test_a_listener_of_a_load_writes_nothing_in_a_read_section(
     assert session.guard.held is None
 
 
+def test_a_load_in_a_read_section_may_begin_what_it_needs(
+    session: Any, engine: sa.Engine
+) -> None:
+    """BEGIN comes from a listener of the engine, SAVEPOINT with the first statement."""
+    user = session.get(User, 1)
+    session.commit()
+    with session.read_section():
+        assert user.name == "ann"
+    session.begin_nested()
+    session.expire(user)
+    with session.read_section():
+        assert user.name == "ann"
+
+
 def test_changes_within_a_select_are_changes(session: Any) -> None:
     cte = sa.update(User).values(name="z").returning(User.id).cte()
     textual = sa.text("UPDATE users SET name='z' RETURNING id").columns(User.id)
