@@ -474,7 +474,8 @@ class Guard:
                 self._contended += 1
                 self._pass_on()
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                self._refuse_deadlock(me)
+                if not waiter.admitted:  # while it looked; then what it saw was itself
+                    self._refuse_deadlock(me)
             waiter.parked.acquire(timeout=-1 if timeout is None else timeout)
         finally:
             self._end_wait(waiter)

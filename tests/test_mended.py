@@ -283,6 +283,30 @@ def test_two_waiting_for_one_is_no_cycle() -> None:
     assert len(with_turns) == 900
 
 
+def test_who_is_let_in_while_it_looks_for_cycles_sees_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = Guard()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        hold = guard.hold("section")
+        held.set()
+        wait_for(release)
+        hold.release()
+
+    holder = Worker(hold)
+    wait_for(held)
+
+    def find_a_cycle(*args: Any) -> bool:
+        release.set()
+        holder.result()  # which lets this thread in
+        return True
+
+    monkeypatch.setattr(guard_module.waiting, "would_deadlock", find_a_cycle)
+    run(guard, WRITE, lambda: None)
+
+
 def test_a_load_in_a_read_section_may_set_what_is_committed(session: Any) -> None:
     with session.read_section():
         assert run(session.guard, LOAD, lambda: session.get(User, 1).addresses)
