@@ -5,6 +5,7 @@ PYTHON ?= python3
 PYTEST_FLAGS ?= -n auto
 STRESS_FLAGS ?=
 BENCH_FLAGS ?=
+TORTURE_FLAGS ?=
 
 # Of `make conformance`; see conformance/run.py
 SQLALCHEMY ?= 2.1 2.0
@@ -18,7 +19,7 @@ FLAGS ?=
 run := .venv/bin/python
 sources := sharedsession tests benchmarks conformance
 
-.PHONY: demo test lint format bench conformance conformance-others clean
+.PHONY: demo test lint format torture bench conformance conformance-others clean
 
 demo: .venv/.ready
 	$(run) -m sharedsession stress $(STRESS_FLAGS)
@@ -35,6 +36,9 @@ lint: .venv/.ready
 format: .venv/.ready
 	$(run) -m isort --quiet $(sources)
 	$(run) -m black --quiet $(sources)
+
+torture: .venv/.ready
+	$(run) -m tests.torture $(TORTURE_FLAGS)
 
 bench: .venv/.ready
 	$(run) -m benchmarks $(BENCH_FLAGS)

@@ -20,16 +20,21 @@ from .models import Address, Base, Book, Log, User, Visit, make_user
 
 
 def make_engine(url: str = "sqlite://") -> sa.Engine:
-    """SQLite in memory, on one connection that any thread may use; or in a file.
-
-    With the recipe of SQLAlchemy's documentation that makes savepoints work.
-    """
+    """SQLite in memory, on one connection that any thread may use; or in a file."""
     if url == "sqlite://":
         engine = sa.create_engine(
             url, poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
     else:
         engine = sa.create_engine(url)
+    leave_transactions_to_sqlalchemy(engine)
+    with engine.connect() as connection:
+        template().backup(connection.connection.driver_connection)  # type: ignore
+    return engine
+
+
+def leave_transactions_to_sqlalchemy(engine: sa.Engine) -> None:
+    """The recipe of SQLAlchemy's documentation that makes SQLite's savepoints work."""
 
     @sa.event.listens_for(engine, "connect")
     def leave_transactions_alone(connection: Any, record: Any) -> None:
@@ -38,10 +43,6 @@ def make_engine(url: str = "sqlite://") -> sa.Engine:
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")
-
-    with engine.connect() as connection:
-        template().backup(connection.connection.driver_connection)  # type: ignore
-    return engine
 
 
 @functools.lru_cache(maxsize=None)
