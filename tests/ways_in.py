@@ -7,7 +7,9 @@ thread that owns the world; ``go`` is what the other thread does with it.
 
 from __future__ import annotations
 
+import copy
 import gc
+import json
 import pickle
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -15,6 +17,7 @@ from typing import Any, Callable
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import attributes as sa_attributes
+from sqlalchemy.orm.loading import merge_frozen_result
 
 from sharedsession import (
     SharedSessionError,
@@ -701,6 +704,44 @@ way(
     LOAD,
     lambda it: it[0].query(it[1].exists()).scalar(),
     lambda w: (w.session, w.session.query(User)),
+)
+
+
+way(
+    "objects of a result not fetched yet",
+    LOAD,
+    lambda result: result.all(),
+    lambda w: w.session.scalars(sa.select(User)),
+)
+way(
+    "partitions of a result not fetched yet",
+    LOAD,
+    lambda result: list(result.partitions(2)),
+    lambda w: w.session.execute(sa.select(User)),
+)
+way(
+    "merge_frozen_result",
+    WRITE,
+    lambda it: merge_frozen_result(it[0], sa.select(User), it[1]),
+    lambda w: (w.session, w.session.execute(sa.select(User)).freeze()),
+)
+
+# -- what Python itself does with a value
+
+way("json.dumps(MutableDict)", READ, json.dumps, lambda w: w.user.data)
+way("json.dumps(MutableList)", READ, json.dumps, lambda w: w.user.items)
+# The copy has the adapter too, so filling it appends to the object.
+way("copy.copy(collection)", WRITE, copy.copy, lambda w: w.user.addresses)
+way("copy.deepcopy(MutableDict)", READ, copy.deepcopy, lambda w: w.user.data)
+way("tuple(collection)", READ, tuple, lambda w: w.user.addresses)
+way("sorted(collection)", READ, lambda c: sorted(c, key=id), lambda w: w.user.tags)
+way("{**collection}", READ, lambda c: {**c}, lambda w: w.user.notes)
+way("[*collection]", READ, lambda c: [*c], lambda w: w.user.addresses)
+way(
+    "inspect(connection).get_table_names",
+    LOAD,
+    lambda c: sa.inspect(c).get_table_names(),
+    connection,
 )
 
 
