@@ -1,8 +1,9 @@
 """The guard: who may be inside a session now, and who waits.
 
 A guard is a monitor.  All of its state is changed under one small mutex that is never
-held while anything else runs: no user code, no wait, no logging.  Three kinds of
-admission exist, called *modes*:
+held while anything else runs: no user code, no wait, no logging.  (One exception: the
+``release()`` and ``downgrade()`` of a lock that the application brought along, which
+must not come back here.)  Three kinds of admission exist, called *modes*:
 
 ``EXCLUSIVE``
     One owner, nobody else.  Every operation that is not a mere look, every critical
