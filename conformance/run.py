@@ -38,15 +38,6 @@ ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql+psycopg": "psycopg_async"}
 
 # A test that hangs takes its worker down and counts as failed
 TEST_TIMEOUT = 300
-# Differences that cannot go away, and why. They are printed, and count, unless
-# --allow-explained is given
-EXPLAINED = {
-    "test.orm.test_scoping.ScopedSessionTest::test_attributes": (
-        "scoped_session has to have every public name of Session; SharedSession has "
-        "more of them, guard, critical_section() and read_section()"
-    ),
-}
-
 # More differences than these are neither listed nor mistaken for flaky tests
 LISTED = 50
 
@@ -156,8 +147,6 @@ def compare(
     for test in differing[:LISTED]:
         was, now = plain.get(test, MISSING), shared.get(test, MISSING)
         print(f"    {test}: {was.status} -> {now.status}  {now.message}", flush=True)
-        if test in EXPLAINED:
-            print(f"        explained: {EXPLAINED[test]}", flush=True)
     return shared, differing
 
 
@@ -331,11 +320,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--kinds", nargs="+", default=KINDS, help="kinds of lock (%(default)s)")
     add("--jobs", default="auto", help="tests at a time (%(default)s)")
     add("--refresh", action="store_true", help="run the plain suite anew")
-    add(
-        "--allow-explained",
-        action="store_true",
-        help="do not fail for the differences that are explained in this program",
-    )
     return parser
 
 
@@ -346,8 +330,6 @@ def run_all(suites: Iterable[Suite], options: argparse.Namespace) -> bool:
         refresh = options.refresh
         for lock in options.kinds:
             outcomes, differing = compare(suite, lock, options.jobs, refresh)
-            if options.allow_explained:
-                differing = [test for test in differing if test not in EXPLAINED]
             total = [a + b for a, b in zip(total, counts(outcomes))]
             same, refresh = same and not differing, False
     print("{} passed, {} failed, {} skipped".format(*total))

@@ -107,7 +107,12 @@ def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
 Table = Mapping[str, "Access | None"]
 
 #: Attributes of a session that set how it works; setting one is a ``CHANGE``.
-SESSION_SETTINGS = ("autoflush", "bind", "expire_on_commit")
+SESSION_SETTINGS = frozenset(
+    {
+        *("autobegin", "autoflush", "bind", "enable_baked_queries"),
+        *("expire_on_commit", "join_transaction_mode", "twophase"),
+    }
+)
 
 SESSION: Table = {
     "__contains__": READ,

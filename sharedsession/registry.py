@@ -77,7 +77,35 @@ def _guarded(session: _S) -> _S:
     return session if isinstance(session, SharedSessionMixin) else share(session)
 
 
-class shared_session(scoped_session[_S], Generic[_S]):
+class _PassedOn(Generic[_S]):
+    """What a shared session has more than a plain one, passed on by a registry."""
+
+    @property
+    def guard(self: Any) -> Guard | None:
+        """The guard of the current session."""
+        guard: Guard | None = self._proxied.guard
+        return guard
+
+    def critical_section(
+        self: Any, timeout: float | None = None
+    ) -> CriticalSection[_S]:
+        """Like :meth:`SharedSession.critical_section`, of the current session."""
+        section: CriticalSection[_S] = self._proxied.critical_section(timeout)
+        return section
+
+    def read_section(self: Any, timeout: float | None = None) -> ReadSection[_S]:
+        """Like :meth:`SharedSession.read_section`, of the current session."""
+        section: ReadSection[_S] = self._proxied.read_section(timeout)
+        return section
+
+
+# A scoped_session passes on every public name of Session, and code that was written
+# for SharedSession expects the same: with Flask-SQLAlchemy's ``db.session``, say.
+for _name in ("guard", "critical_section", "read_section"):
+    setattr(scoped_session, _name, vars(_PassedOn)[_name])
+
+
+class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
     """Like :class:`sqlalchemy.orm.scoped_session`, with one session for all threads.
 
     ::
@@ -103,19 +131,6 @@ class shared_session(scoped_session[_S], Generic[_S]):
         """Like calling a ``scoped_session``; two threads at once get one session."""
         with self.registry.mutex:
             return super().__call__(**kw)
-
-    @property
-    def guard(self) -> Guard | None:
-        """The guard of the session, which is made if it is not there yet."""
-        return getattr(self.registry(), "guard", None)
-
-    def critical_section(self, timeout: float | None = None) -> CriticalSection[_S]:
-        """Like :meth:`SharedSession.critical_section`, of the current session."""
-        return CriticalSection(self.registry(), timeout)
-
-    def read_section(self, timeout: float | None = None) -> ReadSection[_S]:
-        """Like :meth:`SharedSession.read_section`, of the current session."""
-        return ReadSection(self.registry(), timeout)
 
     def remove(self) -> None:
         """Say that this thread is done with the session.

@@ -106,7 +106,15 @@ class SharedSessionMixin(Session):
         """
         return ReadSection(self, timeout)
 
-    # -- blocks of Session's own
+    # -- settings and blocks of Session's own
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Like setting an attribute of any session; its settings under the guard."""
+        guard = self.guard if name in SESSION_SETTINGS else None
+        if guard is None:
+            super().__setattr__(name, value)
+        else:
+            run(guard, CHANGE, super().__setattr__, name, value)
 
     def __enter__(self: _S) -> _S:
         guard = self.guard  # type: ignore[attr-defined]
@@ -376,28 +384,6 @@ def _put_operations_on(cls: Any) -> None:
             setattr(cls, name, with_signature_of(plain, operation))
 
 
-class _Setting:
-    """An attribute of the session that is read as ever, and set as one operation."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, session: Any, owner: Any) -> Any:
-        if session is None:
-            return self
-        try:
-            return session.__dict__[self._name]
-        except KeyError:
-            raise AttributeError(self._name) from None
-
-    def __set__(self, session: Any, value: Any) -> None:
-        if session.guard is None:
-            session.__dict__[self._name] = value
-        else:
-            setting = session.__dict__.__setitem__
-            run(session.guard, CHANGE, setting, self._name, value)
-
-
 def _refused_to_readers(operation: Any) -> Any:
     """Also where the read section's owner is inside a load: from a listener, say."""
 
@@ -411,8 +397,6 @@ def _refused_to_readers(operation: Any) -> Any:
 
 
 _put_operations_on(SharedSessionMixin)
-for _name in SESSION_SETTINGS:
-    setattr(SharedSessionMixin, _name, _Setting(_name))
 
 
 def _show_operations_on(cls: Any) -> None:

@@ -253,3 +253,26 @@ def test_a_url_is_needed_unless_there_is_a_bind(engine: sa.Engine) -> None:
     with pytest.raises(ValueError, match="sqlalchemy.url"):
         sessionmaker_from_config({})
     assert sessionmaker_from_config({}, bind=engine)().bind is engine
+
+
+def test_a_scoped_session_passes_on_what_a_shared_session_has(
+    engine: sa.Engine,
+) -> None:
+    registry: Any = scoped_session(sessionmaker(engine, class_=SharedSession))
+    with registry.critical_section() as session:
+        assert session is registry()
+        assert registry.guard is session.guard
+        assert registry.guard.held == "exclusive"
+    with registry.read_section():
+        assert registry.guard.held == "exclusive"
+    registry.remove()
+
+
+def test_a_scoped_session_of_plain_sessions_has_no_guard_to_pass_on(
+    engine: sa.Engine,
+) -> None:
+    registry: Any = scoped_session(sessionmaker(engine))
+    assert not hasattr(registry, "guard")
+    with pytest.raises(AttributeError, match="critical_section"):
+        registry.critical_section()
+    registry.remove()

@@ -53,6 +53,13 @@ def test_every_public_name_is_in_the_table(cls: type, table: Any) -> None:
     assert public_names(cls) - set(table) == set()
 
 
+def test_every_setting_of_a_session_is_in_the_table() -> None:
+    """What Session() is given and keeps as it is."""
+    kept = {name for name in vars(Session()) if not name.startswith("_")}
+    parts = {"identity_map", "binds", "hash_key"}
+    assert kept - parts == set(operations.SESSION_SETTINGS)
+
+
 def test_what_is_guarded_in_all_releases_is_there() -> None:
     for name in operations.SESSION_INTERNAL:
         assert inspect.isfunction(getattr(Session, name))

@@ -747,7 +747,11 @@ way(
 
 # -- settings of the session
 
-for _name, _value in (("autoflush", True), ("expire_on_commit", True)):
+for _name, _value in (
+    *(("autobegin", True), ("autoflush", True), ("expire_on_commit", True)),
+    *(("enable_baked_queries", True), ("twophase", False)),
+    ("join_transaction_mode", "conditional_savepoint"),
+):
     way(
         f"session.{_name} =",
         CHANGE,
