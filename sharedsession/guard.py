@@ -337,7 +337,7 @@ class Guard:
         while self._forsaken and self._mutex.acquire(False):
             try:
                 if not self._forsaken:
-                    return  # somebody else did it meanwhile
+                    continue  # somebody did it; look again when the mutex is free
                 hold = self._forsaken.popleft()
                 if self._holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
@@ -474,6 +474,7 @@ class Guard:
                 self._queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
+            self._reap()  # before the wait: it may be what is waited for
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
                 if not waiter.admitted:  # while it looked; then what it saw was itself
                     self._refuse_deadlock(me)
@@ -485,14 +486,17 @@ class Guard:
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
-            if not waiter.admitted:
+            if waiter in self._queue:  # not if it was let in, or never got that far
                 self._queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
-            waited = self.clock() - waiter.since
-            self._wait_seconds += waited
-            self._longest_wait = max(self._longest_wait, waited)
+            self._note_wait(waiter)
         self._reap()
+
+    def _note_wait(self, waiter: Waiter) -> None:
+        waited = self.clock() - waiter.since
+        self._wait_seconds += waited
+        self._longest_wait = max(self._longest_wait, waited)
 
     def _acquire_foreign(
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
@@ -502,24 +506,38 @@ class Guard:
             return
         waiter = Waiter(self, me, mode, self._make_lock())
         me.waiting_for = lock
+        got = False
         try:
             with self._mutex:
                 self._before.append(waiter)
                 self._contended += 1
+            self._reap()
             if waiting.would_deadlock(me, lock):
                 self._refuse_deadlock(me)
-            if lock.acquire(mode, me, timeout):
-                return
-        finally:
-            me.waiting_for = None
-            with self._mutex:
+            got = lock.acquire(mode, me, timeout)
+            self._end_wait_before(waiter, got)
+        except BaseException:
+            self._end_wait_before(waiter, got=True)
+            if got:
+                lock.release(me)
+            raise
+        if not got:
+            raise LockTimeout(
+                f"{me.name} did not get the lock that this guard stands on in "
+                f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
+                "with timeout= or lock_timeout=, or hold the lock for less."
+            )
+
+    def _end_wait_before(self, waiter: Waiter, got: bool) -> None:
+        """The same for who waited before the guard; again if it was interrupted."""
+        waiter.owner.waiting_for = None
+        with self._mutex:
+            if waiter in self._before:
                 self._before.remove(waiter)
-        self._timeouts += 1
-        raise LockTimeout(
-            f"{me.name} did not get the lock that this guard stands on in "
-            f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
-            "with timeout= or lock_timeout=, or hold the lock for less."
-        )
+                self._note_wait(waiter)
+            if not got:
+                self._timeouts += 1
+        self._reap()
 
     def _withdraw(self, me: Owner, mode: Mode) -> bool:
         """Undo what an acquisition that failed may have reached; whether it was all."""

@@ -83,9 +83,13 @@ class ReadSection(_Section[_S]):
             return guard.hold_shared(self._what, self._timeout)
         if guard.held is None:
             hold = guard.hold_shared(self._what, self._timeout)
-            if not session._has_to_tidy():
-                return hold
-            hold.release()
+            try:
+                if not session._has_to_tidy():
+                    return hold
+                hold.release()
+            except BaseException:
+                hold.release()  # or it would pass for a section left unfinished
+                raise
         return self._tidy_first(guard, session)
 
     def _tidy_first(self, guard: Guard, session: Any) -> Hold:
