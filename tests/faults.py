@@ -1,0 +1,525 @@
+"""Faults at every step of an operation, and what has to be right after each.
+
+``python -m tests.faults --help`` tries all of them and prints how many there were; the
+tests try some.
+
+An interrupt is a ``KeyboardInterrupt`` as Ctrl-C raises it.  CPython runs signal
+handlers at certain steps only, and each of them inside the library is tried:
+
+* the start of a function, raised in the function's own frame;
+* the return of a function that is written in C, with what it returned thrown away;
+* a jump back to the head of a loop;
+* a wait for a lock, before it is had.
+
+Nowhere else: between the end of a ``with`` block and the ``__exit__`` of a lock, say,
+there is no such step, which is what the mutex of a guard relies on.  An interrupt in a
+finalizer is not tried either, since the interpreter prints and drops it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import queue
+import sys
+import tempfile
+import threading
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any, Callable, Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.orm import sessionmaker
+
+import sharedsession
+from sharedsession import (
+    SharedSession,
+    WorkLostError,
+    critical_section,
+    merge_into,
+    read_section,
+    shared_session,
+)
+
+from .conftest import make_engine
+from .models import Address, User
+from .threads import PATIENCE, Worker, stuck, wait_until
+
+PACKAGE = os.path.dirname(sharedsession.__file__)
+
+#: What ends a section, a block or a stream.  Interrupted at its very first step it has
+#: not begun, and what it would have ended is open still, until the traceback goes that
+#: keeps the frames: nothing that is written in Python can do better.
+ENDS = {
+    *(("sections", "__exit__"), ("units", "__exit__")),
+    *(("rows", "soft_close"), ("rows", "hard_close")),
+    *(("units", "send"), ("units", "throw")),
+}
+
+
+#: Where it stays open for good, or as long as the thread lives: an application's own
+#: lock, had but not yet noted, and a block of a transaction, which the session keeps.
+LIMITS = {
+    ("c_return of acquire", "locks", "_acquire"),
+    ("the start", "transactions", "__exit__"),
+}
+
+
+# -- interrupts
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th step inside the library; counts with 0."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at = at
+        self.steps = 0
+        self.place = ""
+        #: Whether it came at the very first step of one of ENDS, or at one of LIMITS.
+        self.at_an_end = self.at_a_limit = False
+
+    def __enter__(self) -> Interrupt:
+        sys.setprofile(self._profile)
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        sys.settrace(None)
+        sys.setprofile(None)
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event != "call" or not _is_ours(frame):
+            return None
+        # A generator that goes on does so in the middle of a line.
+        last = 1 << 30 if _resumes(frame.f_code) else -1
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal last
+            if event == "line":
+                began, jumped_back = last == -1, -1 < frame.f_lasti < last < 1 << 30
+                last = frame.f_lasti
+                if began or jumped_back:
+                    self._step(frame, "the start" if began else "a loop", began)
+            return trace
+
+        return trace
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        waits = event == "c_call" and arg.__name__ == "acquire"
+        if (event == "c_return" or waits) and _is_ours(frame):
+            self._step(frame, f"{event} of {arg.__name__}", False)
+
+    def _step(self, frame: FrameType, what: str, began: bool) -> None:
+        if _in_finalizer(frame):
+            return
+        self.steps += 1
+        if self.steps == self.at:
+            module, name = _module(frame.f_code), frame.f_code.co_name
+            self.at_an_end = began and (module, name) in ENDS
+            self.at_a_limit = (what, module, name) in LIMITS
+            self.place = f"{what}, in {module}.{name}:{frame.f_lineno}"
+            raise KeyboardInterrupt
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def _module(code: CodeType) -> str:
+    return os.path.basename(code.co_filename).removesuffix(".py")
+
+
+def _resumes(code: CodeType) -> bool:
+    return bool(code.co_flags & 0x20)  # inspect.CO_GENERATOR
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and _is_ours(frame):
+        if frame.f_code.co_name in ("__del__", "ended"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+# -- another thread that works in the same session
+
+
+class Agent(threading.Thread):
+    """A thread that does what it is told, one thing after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(name="agent", daemon=True)
+        self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                self._results.put((task(), None))
+            except BaseException as error:
+                self._results.put((None, error))
+            del task
+
+    def do(self, task: Callable[[], Any]) -> Any:
+        self._tasks.put(task)
+        try:
+            result, error = self._results.get(timeout=PATIENCE)
+        except queue.Empty:
+            stuck("the agent did not come back")
+        if error is not None:
+            raise error
+        return result
+
+    def end(self) -> None:
+        self._tasks.put(None)
+        self.join(PATIENCE)
+
+
+# -- the world that an operation is tried in
+
+
+class World:
+    """A session with a user in it, and the pending work of another thread."""
+
+    def __init__(self, lock: Any) -> None:
+        # In a file: an interrupt may make SQLAlchemy drop the connection.
+        self.directory = tempfile.TemporaryDirectory(dir=_SHM)
+        self.engine = make_engine(f"sqlite:///{self.directory.name}/test.db")
+        self.registry = shared_session(
+            sessionmaker(self.engine, class_=SharedSession, lock=_lock(lock))
+        )
+        self.session = self.registry()
+        self.guard: Any = self.session.guard
+        self.user = self.session.get_one(User, 1)
+        _ = self.user.addresses, self.session.get_one(User, 2).name
+        self.agent = Agent()
+        self.agent.do(lambda: self.session.add(User(name="witness")))
+        #: Of an operation that needs a second session.
+        self.other: Any = None
+
+    def end(self) -> None:
+        self.agent.end()
+        if self.other is not None:
+            self.other.close()
+        self.session.close()
+        self.engine.dispose()
+        self.directory.cleanup()
+
+
+_SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def _lock(lock: Any) -> Any:
+    return lock() if callable(lock) else lock
+
+
+Step = Callable[[World], Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    name: str
+    go: Step = field(repr=False)
+    prepare: Step = field(default=lambda world: None, repr=False)
+
+
+OPERATIONS: list[Operation] = []
+
+
+def operation(name: str, go: Step, prepare: Step = lambda world: None) -> None:
+    OPERATIONS.append(Operation(name, go, prepare))
+
+
+def add(world: World) -> None:
+    world.session.add(User(name="new"))
+
+
+def add_and_flush(world: World) -> None:
+    add(world)
+    world.session.flush()
+
+
+def rename(world: World) -> None:
+    world.user.name = "new"
+
+
+def pair(world: World) -> None:
+    """Two rows that belong together."""
+    world.session.add(User(name="one"))
+    world.session.add(User(name="two"))
+
+
+STREAM = sa.select(User).order_by(User.id).execution_options(yield_per=2)
+
+
+def stream(world: World, rows: int) -> None:
+    with world.session.execute(STREAM) as result:
+        for number, _ in enumerate(result, 1):
+            if number == rows:
+                break
+
+
+def within(enter: Callable[[World], Any], go: Step) -> Step:
+    def block(world: World) -> None:
+        with enter(world):
+            go(world)
+
+    return block
+
+
+def fail(world: World) -> None:
+    pair(world)
+    raise ZeroDivisionError
+
+
+def failing(go: Step) -> Step:
+    def block(world: World) -> None:
+        try:
+            go(world)
+        except ZeroDivisionError:
+            pass
+
+    return block
+
+
+def decorated(world: World) -> None:
+    critical_section(world.session)(rename)(world)
+
+
+def decorated_unit(world: World) -> None:
+    critical_section(world.registry, transaction="commit")(pair)(world)
+
+
+def decorated_generator(world: World) -> None:
+    @critical_section(lambda: world.session)
+    def generate() -> Iterator[Any]:
+        yield world.user.name
+        yield world.user.addresses
+
+    with closing(generate()) as generator:
+        for _ in generator:
+            pass
+
+
+def make_other(world: World) -> None:
+    world.other = SharedSession(make_engine())
+    world.other.get(User, 1)
+
+
+def unit(transaction: Any) -> Callable[[World], Any]:
+    return lambda world: critical_section(world.session, transaction=transaction)
+
+
+operation("read", lambda w: w.user.name)
+operation("read expired", lambda w: w.user.name, lambda w: w.session.expire(w.user))
+operation("lazy load", lambda w: w.user.tags)
+operation("set", rename)
+operation("append", lambda w: w.user.addresses.append(Address(email="new@0")))
+operation("mutate", lambda w: w.user.data.update(new=1))
+operation("add", add)
+operation("delete", lambda w: w.session.delete(w.user.addresses[0]))
+operation("get", lambda w: w.session.get(User, 3))
+operation("refresh", lambda w: w.session.refresh(w.user))
+operation("flush", lambda w: w.session.flush(), add)
+operation("commit", lambda w: w.session.commit(), add)
+operation("commit flushed", lambda w: w.session.commit(), add_and_flush)
+operation("rollback", lambda w: w.session.rollback(), add_and_flush)
+operation("close", lambda w: w.session.close(), add)
+operation("execute", lambda w: w.session.execute(sa.text("SELECT 1")).all())
+operation("select objects", lambda w: w.session.scalars(sa.select(User)).all())
+operation("update", lambda w: w.session.execute(sa.update(User).values(x=7)))
+operation("stream to its end", lambda w: stream(w, 99))
+operation("stream closed early", lambda w: stream(w, 1))
+operation("critical section", within(lambda w: w.session.critical_section(), rename))
+operation(
+    "nested sections",
+    within(
+        lambda w: w.session.critical_section(),
+        within(lambda w: w.session.critical_section(), rename),
+    ),
+)
+operation(
+    "read section", within(lambda w: w.session.read_section(), lambda w: w.user.tags)
+)
+operation(
+    "read section of a registry",
+    within(lambda w: read_section(w.registry), lambda w: w.user.name),
+)
+operation(
+    "begin block",
+    within(lambda w: w.session.begin(), pair),
+    lambda w: w.session.commit(),
+)
+operation("begin_nested block", within(lambda w: w.session.begin_nested(), pair))
+operation(
+    "failing savepoint", failing(within(lambda w: w.session.begin_nested(), fail))
+)
+operation("no_autoflush", within(lambda w: w.session.no_autoflush, rename))
+operation("unit of work", within(unit("commit"), pair))
+operation("failing unit", failing(within(unit("commit"), fail)))
+operation("savepoint unit", within(unit("savepoint"), pair))
+operation("decorated function", decorated)
+operation("decorated unit", decorated_unit)
+operation("decorated generator", decorated_generator)
+operation("merge_into", lambda w: merge_into(w.other, w.user), make_other)
+operation("with session", within(lambda w: w.session, lambda w: w.user.name))
+operation("remove", lambda w: w.registry.remove())
+
+
+# -- what has to be right after a fault
+
+
+class Wrong(AssertionError):
+    """Something that a fault left behind."""
+
+
+def check(condition: Any, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def check_free(guard: Any) -> None:
+    check(guard._mutex.acquire(timeout=1), "the mutex is taken")
+    guard._mutex.release()
+    check(guard._owner is None, f"held: {guard.explain()}")
+    check(guard._loader is None, f"loading: {guard.explain()}")
+    check(not guard.readers, f"read: {guard.explain()}")
+    check(not guard.waiting, f"waited for: {guard.explain()}")
+    check(not guard.holds, f"open: {guard.holds}")
+    check(guard.inside is None and not guard.operating, "somebody is inside")
+    check(guard.version % 2 == 0, "the version is odd")
+    if guard._lock is not None:
+        check(not guard._lock.blockers(), "the application's lock is held")
+        check(Worker(lambda: _can_have(guard._lock)).result(), "and nobody has it")
+
+
+def _can_have(foreign: Any) -> bool:
+    me = sharedsession.owners.current_owner()
+    got: bool = foreign.acquire(sharedsession.terms.EXCLUSIVE, me, None, 0)
+    if got:
+        foreign.release(me, None)
+    return got
+
+
+def committed(world: World) -> Counter[str]:
+    """What another program would see in the database now."""
+    with world.engine.connect() as connection:
+        names = connection.scalars(sa.text("SELECT name FROM users")).all()
+        emails = connection.scalars(sa.text("SELECT email FROM addresses")).all()
+        values = connection.scalars(
+            sa.text("SELECT x||data FROM users WHERE x>0")
+        ).all()
+    return Counter(map(str, [*names, *emails, *values]))
+
+
+def check_after(world: World) -> Counter[str]:
+    """Have the threads go on; return what is in the database then."""
+    check_free(world.guard)
+    session = world.session
+    try:
+        world.agent.do(session.commit)
+        was_told = False
+    except WorkLostError:
+        was_told = True
+    session.rollback()
+    world.agent.do(lambda: session.get_one(User, 2).name)
+    check(session.get_one(User, 2).name == "ben", "the session is of no use")
+    with session.critical_section():
+        plain = pickle.dumps(world.user)
+    check(b"sharedsession" not in plain, "a class of ours is in the pickle")
+    session.close()
+    check_free(world.guard)
+    found = committed(world)
+    check(found.pop("witness", 0) or was_told, "work was lost, and nobody was told")
+    return found
+
+
+# -- trying
+
+
+@dataclass
+class Report:
+    """How many faults were tried, and what was wrong after which."""
+
+    tried: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def note(self, sort: str, where: str, error: BaseException | None) -> None:
+        self.tried[sort] += 1
+        if error is not None:
+            self.wrong.append(f"{where}: {type(error).__name__}: {error}")
+
+    def __str__(self) -> str:
+        lines = [f"{count:6} {sort}" for sort, count in self.tried.items()]
+        return "\n".join([*lines, *self.wrong])
+
+
+def outcomes(operation: Operation, lock: Any) -> list[Counter[str]]:
+    """What may be in the database: as without the operation, or as with all of it."""
+    found = []
+    steps = (operation.prepare, operation.go)
+    for count in range(3):
+        world = World(lock)
+        for step in steps[:count]:
+            step(world)
+        found.append(check_after(world))
+        world.end()
+    return found
+
+
+def interrupt_everywhere(
+    operation: Operation, lock: Any, report: Report, every: int = 1
+) -> None:
+    """Interrupt *operation* at each step of the library's in it."""
+    allowed = outcomes(operation, lock)
+    at = total = 0
+    while at <= total:
+        world = World(lock)
+        operation.prepare(world)
+        fault = Interrupt(at)
+        error = _interrupted(world, operation, fault, allowed)
+        total = total or fault.steps
+        if at and not fault.at_a_limit:
+            where = f"{operation.name}, step {at}, {fault.place}"
+            report.note(f"interrupts, {_name(lock)}", where, error)
+        error = None
+        at += every
+        world.end()
+
+
+def _has_interrupt(error: BaseException | None) -> bool:
+    """Also if what had to be done because of it, a rollback say, failed after it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _name(lock: Any) -> str:
+    return lock if isinstance(lock, str) else lock.__name__
+
+
+def _interrupted(
+    world: World, operation: Operation, fault: Interrupt, allowed: list[Any]
+) -> BaseException | None:
+    kept = None
+    try:
+        with fault:
+            operation.go(world)
+    except BaseException as error:
+        kept = error  # as a notebook keeps it, and with it every frame
+    if fault.at_a_limit:
+        return None
+    try:
+        check(not fault.at or _has_interrupt(kept), f"the interrupt became {kept!r}")
+        if fault.at_an_end:
+            kept = None
+            gc.collect()
+        found = check_after(world)
+        check(found in allowed, f"half of it is committed: {found}")
+    except Exception as error:
+        return error
+    return None
