@@ -221,7 +221,9 @@ class _UnitOfWork:
         elif not session.is_active:
             session.rollback()  # what others had pending did not flush
         elif before is not None and session._transaction is not before:
-            session._transaction.rollback()
+            begun = session.get_nested_transaction()
+            if begun is not None:
+                begun.rollback()
         if self._began and session.in_transaction():
             session.rollback()
 

@@ -18,13 +18,16 @@ finalizer is not tried either, since the interpreter prints and drops it.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import pickle
 import queue
+import sqlite3
 import sys
 import tempfile
 import threading
+import warnings
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -36,6 +39,7 @@ from sqlalchemy.orm import sessionmaker
 
 import sharedsession
 from sharedsession import (
+    LockTimeout,
     SharedSession,
     WorkLostError,
     critical_section,
@@ -44,7 +48,7 @@ from sharedsession import (
     shared_session,
 )
 
-from .conftest import make_engine
+from .conftest import leave_transactions_to_sqlalchemy, make_engine
 from .models import Address, User
 from .threads import PATIENCE, Worker, stuck, wait_until
 
@@ -185,10 +189,15 @@ class Agent(threading.Thread):
 class World:
     """A session with a user in it, and the pending work of another thread."""
 
-    def __init__(self, lock: Any) -> None:
+    def __init__(self, lock: Any, factory: Any = None) -> None:
         # In a file: an interrupt may make SQLAlchemy drop the connection.
         self.directory = tempfile.TemporaryDirectory(dir=_SHM)
         self.engine = make_engine(f"sqlite:///{self.directory.name}/test.db")
+        if factory is not None:
+            url = self.engine.url.update_query_dict({})
+            self.engine.dispose()
+            self.engine = sa.create_engine(url, connect_args={"factory": factory})
+            leave_transactions_to_sqlalchemy(self.engine)
         self.registry = shared_session(
             sessionmaker(self.engine, class_=SharedSession, lock=_lock(lock))
         )
@@ -325,6 +334,7 @@ operation("delete", lambda w: w.session.delete(w.user.addresses[0]))
 operation("get", lambda w: w.session.get(User, 3))
 operation("refresh", lambda w: w.session.refresh(w.user))
 operation("flush", lambda w: w.session.flush(), add)
+operation("flush a change", lambda w: w.session.flush(), rename)
 operation("commit", lambda w: w.session.commit(), add)
 operation("commit flushed", lambda w: w.session.commit(), add_and_flush)
 operation("rollback", lambda w: w.session.rollback(), add_and_flush)
@@ -472,7 +482,7 @@ def outcomes(operation: Operation, lock: Any) -> list[Counter[str]]:
 
 
 def interrupt_everywhere(
-    operation: Operation, lock: Any, report: Report, every: int = 1
+    operation: Operation, lock: Any, report: Report, every: int = 1, first: int = 0
 ) -> None:
     """Interrupt *operation* at each step of the library's in it."""
     allowed = outcomes(operation, lock)
@@ -487,7 +497,7 @@ def interrupt_everywhere(
             where = f"{operation.name}, step {at}, {fault.place}"
             report.note(f"interrupts, {_name(lock)}", where, error)
         error = None
-        at += every
+        at += every if at else 1 + first % min(every, total)
         world.end()
 
 
@@ -523,3 +533,325 @@ def _interrupted(
     except Exception as error:
         return error
     return None
+
+
+# -- interrupts while another thread waits, or is waited for
+
+
+def _hold_while_it_waits(world: World, fault: Interrupt) -> BaseException | None:
+    """One thread waits for a section of another, and is interrupted."""
+    kept: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with fault, world.session.critical_section():
+                pass
+        except KeyboardInterrupt as error:
+            kept.append(error)
+
+    with world.session.critical_section():
+        worker = Worker(wait)
+        wait_until(lambda: worker in world.guard.waiting or worker.done.is_set())
+    worker.result()
+    return kept[0] if kept else None
+
+
+def _leave_to_the_waiting(world: World, fault: Interrupt) -> BaseException | None:
+    """Two threads wait for a section, whose thread is interrupted as it leaves."""
+    section = world.session.critical_section()
+    section.__enter__()
+    workers = [Worker(lambda: world.session.get(User, 2)) for _ in range(2)]
+    wait_until(lambda: len(world.guard.waiting) == 2)
+    kept = None
+    try:
+        with fault:
+            section.__exit__(None, None, None)
+    except KeyboardInterrupt as error:
+        kept = error
+    if fault.at_an_end:
+        section.__exit__(None, None, None)
+    for worker in workers:
+        worker.result()
+    return kept
+
+
+def _leave_a_read_section(world: World, fault: Interrupt) -> BaseException | None:
+    """A writer waits for a read section, whose thread is interrupted as it leaves."""
+    section = world.session.read_section()
+    section.__enter__()
+    workers = [Worker(lambda: world.session.add(User(name="late")))]
+    wait_until(lambda: len(world.guard.waiting) == 1)
+    kept = None
+    try:
+        with fault:
+            section.__exit__(None, None, None)
+    except KeyboardInterrupt as error:
+        kept = error
+    if fault.at_an_end:
+        section.__exit__(None, None, None)
+    workers[0].result()
+    world.session.rollback()
+    return kept
+
+
+def _time_out(world: World, fault: Interrupt) -> BaseException | None:
+    """A wait that takes too long is interrupted."""
+    kept: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with fault, world.session.critical_section(timeout=0.001):
+                pass
+        except (KeyboardInterrupt, LockTimeout) as error:
+            kept.append(error)
+
+    with world.session.critical_section():
+        Worker(wait).result()
+    return kept[0]
+
+
+SIDES = [_hold_while_it_waits, _leave_to_the_waiting, _leave_a_read_section, _time_out]
+
+
+def interrupt_between(lock: Any, side: Any, report: Report, every: int = 1) -> None:
+    at = total = 0
+    while at <= total:
+        world = World(lock)
+        fault = Interrupt(at)
+        error: BaseException | None = None
+        try:
+            kept = [side(world, fault)]  # as a notebook keeps it, with every frame
+            check_after(world)
+            kept.clear()
+        except Exception as wrong:
+            error = wrong
+        total = total or fault.steps
+        if at and fault.steps >= at and not fault.at_a_limit:
+            where = f"{side.__name__[1:]}, step {at}, {fault.place}"
+            report.note(f"interrupts between threads, {_name(lock)}", where, error)
+        error = None
+        at += every if at else 1
+        world.end()
+
+
+# -- drivers that fail
+
+
+class Failing:
+    """Has the n-th call of the driver raise; counts with 0."""
+
+    def __init__(self) -> None:
+        self.at = self.calls = 0
+        self.on = False
+
+    def call(self, fetching: Any = None) -> None:
+        if self.on:
+            self.calls += 1
+            if self.calls == self.at:
+                if fetching is not None:
+                    fetching.close()  # sqlite3 resets a statement that fails
+                raise sqlite3.OperationalError("the driver failed")
+
+
+def _failing_connection(failing: Failing) -> Any:
+    class Cursor(sqlite3.Cursor):
+        def execute(self, *args: Any) -> Any:
+            failing.call()
+            return super().execute(*args)
+
+        def executemany(self, *args: Any) -> Any:
+            failing.call()
+            return super().executemany(*args)
+
+        def fetchall(self) -> Any:
+            failing.call(self)
+            return super().fetchall()
+
+        def fetchmany(self, *args: Any) -> Any:
+            failing.call(self)
+            return super().fetchmany(*args)
+
+        def fetchone(self) -> Any:
+            failing.call(self)
+            return super().fetchone()
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, factory: Any = Cursor) -> Any:
+            failing.call()
+            return super().cursor(factory)
+
+        def commit(self) -> None:
+            failing.call()
+            super().commit()
+
+    return Connection
+
+
+def fail_everywhere(operation: Operation, lock: Any, report: Report) -> None:
+    """Have each call fail that *operation* makes of the driver."""
+    allowed = outcomes(operation, lock)
+    at = total = 0
+    while at <= total:
+        failing = Failing()
+        world = World(lock, factory=_failing_connection(failing))
+        operation.prepare(world)
+        failing.at, failing.on = at, True
+        error = _tried(world, operation, allowed, lambda: setattr(failing, "on", False))
+        total = total or failing.calls
+        if at:
+            report.note("calls of a driver", f"{operation.name}, call {at}", error)
+        error = None
+        at += 1
+        world.end()
+
+
+def _tried(
+    world: World, operation: Operation, allowed: list[Any], after: Callable[[], Any]
+) -> BaseException | None:
+    try:
+        operation.go(world)
+    except Exception:
+        pass
+    after()
+    try:
+        found = check_after(world)
+        check(found in allowed, f"half of it is committed: {found}")
+    except Exception as error:
+        return error
+    return None
+
+
+# -- hooks of the application's that fail
+
+
+def _event(target: Any, name: str) -> Any:
+    def install(world: World, function: Any) -> Callable[[], None]:
+        found = target(world)
+        sa.event.listen(found, name, function)
+        return lambda: sa.event.remove(found, name, function)
+
+    return install
+
+
+def _engine(world: World) -> Any:
+    return world.engine
+
+
+def _session(world: World) -> Any:
+    return world.session
+
+
+HOOKS: dict[str, Any] = {
+    **{
+        name: _event(_session, name)
+        for name in (
+            *("before_flush", "after_flush", "after_flush_postexec", "before_commit"),
+            *("after_commit", "after_rollback", "after_soft_rollback", "after_begin"),
+            *(
+                "before_attach",
+                "after_attach",
+                "do_orm_execute",
+                "pending_to_persistent",
+            ),
+            *("after_transaction_create", "after_transaction_end"),
+            *("transient_to_pending", "loaded_as_persistent"),
+        )
+    },
+    **{
+        name: _event(_engine, name)
+        for name in ("before_cursor_execute", "after_cursor_execute")
+    },
+    "load": _event(lambda world: User, "load"),
+    "before_insert": _event(lambda world: User, "before_insert"),
+    "after_insert": _event(lambda world: User, "after_insert"),
+    "before_update": _event(lambda world: User, "before_update"),
+    "set, as a validator": _event(lambda world: User.name, "set"),
+    "append, as a validator": _event(lambda world: User.addresses, "append"),
+    "bind of a type": None,
+    "result of a type": None,
+}
+
+
+class HookFailed(Exception):
+    pass
+
+
+def _install_type(sort: str, function: Any) -> Callable[[], None]:
+    column: Any = User.__table__.c.name
+    plain = column.type
+    column.type = FailingType(sort, function)
+    return lambda: setattr(column, "type", plain)
+
+
+class FailingType(sa.types.TypeDecorator[Any]):
+    """A type of the application's that fails on the way in, or out."""
+
+    impl = sa.String(50)
+    cache_ok = False
+
+    def __init__(self, sort: str, function: Any) -> None:
+        super().__init__()
+        self.sort, self.function = sort, function
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        if self.sort.startswith("bind"):
+            self.function()
+        return value
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        if self.sort.startswith("result"):
+            self.function()
+        return value
+
+
+def fail_in_hook(operation: Operation, lock: Any, sort: str, report: Report) -> None:
+    """Have a hook fail at its first call, and at its second and third if any."""
+    allowed = outcomes(operation, lock)
+    for at in (1, 2, 3):
+        world = World(lock)
+        operation.prepare(world)
+        calls: list[int] = []
+
+        def hook(*args: Any, **kw: Any) -> None:
+            calls.append(1)
+            if len(calls) == at:
+                raise HookFailed
+
+        install = HOOKS[sort]
+        remove = install(world, hook) if install else _install_type(sort, hook)
+        try:
+            error = _tried(world, operation, allowed, remove)
+        finally:
+            world.end()
+        if len(calls) < at:
+            return
+        report.note("hooks", f"{operation.name}, {sort}, call {at}", error)
+
+
+# -- from the command line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, help="try each n-th step only")
+    parser.add_argument("--operation", default="", help="only those with this in it")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    report = Report()
+    for operation in OPERATIONS:
+        if arguments.operation in operation.name:
+            print(operation.name, flush=True)
+            for lock in ("rlock", "rw", threading.RLock):
+                interrupt_everywhere(operation, lock, report, arguments.every)
+            fail_everywhere(operation, "rw", report)
+            for sort in HOOKS:
+                fail_in_hook(operation, "rlock", sort, report)
+    for lock in ("rlock", "rw"):
+        for side in SIDES:
+            interrupt_between(lock, side, report, arguments.every)
+    print(report)
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

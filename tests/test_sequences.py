@@ -26,14 +26,20 @@ from typing import Any, Callable
 import pytest
 import sqlalchemy as sa
 from readerwriterlock import rwlock
-from sqlalchemy.exc import IntegrityError
 
 from sharedsession import (
     ForkedSessionError,
     SharedSession,
     critical_section,
+    locks,
+    waiting,
 )
+from sharedsession.guard import Guard
+from sharedsession.holds import Hold
+from sharedsession.sections import CriticalSection
+from sharedsession.transactions import GuardedTransaction
 
+from . import threads
 from .conftest import make_engine
 from .models import Address, User
 from .threads import Worker, passes, wait_for, wait_until
@@ -139,7 +145,7 @@ def sequence(
     confine: Any = None,
     **others: Any,
 ) -> Any:
-    """Add a row.  *waiting*: of kinds where others wait; *sharing*: where they share."""
+    """Add a row; *waiting* is of kinds where others wait, *sharing* of the rest."""
     waiting = all if waiting is None else waiting
     sharing = waiting if sharing is None else sharing
     detect = all if detect is None else detect
@@ -342,7 +348,7 @@ def another_session_beside_a_section(scene: Scene) -> Any:
         return scene.met(lambda: critical(other), other.guard)
 
 
-@sequence("reentrancy", all="in")
+@sequence("one adapter a lock", all="in")
 def sections_of_two_sessions(scene: Scene) -> Any:
     other = scene.new_session()
     with scene.session.critical_section():
@@ -616,3 +622,122 @@ def run(row: Sequence, kind: str, timeout: float | None = None) -> Any:
 @pytest.mark.parametrize("row", SEQUENCES, ids=lambda row: row.name)
 def test_sequence(row: Sequence, kind: str) -> None:
     assert run(row, kind) == row.expected[kind]
+
+
+#: Ways to run without a mechanism, by its name in the table.
+CUTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
+
+
+def cut(*names: str) -> Any:
+    def add(function: Callable[[pytest.MonkeyPatch], None]) -> Any:
+        CUTS.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+@cut("exclusion", "fairness", "streams")
+def everybody_fits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Guard, "_may_enter_now", lambda *args: True)
+    patch.setattr(Guard, "_enter_if_free", lambda *args: False)
+    patch.setattr(Guard, "_acquire_foreign", lambda *args: None)
+    patch.setattr(Guard, "_check_asker", lambda *args: None)
+
+
+@cut("reentrancy")
+def nobody_is_inside(patch: pytest.MonkeyPatch) -> None:
+    def take(guard: Guard, me: Any, mode: Any, *args: Any, **kw: Any) -> Any:
+        guard._acquire(me, mode, 0.05)
+        hold = Hold(guard, me, mode, "section", False)
+        guard.holds[hold.number] = "section"
+        return hold
+
+    patch.setattr(Guard, "_take", take)
+
+
+@cut("one adapter a lock")
+def each_guard_has_an_adapter(patch: pytest.MonkeyPatch) -> None:
+    class Forgetful(dict[int, Any]):
+        def get(self, key: int, default: Any = None) -> Any:
+            return None
+
+    patch.setattr(locks, "_adapters", Forgetful())
+
+
+@cut("upgrades")
+def nothing_is_refused_to_readers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Guard, "refuse_write", lambda self: None)
+    patch.setattr(Guard, "reads_only", lambda self: False)
+    patch.setattr(Guard, "hold", lambda self, *args: self.hold_shared("section"))
+
+
+@cut("units")
+def units_know_of_no_others(patch: pytest.MonkeyPatch) -> None:
+    never = property(lambda self: False, lambda self, value: None)
+    patch.setattr(SharedSession, "_in_unit", never)
+
+
+@cut("downgrade")
+def nothing_is_downgraded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Guard, "downgrade", lambda self, hold: None)
+
+
+@cut("deadlocks")
+def nobody_looks_for_cycles(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waiting, "would_deadlock", lambda *args: False)
+
+
+@cut("burying")
+def the_dead_are_not_buried(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SharedSession, "_finish_for_others", lambda *args: None)
+
+
+@cut("forks")
+def a_child_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "getpid", lambda: 1)
+    patch.setattr(Guard, "disown", lambda self: None)
+
+
+@cut("ownership")
+def sections_can_be_left_at_any_time(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CriticalSection, "__exit__", lambda self, *args: self._leave())
+
+
+@cut("confinement")
+def nobody_is_confined(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Guard, "_check_asker", lambda *args: None)
+    patch.setattr(Guard, "hand_over", lambda *args: None)
+
+
+@cut("joining")
+def begin_joins_the_wrong_one(patch: pytest.MonkeyPatch) -> None:
+    plain = GuardedTransaction.was_autobegun_by_another
+    patch.setattr(
+        GuardedTransaction, "was_autobegun_by_another", lambda self: not plain(self)
+    )
+
+
+@cut("losses")
+def nobody_attends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SharedSession, "_attend", lambda *args: None)
+
+
+@pytest.mark.parametrize("row", SEQUENCES, ids=lambda row: row.name)
+def test_control_without_its_mechanism_a_row_fails(
+    row: Sequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CUTS[row.stands_on](monkeypatch)
+    monkeypatch.setattr(threads, "PATIENCE", 0.5)
+    monkeypatch.setattr(threads, "stuck", _give_up)
+    for kind in KINDS:
+        try:
+            found = run(row, kind, timeout=0.1)
+        except BaseException:
+            return
+        if found != row.expected[kind]:
+            return
+    pytest.fail("it came out the same under every kind")
+
+
+def _give_up(what: str) -> None:
+    raise AssertionError(what)
