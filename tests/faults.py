@@ -837,6 +837,8 @@ def main() -> int:
     parser.add_argument("--operation", default="", help="only those with this in it")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    # SQLAlchemy complains of objects that an interrupt left between two states.
+    sys.unraisablehook = lambda unraisable: None
     report = Report()
     for operation in OPERATIONS:
         if arguments.operation in operation.name:
