@@ -90,6 +90,13 @@ def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
     return any(connection.invalidated for connection in connections_of(transaction))
 
 
+def restore_snapshot(transaction: sa_orm.SessionTransaction) -> None:
+    """Give the objects the state from before, if a rollback did not come to do it."""
+    ended = boundary(transaction)
+    if ended._state is _session.SessionTransactionState.DEACTIVE:
+        ended._restore_snapshot(dirty_only=ended.nested)
+
+
 def is_committed(transaction: sa_orm.SessionTransaction) -> bool:
     return transaction._state is _session.SessionTransactionState.COMMITTED
 

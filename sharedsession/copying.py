@@ -69,7 +69,9 @@ def merge_into(
 
 def _hold(held: contextlib.ExitStack, guard: Guard) -> None:
     if guard.held != "shared":  # a read section of this thread's keeps it well enough
-        held.callback(guard.hold("copy").release)
+        hold = guard.hold("copy")
+        held.callback(hold.release)  # twice: for what an interrupt kept it from
+        held.callback(hold.release)
 
 
 def _all_mapped(instances: Any) -> list[Any]:

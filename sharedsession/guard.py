@@ -24,6 +24,9 @@ Fields, and how each is published:
     Changed under the mutex only.  An owner may compare ``_owner`` or ``_loader`` with
     itself, and look itself up in ``_readers``, without the mutex: only that owner
     puts itself there or takes itself away.
+``holds``
+    What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
+    owner that is gone.
 ``inside``
     The owner with full rights now.  Written by that owner alone (or on its behalf
     once it is gone), so comparing it with oneself needs no mutex.
@@ -116,6 +119,8 @@ class Guard:
         self.second_owner: Callable[[Owner], None] = _no_note
         #: True if the next one in has something to be told or to do first.
         self.attention = False
+        #: Whose operation raised last, and what: it may have broken the transaction.
+        self.failed: tuple[Owner, str] | None = None
         #: Does that; called with the owner that came in and what for.
         self.attend: Callable[[Owner, Access], None] | None = None
         self._lock = lock
@@ -126,7 +131,7 @@ class Guard:
         self._loader: Owner | None = None
         self.operating = False
         self._restricted = False
-        self._holds: dict[int, str] = {}
+        self.holds: dict[int, str] = {}
         self._readers: dict[Owner, Reading] = {}
         self._queue: deque[Waiter] = deque()
         self._before: list[Waiter] = []  # those who wait for the application's lock
@@ -165,7 +170,11 @@ class Guard:
             mode = BESIDE if access is READ and self._shares else EXCLUSIVE
             self._acquire(me, mode, self.timeout)
             self.operating = True
-        if self.attention and self.attend is not None:
+        if self.attention:
+            self._attend(me, access)
+
+    def _attend(self, me: Owner, access: Access) -> None:
+        if self.attend is not None:  # there is a session
             self.attend(me, access)
 
     def _enter_if_free(self, me: Owner) -> bool:
@@ -202,11 +211,11 @@ class Guard:
         To be called again if an interrupt came: it does what is left to do.
         """
         with self._mutex:
-            if self._owner is me and not self._holds and self._lock is None:
+            if self._owner is me and not self.holds and self._lock is None:
                 self._drop_alone()
             elif self._owner is me or self._loader is me:
                 self.operating = False
-                if not self._holds:
+                if not self.holds:
                     self._drop()
                 elif self._restricted or self._loader is me:
                     self.inside = None
@@ -247,8 +256,14 @@ class Guard:
         """Keep the guard beyond the operation that runs now: for a stream."""
         me = self.asker()
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
-        self._holds[hold.number] = what
+        self.holds[hold.number] = what
         return hold
+
+    def drop_streams(self, before: tuple[int, ...]) -> None:
+        """End the streams that an operation which raised began: nobody has them."""
+        for number, what in list(self.holds.items()):
+            if what == STREAM and number not in before:
+                del self.holds[number]
 
     def _take(
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
@@ -264,13 +279,12 @@ class Guard:
             if mode is SHARED:
                 self._readers[me].holds.add(hold.number)
             else:
-                self._holds[hold.number] = what
+                self.holds[hold.number] = what
                 if restricts and not self._restricted:
                     hold.restricts = self._restricted = True
                     self.inside = None
             if self.attention and mode is EXCLUSIVE and not restricts:
-                assert self.attend is not None
-                self.attend(me, CHANGE)
+                self._attend(me, CHANGE)
         except BaseException:
             hold.release()
             raise
@@ -284,9 +298,9 @@ class Guard:
         """
         me = hold.owner
         with self._mutex:
-            alone = [*self._holds] == [hold.number] and not self.operating
+            alone = [*self.holds] == [hold.number] and not self.operating
             lock = self._lock
-            if alone and self._shares and (lock is None or lock.downgrade(me)):
+            if alone and self._shares and (lock is None or lock.downgrade(me, self)):
                 reading = self._readers[me] = Reading(self._since)
                 reading.holds.add(hold.number)
                 hold.mode = SHARED
@@ -312,11 +326,11 @@ class Guard:
             if not reading.holds and self._loader is not me:
                 self._drop_reader(me)
         if self._owner is me or self._loader is me:
-            self._holds.pop(hold.number, None)
+            self.holds.pop(hold.number, None)
             if hold.restricts and self._restricted:
                 self._restricted = False
                 self.inside = me if self._owner is me else None
-            if not self._holds and not self.operating:
+            if not self.holds and not self.operating:
                 self._drop()
         hold.is_open = False
 
@@ -339,7 +353,7 @@ class Guard:
                 if not self._forsaken:
                     continue  # somebody did it; look again when the mutex is free
                 hold = self._forsaken.popleft()
-                if self._holds.get(hold.number, STREAM) != STREAM:
+                if self.holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
                     self.attention = True
                 self._let_go(hold)
@@ -370,9 +384,9 @@ class Guard:
         # The application's lock first: who has it through another guard on the same
         # lock must not meet somebody in here who waits for it.
         foreign = None if mode is BESIDE and me in self._readers else self._lock
-        if foreign is not None:
-            self._acquire_foreign(foreign, me, mode, timeout)
         try:
+            if foreign is not None:
+                self._acquire_foreign(foreign, me, mode, timeout)
             with self._mutex:
                 admitted = self._may_enter_now(me, mode)
                 if admitted:
@@ -380,8 +394,11 @@ class Guard:
             if not admitted:
                 self._wait(me, mode, timeout)
         except BaseException:
-            if not self._withdraw(me, mode) and foreign is not None:
-                foreign.release(me)
+            try:
+                self._withdraw(me, mode, foreign)
+            except BaseException:
+                self._withdraw(me, mode, foreign)  # an interrupt
+                raise
             raise
         if self._forsaken:
             self._reap()
@@ -399,11 +416,15 @@ class Guard:
         return self._loader is None and (mode is BESIDE or not self._readers)
 
     def _admit(self, me: Owner, mode: Mode) -> None:
-        self._acquisitions += 1
+        # What calls comes first, what stores then: an interrupt finds all or nothing.
+        now = self.clock()
         if mode is SHARED:
-            self._readers[me] = Reading(self.clock())
+            reading = Reading(now)
+            self._acquisitions += 1
+            self._readers[me] = reading
             return
-        self._since = self.clock()
+        self._acquisitions += 1
+        self._since = now
         self.version |= 1
         if mode is EXCLUSIVE:
             self._owner = me
@@ -430,38 +451,44 @@ class Guard:
         held = self.clock() - self._since
         if held > self._longest_hold:
             self._longest_hold = held
-        self.operating = self._restricted = False
-        self._holds.clear()
-        self.inside = None
-        if self.kind is not Kind.CONFINE:
-            self.version = (self.version | 1) + 1
-        self._owner = self._loader = None
+        self.holds.clear()
         reading = self._readers.get(owner)
         if reading is not None and not reading.holds:
             self._drop_reader(owner)  # its section ended before its stream
         elif reading is None and self._lock is not None:
-            self._lock.release(owner)
+            self._lock.release(owner, self)
+        # Last, and without a call in it: until then an interrupt leaves it to be
+        # done again.
+        self.operating = self._restricted = False
+        self.inside = None
+        if self.kind is not Kind.CONFINE:
+            self.version = (self.version | 1) + 1
+        self._owner = self._loader = None
 
     def _drop_reader(self, owner: Owner) -> None:
-        reading = self._readers.pop(owner)
-        self._longest_hold = max(self._longest_hold, self.clock() - reading.since)
+        held = self.clock() - self._readers[owner].since
+        if held > self._longest_hold:
+            self._longest_hold = held
         if self._lock is not None and self._owner is not owner:
-            self._lock.release(owner)
+            self._lock.release(owner, self)
+        del self._readers[owner]
 
     def _pass_on(self) -> None:
         """Admit from the head of the queue all that fit together."""
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self._queue):
-            if closed and waiter.owner not in self._readers:
-                continue
-            if self._fits(waiter.mode):
-                self._queue.remove(waiter)
+            if not waiter.admitted:
+                if closed and waiter.owner not in self._readers:
+                    continue
+                if not self._fits(waiter.mode):
+                    closed = closed or waiter.mode is not BESIDE
+                    continue
                 self._admit(waiter.owner, waiter.mode)
-                waiter.owner.waiting_for = None
                 waiter.admitted = True
-                waiter.parked.release()
-            elif waiter.mode is not BESIDE:
-                closed = True
+                waiter.owner.waiting_for = None
+            # Whoever comes here after an interrupt finds it admitted, and wakes it.
+            waiter.wake()
+            self._queue.remove(waiter)
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         if self.kind in (Kind.DETECT, Kind.CONFINE):
@@ -502,11 +529,10 @@ class Guard:
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
     ) -> None:
         """Take the application's lock, on which the next one waits for the last."""
-        if lock.acquire(mode, me, 0):
+        if lock.acquire(mode, me, self, 0):
             return
         waiter = Waiter(self, me, mode, self._make_lock())
         me.waiting_for = lock
-        got = False
         try:
             with self._mutex:
                 self._before.append(waiter)
@@ -514,34 +540,33 @@ class Guard:
             self._reap()
             if waiting.would_deadlock(me, lock):
                 self._refuse_deadlock(me)
-            got = lock.acquire(mode, me, timeout)
-            self._end_wait_before(waiter, got)
-        except BaseException:
-            self._end_wait_before(waiter, got=True)
-            if got:
-                lock.release(me)
-            raise
+            got = lock.acquire(mode, me, self, timeout)
+        finally:
+            try:
+                self._end_wait_before(waiter)
+            except BaseException:
+                self._end_wait_before(waiter)  # an interrupt
+                raise
         if not got:
+            with self._mutex:
+                self._timeouts += 1
+            self._reap()
             raise LockTimeout(
                 f"{me.name} did not get the lock that this guard stands on in "
                 f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
                 "with timeout= or lock_timeout=, or hold the lock for less."
             )
 
-    def _end_wait_before(self, waiter: Waiter, got: bool) -> None:
-        """The same for who waited before the guard; again if it was interrupted."""
-        waiter.owner.waiting_for = None
+    def _end_wait_before(self, waiter: Waiter) -> None:
         with self._mutex:
+            waiter.owner.waiting_for = None
             if waiter in self._before:
                 self._before.remove(waiter)
                 self._note_wait(waiter)
-            if not got:
-                self._timeouts += 1
         self._reap()
 
-    def _withdraw(self, me: Owner, mode: Mode) -> bool:
-        """Undo what an acquisition that failed may have reached; whether it was all."""
-        admitted = True
+    def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
+        """Undo what an acquisition that failed may have reached."""
         with self._mutex:
             me.waiting_for = None
             for waiter in tuple(self._queue):
@@ -551,11 +576,10 @@ class Guard:
                 self._drop_reader(me)
             elif self._owner is me or self._loader is me:
                 self._drop()
-            else:
-                admitted = False
+            elif foreign is not None:
+                foreign.release(me, self)
             self._pass_on()
         self._reap()
-        return admitted
 
     # -- refusals
 
@@ -762,7 +786,7 @@ class Guard:
         with self._mutex:
             held = self._owner is owner or self._loader is owner
             if held:
-                if any(what != STREAM for what in self._holds.values()):
+                if any(what != STREAM for what in self.holds.values()):
                     self.unfinished_by = owner
                     self.attention = True
                 self._drop()
@@ -782,7 +806,7 @@ class Guard:
         self.version |= 1
         self.inside = self._owner = self._loader = None
         self.operating = self._restricted = False
-        self._holds = {}
+        self.holds = {}
         self._readers = {}
         self._queue = deque()
 

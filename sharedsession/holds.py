@@ -46,7 +46,7 @@ class Hold:
 class Waiter:
     """One owner in the queue; ``parked`` is released to wake it."""
 
-    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "since")
+    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "woken", "since")
 
     def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
         self.guard = guard
@@ -54,7 +54,14 @@ class Waiter:
         self.mode = mode
         self.parked = parked
         self.admitted = False
+        self.woken = False
         self.since = guard.clock()
+
+    def wake(self) -> None:
+        """Wake it; nothing if that was done before."""
+        if not self.woken:
+            self.woken = True
+            self.parked.release()
 
     def blockers(self) -> list[Owner]:
         return self.guard.blockers(self)

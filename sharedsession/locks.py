@@ -61,26 +61,32 @@ class _ForeignExclusive:
 
     def __init__(self, lock: RLockLike) -> None:
         self._lock = lock
-        self._counts: dict[Owner, int] = {}
+        #: The owners that have it, and through which guards: once through each.
+        self._held: dict[tuple[Owner, object], bool] = {}
 
-    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool:
+    def acquire(
+        self, mode: Mode, owner: Owner, through: object, timeout: float | None
+    ) -> bool:
         got = _acquire(self._lock, timeout)
         if got:
-            self._counts[owner] = self._counts.get(owner, 0) + 1
+            self._held[owner, through] = True
         return got
 
-    def release(self, owner: Owner) -> None:
-        count = self._counts.pop(owner, 0)
-        if count > 1:
-            self._counts[owner] = count - 1
-        if count:
-            self._lock.release()
+    def release(self, owner: Owner, through: object) -> None:
+        if (owner, through) in self._held:
+            # In this order no interrupt can come in between.
+            del self._held[owner, through]
+            try:
+                self._lock.release()
+            except Exception:  # this thread may not
+                self._held[owner, through] = True
+                raise
 
-    def downgrade(self, owner: Owner) -> bool:
+    def downgrade(self, owner: Owner, through: object) -> bool:
         return False
 
     def blockers(self) -> list[Owner]:
-        return list(self._counts)
+        return [owner for owner, through in list(self._held)]
 
 
 class _ForeignReadWrite:
@@ -94,11 +100,16 @@ class _ForeignReadWrite:
 
     def __init__(self, lock: RWLockLike) -> None:
         self._lock = lock
-        self._held: dict[Owner, tuple[Any, bool, int]] = {}
+        #: The side of the lock that an owner has, and whether it excludes others.
+        self._sides: dict[Owner, tuple[Any, bool]] = {}
+        #: The guards that an owner has it through.  Written by that owner alone.
+        self._guards: dict[Owner, list[object]] = {}
 
-    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool:
-        side, exclusive, count = self._held.get(owner, (None, False, 0))
-        if count:
+    def acquire(
+        self, mode: Mode, owner: Owner, through: object, timeout: float | None
+    ) -> bool:
+        if owner in self._sides:
+            exclusive = self._sides[owner][1]
             if mode is EXCLUSIVE and not exclusive:
                 return False  # an upgrade: it would wait for itself
         else:
@@ -106,25 +117,28 @@ class _ForeignReadWrite:
             side = self._lock.gen_wlock() if exclusive else self._lock.gen_rlock()
             if not _acquire(side, timeout):
                 return False
-        self._held[owner] = (side, exclusive, count + 1)
+            self._sides[owner] = side, exclusive
+        self._guards[owner] = [*self._guards.get(owner, ()), through]
         return True
 
-    def release(self, owner: Owner) -> None:
-        side, exclusive, count = self._held.pop(owner, (None, False, 0))
-        if count > 1:
-            self._held[owner] = (side, exclusive, count - 1)
-        elif count:
-            side.release()
+    def release(self, owner: Owner, through: object) -> None:
+        others = [other for other in self._guards.get(owner, ()) if other != through]
+        if not others and owner in self._sides:
+            self._sides[owner][0].release()
+            del self._sides[owner]
+        self._guards[owner] = others
+        if not others:
+            del self._guards[owner]
 
-    def downgrade(self, owner: Owner) -> bool:
-        side, exclusive, count = self._held[owner]
-        if count > 1 or not hasattr(side, "downgrade"):
+    def downgrade(self, owner: Owner, through: object) -> bool:
+        side = self._sides[owner][0]
+        if len(self._guards[owner]) > 1 or not hasattr(side, "downgrade"):
             return False
-        self._held[owner] = (side.downgrade(), False, count)
+        self._sides[owner] = side.downgrade(), False
         return True
 
     def blockers(self) -> list[Owner]:
-        return list(self._held)
+        return list(self._sides)
 
 
 _Foreign = Union[_ForeignExclusive, _ForeignReadWrite]

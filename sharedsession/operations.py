@@ -27,6 +27,7 @@ def run(
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
         return result
+    held = tuple(guard.holds) if guard.holds else ()
     try:
         if guard.inside is me:
             guard.operating = True
@@ -36,11 +37,19 @@ def run(
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
         return result
+    except BaseException as error:
+        guard.failed = me, error.__class__.__name__
+        guard.attention = True
+        if guard.holds:
+            guard.drop_streams(held)
+        raise
     finally:
         try:
             guard.leave(me)
         except BaseException:
             # An interrupt at its first line: without this nobody else comes in again.
+            if guard.holds:
+                guard.drop_streams(held)
             guard.leave(me)
             raise
 

@@ -95,8 +95,8 @@ def _introduce() -> Owner:
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
         owner.alive = False
-        if process != os.getpid():
-            return  # the child of a fork has the other threads' storage to clear
+        if process != os.getpid() or sys.is_finalizing():
+            return  # a fork's child, or the end, clears the storage of other threads
         for tell in on_death:
             tell(owner)
 

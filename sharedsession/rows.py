@@ -88,7 +88,10 @@ class _Objects(Iterator[Any]):
     def __init__(self, guard: Guard, chunks: Callable[[int | None], Any]) -> None:
         self.owner = guard.asker()
         self._guard = guard
-        self._chunks: Callable[[int | None], Any] | None = chunks
+        # Kept as a plain result keeps it: rows that were fetched early stay in it, and
+        # their objects in the identity map, for as long as somebody has the result.
+        self._chunks = chunks
+        self._is_made = False
         self._made: Iterator[Any] = iter(())
         self._error: BaseException | None = None
         guard.promises.add(self)
@@ -108,13 +111,14 @@ class _Objects(Iterator[Any]):
             raise
 
     def _make(self, size: int | None) -> None:
-        chunks, self._chunks = self._chunks, None
+        was_made, self._is_made = self._is_made, True
         self._guard.promises.discard(self)
-        if chunks is not None:  # nobody came before
-            self._made = iter(list(itertools.chain.from_iterable(chunks(size))))
+        if not was_made:  # nobody came before
+            objects = itertools.chain.from_iterable(self._chunks(size))
+            self._made = iter(list(objects))
 
     def _ensure_made(self, size: int | None = None) -> None:
-        if self._chunks is not None:
+        if not self._is_made:
             run(self._guard, LOAD, self._make, size)
         if self._error is not None:
             error, self._error = self._error, None
@@ -139,13 +143,18 @@ class _Objects(Iterator[Any]):
 
 def _stream(guard: Guard, result: Any, cursor_result: Any) -> None:
     strategy = cursor_result.cursor_strategy
-    if not isinstance(strategy, _Streaming):
-        strategy = _streaming(cursor_result, guard.keep(STREAM))
-        cursor_result.cursor_strategy = strategy
-    if isinstance(result, alchemy.IteratorResult):
-        result.iterator = _by_owner_only(strategy.hold, result.iterator)
-        if isinstance(result, alchemy.ChunkedIteratorResult):
-            result.chunks = _chunks_by_owner_only(strategy.hold, result.chunks)
+    streams = isinstance(strategy, _Streaming)
+    hold = strategy.hold if streams else guard.keep(STREAM)
+    try:
+        if not streams:
+            cursor_result.cursor_strategy = _streaming(cursor_result, hold)
+        if isinstance(result, alchemy.IteratorResult):
+            result.iterator = _by_owner_only(hold, result.iterator)
+            if isinstance(result, alchemy.ChunkedIteratorResult):
+                result.chunks = _chunks_by_owner_only(hold, result.chunks)
+    except BaseException:
+        hold.release()  # nobody will get the result that would have ended it
+        raise
 
 
 def _fetch(hold: Hold, function: Callable[..., Any], *args: Any) -> Any:
@@ -206,13 +215,21 @@ class _Streaming:
 
     def soft_close(self, result: Any, cursor: Any) -> None:
         plain: Any = super()
-        plain.soft_close(result, cursor)
-        self._end(result)
+        try:
+            plain.soft_close(result, cursor)
+            self._end(result)
+        except BaseException:
+            self._give_up()
+            raise
 
     def hard_close(self, result: Any, cursor: Any) -> None:
         plain: Any = super()
-        plain.hard_close(result, cursor)
-        self._end(result)
+        try:
+            plain.hard_close(result, cursor)
+            self._end(result)
+        except BaseException:
+            self._give_up()
+            raise
 
     def _end(self, result: Any) -> None:
         # What the result would do next, while the guard is still kept for it.
@@ -225,8 +242,13 @@ class _Streaming:
             guard.leave_behind(self.close_cursor)
         self.hold.release()
 
+    def _give_up(self) -> None:
+        """The result counts as closed and will not come back to do the rest."""
+        self.hold.guard.leave_behind(self.close_cursor)
+        self.hold.release()
+
     def __del__(self) -> None:
-        if self.hold.is_open:
+        if hasattr(self, "hold") and self.hold.is_open:
             # Any thread, any line: the cursor waits for the next one that comes in.
             self.hold.guard.leave_behind(self.close_cursor)
             self.hold.guard.forsake(self.hold)
@@ -246,8 +268,8 @@ def _streaming(result: Any, hold: Hold) -> Any:
         for name in getattr(cls, "__slots__", ()):
             if hasattr(plain, name):
                 setattr(streaming, name, getattr(plain, name))
-    streaming.hold = hold
     streaming.close_cursor = functools.partial(
         result.connection._safe_close_cursor, result.cursor
     )
+    streaming.hold = hold  # last: with it, it is complete
     return streaming

@@ -35,7 +35,7 @@ class _Section(Generic[_S]):
         guard = self._guard
         try:
             if guard is not None:
-                self._hold = self._acquire(guard)
+                self._acquire(guard)
             self._entered = True
             return self._session
         except BaseException:
@@ -49,16 +49,21 @@ class _Section(Generic[_S]):
             raise SharedSessionError(
                 f"This {self._what} is not entered, so there is nothing to release."
             )
-        self._entered = False
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            try:
-                hold.release()
-            except BaseException:
-                hold.release()  # an interrupt at its first line
-                raise
+        try:
+            self._leave()
+        except Exception:
+            raise  # refused, so nothing has changed
+        except BaseException:
+            self._leave()  # an interrupt at its first line
+            raise
 
-    def _acquire(self, guard: Guard) -> Hold:
+    def _leave(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
+        self._entered, self._hold = False, None
+
+    def _acquire(self, guard: Guard) -> None:
+        """Put a hold in its place at once, where an interrupt finds it."""
         raise NotImplementedError
 
 
@@ -67,8 +72,8 @@ class CriticalSection(_Section[_S]):
 
     _what = "critical section"
 
-    def _acquire(self, guard: Guard) -> Hold:
-        return guard.hold(self._what, self._timeout)
+    def _acquire(self, guard: Guard) -> None:
+        self._hold = guard.hold(self._what, self._timeout)
 
 
 class ReadSection(_Section[_S]):
@@ -76,28 +81,15 @@ class ReadSection(_Section[_S]):
 
     _what = "read section"
 
-    def _acquire(self, guard: Guard) -> Hold:
+    def _acquire(self, guard: Guard) -> None:
         """Be let in for reading, with nothing pending that readers would not see."""
         session: Any = self._session
-        if guard.reads_only():
-            return guard.hold_shared(self._what, self._timeout)
-        if guard.held is None:
-            hold = guard.hold_shared(self._what, self._timeout)
-            try:
-                if not session._has_to_tidy():
-                    return hold
-                hold.release()
-            except BaseException:
-                hold.release()  # or it would pass for a section left unfinished
-                raise
-        return self._tidy_first(guard, session)
-
-    def _tidy_first(self, guard: Guard, session: Any) -> Hold:
-        hold = guard.hold(self._what, self._timeout)
-        try:
-            session._autoflush()
-            guard.downgrade(hold)
-        except BaseException:
-            hold.release()
-            raise
-        return hold
+        reads_only = guard.reads_only()
+        if reads_only or guard.held is None:
+            self._hold = guard.hold_shared(self._what, self._timeout)
+            if reads_only or not session._has_to_tidy():
+                return
+            self._hold.release()
+        self._hold = guard.hold(self._what, self._timeout)
+        session._autoflush()
+        guard.downgrade(self._hold)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import weakref
 from types import FunctionType
-from typing import Any, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, TypeVar
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from . import alchemy, containers, forks, instances, rows
@@ -169,12 +168,7 @@ class SharedSessionMixin(Session):
         return run(guard, access, self._execute_settled, guard, statement, args, kw)
 
     def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
-        try:
-            result = super()._execute_internal(statement, *args, **kw)
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                self._note_failure(error)
-            raise
+        result = super()._execute_internal(statement, *args, **kw)
         return rows.settle(guard, result)
 
     def _autoflush(self) -> None:
@@ -203,15 +197,26 @@ class SharedSessionMixin(Session):
             instances.adopt(state)
         super()._after_attach(state, obj)
 
+    def _close(self) -> None:
+        _to_the_end(super().close)
+
+    def _reset(self) -> None:
+        _to_the_end(super().reset)
+
+    def _invalidate(self) -> None:
+        _to_the_end(super().invalidate)
+
     def _expunge_all(self) -> None:
-        super().expunge_all()
+        _to_the_end(super().expunge_all)
         if self.guard is not None:
             guard_identity_map(self.identity_map, self.guard)
 
     def _has_to_tidy(self) -> bool:
         """Whether readers would not see all that was done, or nothing at all."""
         guard = self.guard
-        left = guard is not None and guard.unfinished_by is not None
+        left = guard is not None and (
+            guard.unfinished_by is not None or guard.failed is not None
+        )
         left = left or self._failure is not None or self._ledger.anybody_to_tell()
         return left or (self.autoflush and not self._is_clean())
 
@@ -250,14 +255,15 @@ class SharedSessionMixin(Session):
     def _note_failure(self, error: BaseException | None) -> None:
         """Remember who broke the transaction, if it is broken."""
         guard = self.guard
-        if guard is None or self._failure is not None:
-            return
-        if alchemy.is_broken(self._transaction):
+        if guard is not None:
             what = type(error).__name__ if error else "an error"
-            self._failure = Loss(
-                guard.asker(), f"had {what}, which broke the transaction"
-            )
-            guard.attention = True
+            self._note_broken_by(guard.asker(), what)
+
+    def _note_broken_by(self, owner: Owner, what: str) -> None:
+        if self._failure is None and alchemy.is_broken(self._transaction):
+            self._failure = Loss(owner, f"had {what}, which broke the transaction")
+            assert self.guard is not None
+            self.guard.attention = True
 
     def _asker(self) -> Owner | None:
         return None if self.guard is None else self.guard.asker()
@@ -276,6 +282,9 @@ class SharedSessionMixin(Session):
         """Put right what others left, and tell *me* what it lost by them."""
         guard = self.guard
         assert guard is not None
+        if guard.failed is not None:
+            self._note_broken_by(*guard.failed)
+            guard.failed = None
         guard.do_chores(me)
         if guard.held == "exclusive":
             self._finish_for_others(guard, me)
@@ -294,14 +303,21 @@ class SharedSessionMixin(Session):
         if unfinished is not None:
             self._forget_blocks()
             if self._ledger.has_work(unfinished):
-                self._failure = Loss(unfinished, "left a section without finishing it")
-                super().rollback()
+                self._roll_back_for(
+                    Loss(unfinished, "left a section without finishing it")
+                )
         elif self._failure is not None and self._failure.by is not me:
             self._owed.add(self._failure.by)
-            while self._transaction is not None and alchemy.is_broken(
-                self._transaction
-            ):
-                self._end_broken(self._transaction)
+            transaction = self._transaction
+            while transaction is not None and alchemy.is_broken(transaction):
+                self._end_broken(transaction)
+                transaction = self._transaction
+
+    def _roll_back_for(self, loss: Loss) -> None:
+        """Roll back level by level, since each one's end forgets whose fault it was."""
+        while self._transaction is not None:
+            self._failure = loss
+            self._transaction.rollback()
 
     def _forget_blocks(self) -> None:
         """Nobody is going to leave the blocks that an unfinished section was in."""
@@ -310,10 +326,10 @@ class SharedSessionMixin(Session):
 
     def _end_broken(self, transaction: SessionTransaction) -> None:
         """End one level that another thread broke; what is around it may be sound."""
-        if alchemy.is_committed(transaction):
-            transaction.close()  # an interrupt came after the commit
-        else:
+        if not alchemy.is_committed(transaction):
             transaction.rollback()
+        if self._transaction is transaction:
+            transaction.close()  # an interrupt came after the commit, or so
 
     # -- misuse
 
@@ -359,10 +375,27 @@ def _guard_of(session: SharedSessionMixin) -> Guard | None:
     return session.guard
 
 
+def _to_the_end(throw_away: Callable[[], None]) -> None:
+    """Close, or the like, even if it is interrupted: by half it would tell nobody.
+
+    What is thrown away twice is no more lost than what is thrown away once.
+    """
+    try:
+        throw_away()
+    except Exception:
+        raise
+    except BaseException:
+        throw_away()
+        raise
+
+
 _OWN = {
     "__exit__": SharedSessionMixin._exit,
     "begin": SharedSessionMixin._begin,
+    "close": SharedSessionMixin._close,
     "expunge_all": SharedSessionMixin._expunge_all,
+    "invalidate": SharedSessionMixin._invalidate,
+    "reset": SharedSessionMixin._reset,
     "rollback": SharedSessionMixin._rollback,
 }
 
@@ -466,8 +499,10 @@ def _weakly(method: Any) -> Any:
 
 
 def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
+    # Asked before it is guarded: making a session is no use of it yet.
+    states = [*session.identity_map.all_states(), *session._new]
     guard_identity_map(session.identity_map, guard)
-    for state in [*session.identity_map.all_states(), *session._new]:
+    for state in states:
         instances.adopt(state)
     transaction = session._transaction
     while transaction is not None:

@@ -54,11 +54,15 @@ class ForeignLock(Protocol):
     #: Whether readers may share it.
     shares: bool
 
-    def acquire(self, mode: Mode, owner: Owner, timeout: float | None) -> bool: ...
+    def acquire(
+        self, mode: Mode, owner: Owner, through: object, timeout: float | None
+    ) -> bool: ...
 
-    def release(self, owner: Owner) -> None: ...  # nothing if it is not the owner's
+    # Nothing if the owner does not have it through that guard, or no longer has.
+    def release(self, owner: Owner, through: object) -> None: ...
 
-    def downgrade(self, owner: Owner) -> bool: ...  # False, and unchanged, if it can't
+    # False, and unchanged, if it cannot.
+    def downgrade(self, owner: Owner, through: object) -> bool: ...
 
     def blockers(self) -> list[Owner]: ...
 

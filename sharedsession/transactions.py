@@ -72,6 +72,10 @@ class GuardedTransaction(_Plain):
             hold.release()
             raise
 
+    def enter_within_section(self) -> None:
+        """Begin the block where a section keeps the guard for it."""
+        _Plain.__enter__(self)
+
     def _still_open(self) -> GuardedTransaction:
         """This, or a new one if another thread ended it before its block began."""
         if self.ended_by in (None, self.session._asker()):
@@ -82,12 +86,18 @@ class GuardedTransaction(_Plain):
         return successor
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        guard = _guard_of(self)
+        guard = self.session.guard
         assert guard is not None
         transaction, self._successor = self._successor or self, None
         hold, self._hold = self._hold, None
         try:
             run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
+        except Exception:
+            raise
+        except BaseException:
+            # What was not ended is rolled back; what was is not ended again.
+            run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
+            raise
         finally:
             if hold is not None:
                 try:
@@ -103,7 +113,12 @@ class GuardedTransaction(_Plain):
         try:
             _Plain.close(self, invalidate)
         finally:
-            self.session._account_for(self, committed)
+            if self.session._transaction is not self:  # else it is open still
+                try:
+                    self.session._account_for(self, committed)
+                except BaseException:
+                    self.session._account_for(self, committed)  # an interrupt
+                    raise
 
     def _commit(self, _to_root: bool = False) -> None:
         try:
@@ -120,6 +135,13 @@ class GuardedTransaction(_Plain):
             return  # another thread did it, for this one or for itself
         try:
             _Plain.rollback(self, _capture_exception, _to_root)
+        except Exception:
+            raise
+        except BaseException:
+            if not alchemy.is_closed(self):  # by half it would leave what is undone
+                alchemy.restore_snapshot(self)
+                _Plain.rollback(self, _capture_exception, _to_root)
+            raise
         finally:
             self.session._note_failure(sys.exc_info()[1])
 

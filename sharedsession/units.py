@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Generator
 from typing import Any, Callable, Literal, TypeVar, Union
 
@@ -197,27 +198,48 @@ class _UnitOfWork:
     def __enter__(self) -> SharedSessionMixin:
         self._section.__enter__()
         session = self._session
+        before = session._transaction
         try:
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes what others had pending
-            self._savepoint.__enter__()
+            self._savepoint.enter_within_section()
             session._in_unit = session._in_unit or self._commits
             return session
         except BaseException:
             try:
-                if not session.is_active:
-                    session.rollback()  # what others had pending did not flush
+                self._give_up(before)
             finally:
                 self._section.__exit__(None, None, None)
             raise
 
+    def _give_up(self, before: Any) -> None:
+        """Undo what a beginning that failed may have begun."""
+        session = self._session
+        if self._savepoint is not None:
+            self._savepoint.__exit__(*sys.exc_info())
+        elif not session.is_active:
+            session.rollback()  # what others had pending did not flush
+        elif before is not None and session._transaction is not before:
+            begun = session.get_nested_transaction()
+            if begun is not None:
+                begun.rollback()
+        if self._began and session.in_transaction():
+            session.rollback()
+
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         try:
             self._end(type_, value, traceback)
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            # What was not ended is undone; what was is not ended again.
+            self._end(type(interrupt), interrupt, interrupt.__traceback__)
+            raise
         finally:
             if self._commits:
-                self._session._in_unit = False
+                # Not by setattr(), which is a call that an interrupt may come in.
+                self._session.__dict__["_in_unit"] = False
             self._section.__exit__(None, None, None)
 
     def _end(self, type_: Any, value: Any, traceback: Any) -> None:
@@ -254,12 +276,15 @@ class _InSection(Generator[Any, Any, Any]):
         self._section = section
         self._generator = generator
         self._owner: Owner | None = None
-        self._is_open = False
+
+    #: Whether the section is held.
+    _is_open = False
 
     def send(self, value: Any) -> Any:
         if self._owner is None:
+            me = current_owner()
             self._section.__enter__()
-            self._owner = current_owner()
+            self._owner = me
             self._is_open = True
         return self._step(self._generator.send, value)
 

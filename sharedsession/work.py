@@ -48,9 +48,10 @@ class Ledger:
 
     def committed(self, level: Any, parent: Any) -> None:
         """A savepoint's work is its parent's now; that of the outer level is safe."""
-        workers = self._workers.pop(level, set())
         if parent is not None:
+            workers = self._workers.get(level, ())
             self._workers.setdefault(parent, set()).update(workers)
+        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
 
     def concerns_others(self, level: Any, me: Owner) -> bool:
         """Whether anybody but *me* has work in the level."""
@@ -60,9 +61,10 @@ class Ledger:
         self._workers.pop(level, None)
 
     def thrown_away(self, level: Any, loss: Loss) -> None:
-        for owner in self._workers.pop(level, set()):
+        for owner in self._workers.get(level, ()):
             if owner is not loss.by and owner.alive:
                 self._losses[owner] = loss
+        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
 
     def error_for(self, owner: Owner) -> WorkLostError | None:
         """What *owner* has to be told."""

@@ -206,13 +206,13 @@ class World:
 
 def check_free(g: Any) -> None:
     assert g._owner is None and g._loader is None and g.inside is None
-    assert not g._readers and not g._queue and not g._before and not g._holds
+    assert not g._readers and not g._queue and not g._before and not g.holds
     assert not g.operating and not g._restricted
     assert not g._forsaken, "a forgotten hold was never released"
     assert g.version % 2 == 0, "the version is odd, and nobody is in"
     assert not g._mutex.taken
     if g._lock is not None:
-        assert not g._lock._counts and g._lock._lock.depth == 0
+        assert not g._lock._held and g._lock._lock.depth == 0
 
 
 class FakeSession:

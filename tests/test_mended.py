@@ -400,3 +400,57 @@ def test_a_rollback_that_was_owed_is_not_owed_for_ever(session: Any) -> None:
     session.get(User, 1)
     go_on.set()
     failing.result()
+
+
+def test_making_a_confined_session_is_no_use_of_it(engine: sa.Engine) -> None:
+    session = SharedSession(engine, lock="confine")
+    assert Worker(lambda: session.get(User, 1) is not None).result()
+
+
+def test_who_loses_work_by_a_dead_threads_unit_is_told(session: Any) -> None:
+    """The unit's savepoint ends first, and must not take the reason along."""
+    kept: list[Any] = []
+    session.add(User(name="mine"))
+
+    def leave_open() -> None:
+        kept.append(critical_section(session, transaction="commit"))
+        kept[0].__enter__()
+        session.add(User(name="half done"))
+
+    Worker(leave_open).result()
+    wait_until(lambda: session.guard.owner is None)
+    with pytest.raises(WorkLostError, match="without finishing"):
+        session.commit()
+
+
+def test_an_interrupt_in_a_statement_is_the_interrupted_ones_failure(
+    file_engine: sa.Engine,
+) -> None:
+    """SQLAlchemy drops the connection then, and with it the work of everybody."""
+    with SharedSession(file_engine) as session:
+        session.add(User(name="mine"))
+        session.flush()
+
+        @sa.event.listens_for(file_engine, "before_cursor_execute", once=True)
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Worker(lambda: session.get(User, 2)).result()
+        with pytest.raises(WorkLostError, match="KeyboardInterrupt"):
+            session.get(User, 1)
+        assert session.get(User, 1) is not None
+
+
+def test_a_failed_operation_leaves_no_stream_behind(session: Any) -> None:
+    kept: list[Any] = []
+
+    @sa.event.listens_for(User, "load", once=True)
+    def interrupt(*args: Any) -> None:
+        statement = sa.select(Address.id).execution_options(yield_per=1)
+        kept.append(session.execute(statement))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.get(User, 3)
+    assert session.guard.held is None
