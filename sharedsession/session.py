@@ -277,7 +277,8 @@ class SharedSessionMixin(Session):
         guard = self.guard
         assert guard is not None
         guard.do_chores(me)
-        if guard.held == "exclusive":
+        if self._is_left_to_finish(me) and guard.exclude_others(me):
+            guard.do_chores(me)
             self._finish_for_others(guard, me)
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:
@@ -288,6 +289,12 @@ class SharedSessionMixin(Session):
         if error is not None:
             self._ledger.forget(me)  # as late as can be: it is told once
             raise error
+
+    def _is_left_to_finish(self, me: Owner) -> bool:
+        guard, failure = self.guard, self._failure
+        assert guard is not None
+        broken = failure is not None and failure.by is not me
+        return broken or guard.unfinished_by is not None
 
     def _finish_for_others(self, guard: Guard, me: Owner) -> None:
         unfinished, guard.unfinished_by = guard.unfinished_by, None

@@ -400,3 +400,33 @@ def test_a_rollback_that_was_owed_is_not_owed_for_ever(session: Any) -> None:
     session.get(User, 1)
     go_on.set()
     failing.result()
+
+
+def test_a_look_that_waited_also_ends_what_another_broke(engine: Any) -> None:
+    """It comes in beside readers, where nothing can be rolled back."""
+    session = SharedSession(engine, lock="rw")
+    session.add(Address(email="ann@0"))  # there is one
+    with session.critical_section():
+        other = Worker(lambda: session.is_active)
+        assert not passes(other, session.guard)
+        with pytest.raises(IntegrityError):
+            session.flush()
+    assert other.result()
+    assert not session.in_transaction()
+    assert session.guard.held is None
+
+
+def test_reading_a_loaded_attribute_tells_of_lost_work(session: Any) -> None:
+    """Loaded again by another thread, it could be read without asking the guard."""
+    user = session.get_one(User, 1)
+    user.name = "mine"
+    session.flush()
+
+    def throw_away() -> str | None:
+        session.rollback()
+        return user.name
+
+    assert Worker(throw_away).result() == "ann"
+    with pytest.raises(WorkLostError):
+        user.name
+    assert user.name == "ann"
