@@ -144,13 +144,22 @@ class SharedSessionMixin(Session):
 
     def _begin(self, nested: bool = False) -> SessionTransaction:
         """Like ``Session.begin()``, but joins what another thread's work autobegan."""
-        transaction = self._transaction
-        if not nested and isinstance(transaction, GuardedTransaction):
-            if transaction.was_autobegun_by_another():
+        root = super().get_transaction()
+        if not nested and isinstance(root, GuardedTransaction):
+            if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
                 assert self.guard is not None
-                transaction.begun_by = self.guard.asker()
-                return transaction
+                root.begun_by = self.guard.asker()
+                return root
         return super().begin(nested)
+
+    def _has_savepoint_of_mine(self) -> bool:
+        """Whether a plain ``begin()`` would raise for what this thread itself did."""
+        savepoint = super().get_nested_transaction()
+        while savepoint is not None and savepoint.nested:
+            if getattr(savepoint, "begun_by", None) is self._asker():
+                return True
+            savepoint = savepoint.parent
+        return False
 
     def _rollback(self) -> None:
         """Like ``Session.rollback()``; nothing if it was done for this thread."""
@@ -232,7 +241,8 @@ class SharedSessionMixin(Session):
         guard.worker = None
         transaction.ended_by = guard.asker()
         transaction.was_committed = committed
-        self._owed.discard(transaction.ended_by)
+        if alchemy.boundary(transaction) is transaction:  # not that of a mere flush
+            self._owed.discard(transaction.ended_by)
         if committed:
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))

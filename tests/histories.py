@@ -401,48 +401,58 @@ class SerialRun:
         self._program = [parts_of(units) for units in program]
         self._begun: dict[int, Any] = {}
 
-    def take(self, part: Part) -> list[Any] | None:
-        """What this part's unit saw; None if another part of it is to come."""
+    def take(self, part: Part, wanted: list[Any]) -> list[Any] | None:
+        """What this part's unit saw; None if another part of it is to come.
+
+        An object may leave the session while somebody waits to operate on it; then
+        that thread was admitted or not, as *wanted* says.
+        """
         thread, number = part
         unit, first = self._program[thread][number]
         self.serial.now(thread)
         outcome: list[Any] = []
         try:
-            if unit.kind in ("nested", "begin"):
-                if first:
-                    self._begun[thread] = None
-                    self.serial.admit()
-                    self._begun[thread] = self.serial.begin(unit.kind == "nested")
-                    return None
-                transaction = self._begun.pop(thread)
-                if isinstance(transaction, list):
-                    return transaction  # it did not begin
-                self.serial.admit()
-                block = self.serial.still_open(transaction, unit.kind == "nested")
+            if first:
+                self._begun[thread] = self._begin(unit)
+                return None
+            if unit.kind in TWO_PARTS:
+                block = self._go_on(unit, self._begun.pop(thread))
             else:
-                step = unit.steps[0]
-                block = self._block(unit, step)
+                self._admit(unit, wanted)
+                block = block_of(self.world, unit.kind)
             with block:
                 self._run_steps(unit, outcome)
         except Exception as error:
             note_end(outcome, error)
-            if unit.kind in ("nested", "begin") and first:
-                self._begun[thread] = outcome
-                return None
         finally:
             self.serial.after()
         return outcome
 
-    def _block(self, unit: Unit, step: Step) -> Any:
-        if unit.kind != "single":
+    def _begin(self, unit: Unit) -> Any:
+        """The first operation of a block: its transaction, or what it raised."""
+        try:
             self.serial.admit()
-        else:
-            row = self.world.rows[step.row]
-            if step.name not in OF_THE_ROW or object_session(row) is not None:
-                self.serial.admit(ends=step.ends)
-        if unit.kind == "read" and self.world.session.autoflush:
-            self.world.session.flush()
-        return block_of(self.world, unit.kind)
+            if unit.kind == "read":
+                return self.world.session.flush()
+            return self.serial.begin(unit.kind == "nested")
+        except Exception as error:
+            return error
+
+    def _go_on(self, unit: Unit, begun: Any) -> Any:
+        if isinstance(begun, Exception):
+            raise begun
+        if unit.kind == "read":
+            return contextlib.nullcontext()
+        self.serial.admit()
+        return self.serial.still_open(begun, unit.kind == "nested")
+
+    def _admit(self, unit: Unit, wanted: list[Any]) -> None:
+        step = unit.steps[0]
+        if unit.kind == "single" and step.name in OF_THE_ROW:
+            detached = object_session(self.world.rows[step.row]) is None
+            if detached and wanted != ["WorkLostError"]:
+                return
+        self.serial.admit(ends=unit.kind == "single" and step.ends)
 
     def _run_steps(self, unit: Unit, outcome: list[Any]) -> None:
         if unit.kind == "read" and unit.steps[-1].writes:
@@ -470,11 +480,16 @@ class UpgradeError(Exception):
     """What a write in a read section raises."""
 
 
+#: A transaction block is two operations: beginning it, and entering it.  A read section
+#: ends what others left, and flushes, before it shares.
+TWO_PARTS = ("nested", "begin", "read")
+
+
 def parts_of(units: tuple[Unit, ...]) -> list[tuple[Unit, bool]]:
-    """A transaction block is two operations: beginning it, and entering it."""
+    """Each unit with whether another part of it follows."""
     parts = []
     for unit in units:
-        if unit.kind in ("nested", "begin"):
+        if unit.kind in TWO_PARTS:
             parts.append((unit, True))
         parts.append((unit, False))
     return parts
@@ -500,7 +515,7 @@ def find_order(program: Program, run: Run, most: int = 3000) -> Verdict:
     dead: set[tuple[Part, ...]] = set()
     closest, furthest = "", -1
     for tried in range(1, most + 1):
-        order = _next_order(seen, dead)
+        order = _next_order(parts, seen, dead)
         if order is None:
             return Verdict(None, tried - 1, closest=closest)
         right, difference = _follow(program, seen, order, run.left)
@@ -523,9 +538,22 @@ def _seen_by_part(parts: list[tuple[Unit, bool]], mine: list[Seen]) -> list[Seen
 
 
 def _next_order(
-    seen: list[list[Seen]], dead: set[tuple[Part, ...]]
+    parts: list[list[tuple[Unit, bool]]],
+    seen: list[list[Seen]],
+    dead: set[tuple[Part, ...]],
 ) -> tuple[Part, ...] | None:
-    """The first order that does not begin in a way known to be wrong."""
+    """The first order that does not begin in a way known to be wrong.
+
+    Between the parts of a read section come only others that change nothing.
+    """
+
+    def is_reading(n: int, done: int) -> bool:
+        return done > 0 and parts[n][done - 1][1] and parts[n][done][0].kind == "read"
+
+    def looks_only(n: int, done: int) -> bool:
+        unit, first = parts[n][done]
+        single = unit.kind == "single" and unit.steps[0].name in {**READS, **STATES}
+        return unit.kind == "read" or single
 
     def extend(order: tuple[Part, ...], done: tuple[int, ...]) -> Any:
         ready = [n for n, count in enumerate(done) if count < len(seen[n])]
@@ -533,6 +561,8 @@ def _next_order(
             return order
         waiting = [seen[n][done[n]] for n in ready]
         first_end = min(it.ended for it in waiting)
+        if any(is_reading(n, done[n]) for n in ready):
+            ready = [n for n in ready if looks_only(n, done[n])]
         for n in sorted(ready, key=lambda n: seen[n][done[n]].ended):
             longer = (*order, (n, done[n]))
             if seen[n][done[n]].began > first_end or longer in dead:
@@ -553,8 +583,8 @@ def _follow(
     serial = SerialRun(program)
     try:
         for count, (thread, number) in enumerate(order):
-            outcome = serial.take((thread, number))
             wanted = seen[thread][number].outcome
+            outcome = serial.take((thread, number), wanted)
             if outcome is not None and outcome != wanted:
                 return count, f"saw {wanted}, serially {outcome}"
         serial.serial.now("main")

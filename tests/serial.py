@@ -83,7 +83,7 @@ class Serial:
 
     def begin(self, nested: bool) -> Any:
         root = self.session.get_transaction()
-        if not nested and root is not None and self._autobegun_by_another(root):
+        if not nested and root is not None and self._joins(root):
             self._begun_by[root] = self._me
             return root
         return self.session.begin(nested)
@@ -107,9 +107,15 @@ class Serial:
         level: SessionTransaction | None = self._innermost()
         return level
 
-    def _autobegun_by_another(self, transaction: SessionTransaction) -> bool:
-        autobegun = transaction.origin is SessionTransactionOrigin.AUTOBEGIN
-        return autobegun and self._begun_by[transaction] != self._me
+    def _joins(self, root: SessionTransaction) -> bool:
+        """Whether nothing that is open was begun by this thread on purpose."""
+        level = self._innermost()
+        while level is not None and level is not root:
+            if self._begun_by[level] == self._me:
+                return False
+            level = level.parent
+        autobegun = root.origin is SessionTransactionOrigin.AUTOBEGIN
+        return autobegun and self._begun_by[root] != self._me
 
     def _after_transaction_create(self, session: Any, transaction: Any) -> None:
         self._begun_by[transaction] = self._me

@@ -430,3 +430,31 @@ def test_reading_a_loaded_attribute_tells_of_lost_work(session: Any) -> None:
     with pytest.raises(WorkLostError):
         user.name
     assert user.name == "ann"
+
+
+def test_begin_joins_beside_a_savepoint_of_another_thread(session: Any) -> None:
+    """The savepoint is the innermost level, and not autobegun; the outer one is."""
+
+    def leave_a_savepoint_open() -> None:
+        session.get_one(User, 1)
+        session.begin_nested()
+
+    Worker(leave_a_savepoint_open).result()
+    with session.begin():
+        session.get_one(User, 1).name = "joined"
+    assert not session.in_transaction()
+    session.begin_nested()
+    with pytest.raises(InvalidRequestError, match="already begun"):
+        session.begin()  # this one is of the thread's own making
+
+
+def test_a_flush_of_others_work_is_no_rollback_that_was_owed(session: Any) -> None:
+    """It ends a level, too: then the rollback threw away what others did since."""
+    session.add(Address(email="ann@0"))  # there is one
+    with pytest.raises(IntegrityError):
+        session.flush()
+    Worker(lambda: session.add(User(name="since"))).result()
+    count = sa.select(sa.func.count()).select_from(User)
+    assert session.scalar(count) == 5  # flushes
+    session.rollback()  # was done for this thread
+    assert session.scalar(count) == 5
