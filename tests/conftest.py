@@ -59,14 +59,19 @@ def template() -> sqlite3.Connection:
     )
     Base.metadata.create_all(engine)
     with Session(engine) as session:
-        users = [make_user(name) for name in ("ann", "ben", "cat", "dan")]
-        session.add_all(users)
-        users[0].books.put(Book(title="one"))
-        users[0].logs.add(Log())
-        session.commit()
+        fill(session)
     connection = engine.raw_connection().driver_connection
     assert isinstance(connection, sqlite3.Connection)
     return connection
+
+
+def fill(session: Session) -> None:
+    """Put four users into empty tables."""
+    users = [make_user(name) for name in ("ann", "ben", "cat", "dan")]
+    session.add_all(users)
+    users[0].books.put(Book(title="one"))
+    users[0].logs.add(Log())
+    session.commit()
 
 
 @pytest.fixture

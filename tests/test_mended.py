@@ -28,7 +28,7 @@ from sharedsession.locks import make_guard
 from sharedsession.operations import run
 from sharedsession.terms import LOAD, WRITE, Kind
 
-from .models import Address, User
+from .models import Address, Note, User
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 
@@ -458,3 +458,27 @@ def test_a_flush_of_others_work_is_no_rollback_that_was_owed(session: Any) -> No
     assert session.scalar(count) == 5  # flushes
     session.rollback()  # was done for this thread
     assert session.scalar(count) == 5
+
+
+def test_loading_a_keyed_collection_is_no_write(session: Any) -> None:
+    """Its ``set()`` goes through ``__setitem__()``, which an application may call."""
+    user = session.get_one(User, 1)
+    with session.read_section():
+        assert user.notes["k"].text == "n"
+    session.expire_all()
+
+    def read() -> None:
+        assert user.texts["k"] == "n"
+        session.rollback()  # nobody has lost anything
+
+    assert user.notes["k"].text == "n"
+    Worker(read).result()
+    assert user.notes["k"].text == "n"
+
+
+def test_what_an_application_puts_in_a_keyed_collection_is(session: Any) -> None:
+    user = session.get_one(User, 1)
+    user.notes["new"] = Note(key="new")
+    Worker(session.rollback).result()
+    with pytest.raises(WorkLostError):
+        user.notes
