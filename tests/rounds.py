@@ -409,7 +409,10 @@ def _go_part(world: Any, serial: Serial, prepared: Any, it: Outcome) -> str | No
         if what == "prepare":
             prepared[thread, number] = it.way.prepare(world)
         else:
-            it.way.go(world, prepared.pop((thread, number)))
+            thing = prepared.pop((thread, number))
+            rolls_back = it.way.name == "transaction.rollback"
+            if not (rolls_back and serial.rolled_back_by_another(thing)):
+                it.way.go(world, thing)
         return None
     except Exception as error:
         return type(error).__name__

@@ -86,14 +86,21 @@ class Scheduler:
 
     def pause(self) -> None:
         """A switch point; nothing in a thread that is not one of the tasks."""
+        if self.is_running_here() and self._chance.random() < self._switching:
+            self._give_back(self._task())
+
+    def is_running_here(self) -> bool:
+        """Whether the calling thread is one of the tasks, and has not ended."""
         task = threading.current_thread()
-        if isinstance(task, Task) and task in self.tasks:
-            if self._chance.random() < self._switching:
-                self._give_back(task)
+        return isinstance(task, Task) and task in self.tasks and not task.ended
+
+    def _task(self) -> Task:
+        task = threading.current_thread()
+        assert isinstance(task, Task)
+        return task
 
     def wait_for(self, lock: TurnLock) -> None:
-        task = threading.current_thread()
-        assert isinstance(task, Task), "a thread that is no task would wait"
+        task = self._task()
         task.waits_for = lock
         self._give_back(task)
         task.waits_for = None
@@ -108,22 +115,27 @@ class Scheduler:
 
 
 class TurnLock:
-    """A lock on which a task waits by giving up its turn."""
+    """A lock on which a task waits by giving up its turn; a plain one for others."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.taken = False
+        self._lock = threading.Lock()
         self._scheduler = scheduler
 
+    @property
+    def taken(self) -> bool:
+        return self._lock.locked()
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        while self.taken:
+        if not self._scheduler.is_running_here():
+            return self._lock.acquire(blocking, timeout)
+        while not self._lock.acquire(False):
             if not blocking:
                 return False
             self._scheduler.wait_for(self)
-        self.taken = True
         return True
 
     def release(self) -> None:
-        self.taken = False
+        self._lock.release()
 
     def __enter__(self) -> bool:
         return self.acquire()

@@ -81,6 +81,11 @@ class Serial:
         if not done or any(self._me in workers for workers in self._work.values()):
             Session.rollback(self.session)
 
+    def rolled_back_by_another(self, transaction: SessionTransaction) -> bool:
+        """Whether its own rollback has nothing to do, and says nothing."""
+        ended_by = self._ended_by.get(transaction, self._me)
+        return ended_by != self._me and transaction not in self._committed
+
     def begin(self, nested: bool) -> Any:
         root = self.session.get_transaction()
         if not nested and root is not None and self._joins(root):
