@@ -180,7 +180,25 @@ def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
         return guarded(_snapshot_of(function), READ, find_guard)
     if name in LOOKS or name in COMPARES:
         return guarded(_snapshot_of(function), LOAD, find_guard)
-    return guarded(_snapshot_of(function), WRITE, find_guard)
+    write = guarded(_snapshot_of(function), WRITE, find_guard)
+    if find_guard is _guard_of_collection:
+        return _unless_loading(function, write, find_guard)
+    return write
+
+
+def _unless_loading(function: Any, write: Any, find_guard: _FindGuard) -> Any:
+    """A write, but part of a load where SQLAlchemy says so: no event, no initiator.
+
+    It calls the collection's appender then, which is not guarded, but which may call
+    other methods of the collection, as that of a keyed one does.
+    """
+    load = guarded(function, LOAD, find_guard)
+
+    def change(self: Any, *args: Any, **kw: Any) -> Any:
+        loading = kw.get("_sa_initiator") is False or (args and args[-1] is False)
+        return (load if loading else write)(self, *args, **kw)
+
+    return like(change, function)
 
 
 def _snapshot_of(function: Any) -> Any:

@@ -205,6 +205,20 @@ class Guard:
             self._acquire(me, BESIDE, self.timeout)
         self.operating = True
 
+    def exclude_others(self, me: Owner) -> bool:
+        """Make *me*, which is inside for one operation, exclusive; whether it is then.
+
+        Not inside a read section.  Others may come in before: whoever asks has to look
+        again at what it found.
+        """
+        if self._loader is me and me not in self._readers:
+            with self._mutex:
+                self._drop()
+                self._pass_on()
+            self._acquire(me, EXCLUSIVE, self.timeout)
+            self.operating = True
+        return self._owner is me
+
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to.
 

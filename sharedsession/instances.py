@@ -53,7 +53,7 @@ def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
             guard = guards[number]
             version = guard.version
             value = values[self.key]
-            if version & 1 or guard.version != version:
+            if version & 1 or guard.version != version or guard.attention:
                 return _read(guard, self, instance, values)
             return value
         return values[self.key]

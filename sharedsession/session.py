@@ -143,13 +143,22 @@ class SharedSessionMixin(Session):
 
     def _begin(self, nested: bool = False) -> SessionTransaction:
         """Like ``Session.begin()``, but joins what another thread's work autobegan."""
-        transaction = self._transaction
-        if not nested and isinstance(transaction, GuardedTransaction):
-            if transaction.was_autobegun_by_another():
+        root = super().get_transaction()
+        if not nested and isinstance(root, GuardedTransaction):
+            if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
                 assert self.guard is not None
-                transaction.begun_by = self.guard.asker()
-                return transaction
+                root.begun_by = self.guard.asker()
+                return root
         return super().begin(nested)
+
+    def _has_savepoint_of_mine(self) -> bool:
+        """Whether a plain ``begin()`` would raise for what this thread itself did."""
+        savepoint = super().get_nested_transaction()
+        while savepoint is not None and savepoint.nested:
+            if getattr(savepoint, "begun_by", None) is self._asker():
+                return True
+            savepoint = savepoint.parent
+        return False
 
     def _rollback(self) -> None:
         """Like ``Session.rollback()``; nothing if it was done for this thread."""
@@ -237,7 +246,8 @@ class SharedSessionMixin(Session):
         guard.worker = None
         transaction.ended_by = guard.asker()
         transaction.was_committed = committed
-        self._owed.discard(transaction.ended_by)
+        if alchemy.boundary(transaction) is transaction:  # not that of a mere flush
+            self._owed.discard(transaction.ended_by)
         if committed:
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))
@@ -286,7 +296,8 @@ class SharedSessionMixin(Session):
             self._note_broken_by(*guard.failed)
             guard.failed = None
         guard.do_chores(me)
-        if guard.held == "exclusive":
+        if self._is_left_to_finish(me) and guard.exclude_others(me):
+            guard.do_chores(me)
             self._finish_for_others(guard, me)
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:
@@ -297,6 +308,12 @@ class SharedSessionMixin(Session):
         if error is not None:
             self._ledger.forget(me)  # as late as can be: it is told once
             raise error
+
+    def _is_left_to_finish(self, me: Owner) -> bool:
+        guard, failure = self.guard, self._failure
+        assert guard is not None
+        broken = failure is not None and failure.by is not me
+        return broken or guard.unfinished_by is not None
 
     def _finish_for_others(self, guard: Guard, me: Owner) -> None:
         unfinished, guard.unfinished_by = guard.unfinished_by, None

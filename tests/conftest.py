@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sqlite3
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any, Iterator
 
@@ -15,8 +16,12 @@ from sqlalchemy.orm import Session, close_all_sessions, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from sharedsession import SharedSession, shared_session
+from sharedsession.tripwire import Tripwire, tripwire
 
 from .models import Address, Base, Book, Log, User, Visit, make_user
+
+#: The tripwire of every engine that is made here: all tests are watched from below.
+wires: weakref.WeakKeyDictionary[sa.Engine, Tripwire] = weakref.WeakKeyDictionary()
 
 
 def make_engine(url: str = "sqlite://") -> sa.Engine:
@@ -27,6 +32,7 @@ def make_engine(url: str = "sqlite://") -> sa.Engine:
         )
     else:
         engine = sa.create_engine(url)
+    wires[engine] = tripwire(engine)
     leave_transactions_to_sqlalchemy(engine)
     with engine.connect() as connection:
         template().backup(connection.connection.driver_connection)  # type: ignore
@@ -53,32 +59,52 @@ def template() -> sqlite3.Connection:
     )
     Base.metadata.create_all(engine)
     with Session(engine) as session:
-        users = [make_user(name) for name in ("ann", "ben", "cat", "dan")]
-        session.add_all(users)
-        users[0].books.put(Book(title="one"))
-        users[0].logs.add(Log())
-        session.commit()
+        fill(session)
     connection = engine.raw_connection().driver_connection
     assert isinstance(connection, sqlite3.Connection)
     return connection
 
 
+def fill(session: Session) -> None:
+    """Put four users into empty tables."""
+    users = [make_user(name) for name in ("ann", "ben", "cat", "dan")]
+    session.add_all(users)
+    users[0].books.put(Book(title="one"))
+    users[0].logs.add(Log())
+    session.commit()
+
+
 @pytest.fixture
-def engine() -> Iterator[sa.Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
     engine = make_engine()
     yield engine
     with contextlib.suppress(sa.exc.SQLAlchemyError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         close_all_sessions()
     engine.dispose()
+    no_calls_may_have_overlapped(engine, request)
 
 
 @pytest.fixture
-def file_engine(tmp_path: Any) -> Iterator[sa.Engine]:
+def file_engine(tmp_path: Any, request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
     """SQLite in a file: each session has a connection of its own."""
     engine = make_engine(f"sqlite:///{tmp_path}/test.db")
     yield engine
     engine.dispose()
+    no_calls_may_have_overlapped(engine, request)
+
+
+def no_calls_may_have_overlapped(
+    engine: sa.Engine, request: pytest.FixtureRequest
+) -> None:
+    """Fail a test in which two threads were inside one DBAPI connection at once.
+
+    Unless it is marked ``unguarded``: a control that uses a plain session.
+    """
+    wire = wires[engine]
+    assert wire.calls, "the tripwire saw no call at all"
+    if request.node.get_closest_marker("unguarded") is None:
+        assert wire.overlaps == 0, wire.first
 
 
 @pytest.fixture(params=["rlock", "rw"])

@@ -42,6 +42,7 @@ def test_waits_for_a_critical_section(engine: sa.Engine, lock: str, way: Way) ->
 
 
 @every_way
+@pytest.mark.unguarded
 def test_control_a_plain_session_lets_everybody_in(engine: sa.Engine, way: Way) -> None:
     world = make_world(engine, "off")
     if "critical_section(obj)" in way.name or not way.alone:

@@ -28,7 +28,7 @@ from sharedsession.locks import make_guard
 from sharedsession.operations import run
 from sharedsession.terms import LOAD, WRITE, Kind
 
-from .models import Address, User
+from .models import Address, Note, User
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 
@@ -454,3 +454,85 @@ def test_a_failed_operation_leaves_no_stream_behind(session: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         session.get(User, 3)
     assert session.guard.held is None
+
+
+def test_a_look_that_waited_also_ends_what_another_broke(engine: Any) -> None:
+    """It comes in beside readers, where nothing can be rolled back."""
+    session = SharedSession(engine, lock="rw")
+    session.add(Address(email="ann@0"))  # there is one
+    with session.critical_section():
+        other = Worker(lambda: session.is_active)
+        assert not passes(other, session.guard)
+        with pytest.raises(IntegrityError):
+            session.flush()
+    assert other.result()
+    assert not session.in_transaction()
+    assert session.guard.held is None
+
+
+def test_reading_a_loaded_attribute_tells_of_lost_work(session: Any) -> None:
+    """Loaded again by another thread, it could be read without asking the guard."""
+    user = session.get_one(User, 1)
+    user.name = "mine"
+    session.flush()
+
+    def throw_away() -> str | None:
+        session.rollback()
+        return user.name
+
+    assert Worker(throw_away).result() == "ann"
+    with pytest.raises(WorkLostError):
+        user.name
+    assert user.name == "ann"
+
+
+def test_begin_joins_beside_a_savepoint_of_another_thread(session: Any) -> None:
+    """The savepoint is the innermost level, and not autobegun; the outer one is."""
+
+    def leave_a_savepoint_open() -> None:
+        session.get_one(User, 1)
+        session.begin_nested()
+
+    Worker(leave_a_savepoint_open).result()
+    with session.begin():
+        session.get_one(User, 1).name = "joined"
+    assert not session.in_transaction()
+    session.begin_nested()
+    with pytest.raises(InvalidRequestError, match="already begun"):
+        session.begin()  # this one is of the thread's own making
+
+
+def test_a_flush_of_others_work_is_no_rollback_that_was_owed(session: Any) -> None:
+    """It ends a level, too: then the rollback threw away what others did since."""
+    session.add(Address(email="ann@0"))  # there is one
+    with pytest.raises(IntegrityError):
+        session.flush()
+    Worker(lambda: session.add(User(name="since"))).result()
+    count = sa.select(sa.func.count()).select_from(User)
+    assert session.scalar(count) == 5  # flushes
+    session.rollback()  # was done for this thread
+    assert session.scalar(count) == 5
+
+
+def test_loading_a_keyed_collection_is_no_write(session: Any) -> None:
+    """Its ``set()`` goes through ``__setitem__()``, which an application may call."""
+    user = session.get_one(User, 1)
+    with session.read_section():
+        assert user.notes["k"].text == "n"
+    session.expire_all()
+
+    def read() -> None:
+        assert user.texts["k"] == "n"
+        session.rollback()  # nobody has lost anything
+
+    assert user.notes["k"].text == "n"
+    Worker(read).result()
+    assert user.notes["k"].text == "n"
+
+
+def test_what_an_application_puts_in_a_keyed_collection_is(session: Any) -> None:
+    user = session.get_one(User, 1)
+    user.notes["new"] = Note(key="new")
+    Worker(session.rollback).result()
+    with pytest.raises(WorkLostError):
+        user.notes

@@ -1,17 +1,20 @@
 """Random operations of many threads on one session, watched from below.
 
-``python -m tests.torture --help`` runs it for as long as one likes; a seed runs the
-same operations in each thread again, though the system may interleave them otherwise.
+``python -m tests.torture --help`` runs it for as long as one likes.  A seed runs the
+same operations in each thread again, though the system may interleave them otherwise;
+its scheduled rounds, in which the seed says who goes on, are the same for good.
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import itertools
 import random
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ from sharedsession import SharedSession, WorkLostError, critical_section
 from sharedsession.tripwire import tripwire
 
 from .models import Address, Base, User, Visit, make_user
+from .rounds import own_database, run_round
 
 Operation = Callable[[Any, Any], Any]
 
@@ -196,30 +200,109 @@ def torture(
     return report
 
 
+def rounds(
+    url: str, lock: str, *, threads: int, count: int, seed: int, scheduled: bool
+) -> RoundsReport:
+    """Go random ways of the table of all ways in; see :mod:`tests.rounds`."""
+    report = RoundsReport()
+    for number in range(count):
+        result = run_round(
+            url,
+            lock,
+            f"{seed} {number}",
+            threads=threads,
+            steps=max(3, 64 // threads),
+            scheduled=scheduled,
+        )
+        report.rounds += 1
+        report.steps += result.steps
+        report.losses += result.losses
+        report.overlaps += result.overlaps
+        report.errors_met += sum(result.errors.values())
+        if result.differences:
+            named = f"round {seed} {number}, lock {lock}, {threads} threads:"
+            report.differences.append("\n".join([named, *result.differences]))
+    return report
+
+
+@dataclass
+class RoundsReport:
+    """What came of some rounds; overlaps and differences should be none."""
+
+    rounds: int = 0
+    steps: int = 0
+    losses: int = 0
+    errors_met: int = 0  # by one thread in the same order as well
+    overlaps: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.overlaps or self.differences)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", help="an empty database (SQLite in a file)")
+    parser.add_argument(
+        "--url",
+        default="sqlite://",
+        help="a server, on which it makes a database of its own; else SQLite",
+    )
     parser.add_argument("--lock", nargs="+", default=["rlock", "rw"])
-    parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=1000, help="of each thread")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", nargs="+", type=int, default=[8, 16])
+    parser.add_argument("--steps", type=int, default=500, help="of each thread")
+    parser.add_argument("--rounds", type=int, default=20, help="for each seed")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument(
+        "--minutes", type=float, help="go on with further seeds for so long"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     clean = True
-    for lock in options.lock:
-        for seed in range(options.seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                url = options.url or f"sqlite:///{folder}/torture.db"
-                report = torture(
-                    engine_for(url),
-                    lock,
-                    threads=options.threads,
-                    steps=options.steps,
-                    seed=seed,
-                )
-            print(f"{lock} seed {seed}: {report}", flush=True)
-            clean = clean and report.is_clean
+    began = time.monotonic()
+    with own_database(options.url) as url:
+        for seed in itertools.count(options.seed):
+            if options.minutes is None and seed == options.seed + options.seeds:
+                break
+            if options.minutes and time.monotonic() - began > options.minutes * 60:
+                break
+            for lock, threads in itertools.product(options.lock, options.threads):
+                clean = run_seed(options, url, lock, threads, seed) and clean
     return 0 if clean else 1
+
+
+def run_seed(options: Any, url: str, lock: str, threads: int, seed: int) -> bool:
+    """Run one seed in every manner there is, and print what came of it."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        own = f"sqlite:///{folder}/torture.db" if url == "sqlite://" else url
+        engine = engine_for(own)
+        reports: list[Any] = [
+            torture(engine, lock, threads=threads, steps=options.steps, seed=seed)
+        ]
+    if lock != "off" and not getattr(reports[0], "stuck"):
+        if url != "sqlite://":
+            Base.metadata.create_all(engine)
+        for scheduled in (False, True):
+            # What the system switches between is tried more often: it never is twice
+            # the same.
+            count = options.rounds if not scheduled else max(1, options.rounds // 4)
+            reports.append(
+                rounds(
+                    url,
+                    lock,
+                    threads=threads,
+                    count=count,
+                    seed=seed,
+                    scheduled=scheduled,
+                )
+            )
+    engine.dispose()
+    for report in reports:
+        print(f"seed {seed}, lock {lock}, {threads} threads: {report}", flush=True)
+    print(f"    {time.monotonic() - began:.0f} s", flush=True)
+    return all(report.is_clean for report in reports)
 
 
 def engine_for(url: str) -> sa.Engine:
