@@ -72,10 +72,6 @@ class GuardedTransaction(_Plain):
             hold.release()
             raise
 
-    def enter_within_section(self) -> None:
-        """Begin the block where a section keeps the guard for it."""
-        _Plain.__enter__(self)
-
     def _still_open(self) -> GuardedTransaction:
         """This, or a new one if another thread ended it before its block began."""
         if self.ended_by in (None, self.session._asker()):
@@ -168,3 +164,8 @@ class GuardedTransaction(_Plain):
         if guard.is_shared:
             check_engine(connection.engine, guard.asker())
         return guard_connection(connection, guard)
+
+
+def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:
+    """Begin the block of a transaction where a section keeps the guard for it."""
+    _Plain.__enter__(transaction)

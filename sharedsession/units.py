@@ -14,6 +14,7 @@ from .owners import Owner, current_owner
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
 from .targets import session_of
+from .transactions import enter_within_section
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Transaction = Literal["commit", "savepoint", None]
@@ -203,7 +204,7 @@ class _UnitOfWork:
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes what others had pending
-            self._savepoint.enter_within_section()
+            enter_within_section(self._savepoint)
             session._in_unit = session._in_unit or self._commits
             return session
         except BaseException:

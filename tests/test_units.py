@@ -287,3 +287,18 @@ def test_a_unit_as_a_decorator(session: Any) -> None:
     assert rename("new") == "new"
     session.rollback()
     assert "new" in names(session)
+
+
+@pytest.mark.parametrize("transaction", ["commit", "savepoint"])
+def test_a_unit_of_work_without_a_guard_is_one_still(
+    engine: sa.Engine, transaction: Any
+) -> None:
+    with SharedSession(engine, lock="off") as session:
+        with critical_section(session, transaction=transaction):
+            session.add(User(name="done"))
+        with pytest.raises(ZeroDivisionError):
+            with critical_section(session, transaction=transaction):
+                session.add(User(name="undone"))
+                1 / 0
+        names = session.scalars(sa.select(User.name)).all()
+        assert "done" in names and "undone" not in names
