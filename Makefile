@@ -19,7 +19,7 @@ FLAGS ?=
 run := .venv/bin/python
 sources := sharedsession tests benchmarks conformance
 
-.PHONY: demo test lint format torture bench conformance conformance-others clean
+.PHONY: demo test lint format torture mutants bench conformance conformance-others clean
 
 demo: .venv/.ready
 	$(run) -m sharedsession stress $(STRESS_FLAGS)
@@ -39,6 +39,9 @@ format: .venv/.ready
 
 torture: .venv/.ready
 	$(run) -m tests.torture $(TORTURE_FLAGS)
+
+mutants: .venv/.ready
+	$(run) -m tests.mutants
 
 bench: .venv/.ready
 	$(run) -m benchmarks $(BENCH_FLAGS)

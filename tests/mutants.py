@@ -1,0 +1,267 @@
+"""Plant bugs in a copy of the library, one at a time, and see that the tests find them.
+
+``make mutants`` prints each and who caught it, and fails if one escapes.  A bug is a
+piece of source that is there exactly once, and what stands in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Seconds for the tests of one mutant; one that hangs them is caught as well.
+PATIENCE = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    module: str
+    correct: str
+    wrong: str
+    tests: str
+
+    def plant(self, folder: Path) -> None:
+        path = folder / "sharedsession" / f"{self.module}.py"
+        source = path.read_text(encoding="utf-8")
+        if source.count(self.correct) != 1:
+            raise SystemExit(f"{self.name}: the place to plant it is not there once")
+        path.write_text(source.replace(self.correct, self.wrong), encoding="utf-8")
+
+
+SCHEDULES = "tests/test_schedules.py"
+MATRIX = "tests/test_matrix.py"
+MENDED = "tests/test_mended.py"
+
+MUTANTS = [
+    Mutant(
+        "an operation goes in beside the exclusive one",
+        "guard",
+        "        if self._owner is not None:\n            return False\n",
+        "",
+        SCHEDULES,
+    ),
+    Mutant(
+        "an operation does not look who reads",
+        "guard",
+        "                and not self._readers\n",
+        "",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a reader overtakes who waits to be exclusive",
+        "guard",
+        "        if self._queue and me not in self._readers:\n            return False",
+        "        if False:\n            return False",
+        SCHEDULES,
+    ),
+    Mutant(
+        "whoever is let in is not woken",
+        "guard",
+        "            waiter.wake()\n",
+        "",
+        SCHEDULES,
+    ),
+    Mutant(
+        "an operation that ends lets nobody in",
+        "guard",
+        "            if self._queue:\n                self._pass_on()\n",
+        "",
+        SCHEDULES,
+    ),
+    Mutant(
+        "the version stays even during an operation",
+        "guard",
+        "                self.version |= 1\n                self._owner",
+        "                self._owner",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a look does not ask whether the version changed",
+        "operations",
+        "            if guard.version == version:\n                return result\n",
+        "            return result\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a look starts beside the exclusive one",
+        "operations",
+        "    if version & 1:\n",
+        "    if False:\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a hold that was forgotten is looked for once",
+        "guard",
+        "                    continue  # somebody did it; look again when",
+        "                    return  # somebody did it; look again when",
+        f"{SCHEDULES} -k two_owners or three_owners or lot or several",
+    ),
+    Mutant(
+        "who gives up waiting stays in the queue",
+        "guard",
+        "                self._queue.remove(waiter)\n"
+        "                self._pass_on()  # those",
+        "                self._pass_on()  # those",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a cycle of waits is not looked for",
+        "waiting",
+        "    return found is not None and found == ",
+        "    return found is None and found == ",
+        f"{SCHEDULES} -k opposite",
+    ),
+    Mutant(
+        "a read section may write",
+        "guard",
+        "        if access is not READ and access is not LOAD:\n"
+        "            self.refuse_write()\n",
+        "",
+        f"{SCHEDULES} tests/test_guard.py",
+    ),
+    Mutant(
+        "the collections of an object are not guarded",
+        "instances",
+        "            containers.guard_collection(collection)\n",
+        "            pass\n",
+        f"{MATRIX} {MENDED}",
+    ),
+    Mutant(
+        "one method of collections only looks, as the table has it, and changes",
+        "operations",
+        '        *("copy", "get", "items", "keys", "values"),\n',
+        '        *("copy", "get", "items", "keys", "values", "append"),\n',
+        f"{MATRIX} -k addresses",
+    ),
+    Mutant(
+        "rows are fetched after the operation",
+        "rows",
+        "        _buffer_rows(cursor_result)\n",
+        "        pass\n",
+        "tests/test_rows.py",
+    ),
+    Mutant(
+        "objects are made of rows after others came in",
+        "rows",
+        "        guard.promises.add(self)\n",
+        "",
+        "tests/test_rows.py",
+    ),
+    Mutant(
+        "a stream does not keep the guard",
+        "rows",
+        "        _stream(guard, result, cursor_result)\n",
+        "        pass\n",
+        "tests/test_rows.py",
+    ),
+    Mutant(
+        "one method of Session is not guarded",
+        "operations",
+        '    "expunge": CHANGE,\n',
+        '    "expunge": None,\n',
+        MATRIX,
+    ),
+    Mutant(
+        "setting an attribute is not guarded",
+        "instances",
+        "        run(guard, WRITE, plain, impl, state, values, value, None)\n",
+        "        plain(impl, state, values, value, None)\n",
+        MATRIX,
+    ),
+    Mutant(
+        "a setting of the session is not guarded",
+        "operations",
+        '        *("expire_on_commit", "join_transaction_mode", "twophase"),\n',
+        '        *("join_transaction_mode", "twophase"),\n',
+        f"{MATRIX} -k expire_on_commit",
+    ),
+    Mutant(
+        "nobody is told what a rollback threw away",
+        "session",
+        "            self._ledger.thrown_away(transaction, loss)\n",
+        "            self._ledger.drop(transaction)\n",
+        "tests/test_transactions.py tests/test_histories.py",
+    ),
+    Mutant(
+        "another thread's broken transaction stays broken",
+        "session",
+        "                self._end_broken(self._transaction)\n",
+        "                break\n",
+        "tests/test_transactions.py tests/test_histories.py",
+    ),
+    Mutant(
+        "a thread that ends in a section keeps the guard",
+        "guard",
+        "on_death.append(_bury_everywhere)\n",
+        "",
+        "tests/test_guard.py tests/test_sequences.py",
+    ),
+    Mutant(
+        "the child of a fork goes on with the parent's session",
+        "guard",
+        "        if self._process != os.getpid():\n",
+        "        if False:\n",
+        "tests/test_session.py tests/test_sequences.py tests/test_faults.py",
+    ),
+]
+
+
+def try_mutant(mutant: Mutant) -> str | None:
+    """Who caught it; ``None`` if nobody did."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("sharedsession", "tests", "README.rst", "setup.cfg"):
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        mutant.plant(folder)
+        files, _, chosen = mutant.tests.partition(" -k ")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += [*files.split(), *(["-k", chosen] if chosen else [])]
+        environ = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environ,
+                timeout=PATIENCE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        except subprocess.TimeoutExpired:
+            return "the tests, which hang"
+    if done.returncode not in (0, 1, -6, -11):
+        raise SystemExit(f"{mutant.name}: pytest failed\n{done.stdout[-2000:]}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    if failed:
+        return failed[0].split()[1]
+    return None if done.returncode == 0 else "a crash"
+
+
+def main() -> int:
+    chosen = [mutant for mutant in MUTANTS if _is_asked_for(mutant)]
+    caught = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, by in zip(chosen, pool.map(try_mutant, chosen)):
+            caught += by is not None
+            verdict = f"caught by {by}" if by else "ESCAPED"
+            print(f"{mutant.module}: {mutant.name}: {verdict}", flush=True)
+    print(f"{len(chosen)} planted, {caught} caught")
+    return 0 if caught == len(chosen) else 1
+
+
+def _is_asked_for(mutant: Mutant) -> bool:
+    return not sys.argv[1:] or any(word in mutant.name for word in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
