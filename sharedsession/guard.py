@@ -38,6 +38,21 @@ Fields, and how each is published:
     under the mutex, before the first change and after the last one, read by anybody:
     a value that was read between two looks at the same even version was not changed
     meanwhile.
+``attention``, ``failed``, ``unfinished_by``
+    Notes for whoever comes in next.  Each is one reference, stored whole: the note
+    first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
+    inside, and clears what it dealt with there; a note that is stored meanwhile by
+    the collector is dealt with by the one after.
+``worker``, ``promises``
+    Changed inside only.
+``_forsaken``, ``_chores``
+    Deques, appended to by anybody, for appending and taking are one step each.  They
+    are emptied under the mutex and inside, respectively.
+``_sole``, ``_checks_askers``
+    The first is changed under the mutex; the second goes from true to false once, and
+    who still sees it true asks needlessly.
+``_restricted``, ``_since`` and the statistics
+    Changed under the mutex, or by the exclusive owner for itself.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ class World:
         assert self.inside[me] == [], "still inside"
         for session in self.sessions:
             g = session.guard
-            if g._forsaken:
-                continue  # whoever has the mutex now releases it
+            if g._forsaken or g._mutex.taken:
+                continue  # whoever has the mutex now releases what was forgotten
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
             assert owner not in g._readers, "still a reader"
             assert all(w.owner is not owner for w in g._queue), "still waits"

@@ -103,15 +103,7 @@ MUTANTS = [
         "guard",
         "                    continue  # somebody did it; look again when",
         "                    return  # somebody did it; look again when",
-        f"{SCHEDULES} -k two_owners or three_owners or lot or several",
-    ),
-    Mutant(
-        "who gives up waiting stays in the queue",
-        "guard",
-        "                self._queue.remove(waiter)\n"
-        "                self._pass_on()  # those",
-        "                self._pass_on()  # those",
-        SCHEDULES,
+        f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
         "a cycle of waits is not looked for",
@@ -140,7 +132,7 @@ MUTANTS = [
         "operations",
         '        *("copy", "get", "items", "keys", "values"),\n',
         '        *("copy", "get", "items", "keys", "values", "append"),\n',
-        f"{MATRIX} -k addresses",
+        MATRIX,
     ),
     Mutant(
         "rows are fetched after the operation",
@@ -182,7 +174,7 @@ MUTANTS = [
         "operations",
         '        *("expire_on_commit", "join_transaction_mode", "twophase"),\n',
         '        *("join_transaction_mode", "twophase"),\n',
-        f"{MATRIX} -k expire_on_commit",
+        MATRIX,
     ),
     Mutant(
         "nobody is told what a rollback threw away",

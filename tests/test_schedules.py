@@ -51,6 +51,21 @@ def test_two_owners_in_several_operations(kind: str, scripts: Any) -> None:
     explore(program(kind, scripts), bound=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scripts"),
+    [
+        ("rlock", ("end-inside", "forget-stream", "collect")),
+        ("rlock", ("leave-pending", "read-interrupted")),
+        ("rw", ("read", "read-interrupted")),
+        ("foreign", ("change", "drop-stream")),
+        ("foreign", ("read", "read-load-interrupted")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " beside ".join(value),
+)
+def test_schedules_that_failed_once_do_not(kind: str, scripts: Any) -> None:
+    explore(program(kind, scripts), bound=2, limit=5000)
+
+
 @every_kind
 def test_opposite_orders_of_two_guards_end_in_one_error(kind: str) -> None:
     """Whenever each has one and wants the other's, one of them is told."""
