@@ -26,7 +26,7 @@ from sqlalchemy.pool import StaticPool
 from sharedsession import SharedSession, critical_section
 
 from .conftest import leave_transactions_to_sqlalchemy
-from .schedule import Scheduler, schedule
+from .turns import Scheduler, schedule
 
 
 class Base(DeclarativeBase):

@@ -37,8 +37,8 @@ from sqlalchemy.pool import StaticPool
 from sharedsession import SharedSession, critical_section
 
 from .conftest import leave_transactions_to_sqlalchemy
-from .schedule import NobodyCanGoOn, Scheduler, schedule
 from .serial import Serial
+from .turns import NobodyCanGoOn, Scheduler, schedule
 
 # -- the world
 

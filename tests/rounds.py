@@ -31,9 +31,9 @@ from sharedsession.tripwire import tripwire
 
 from .conftest import fill, make_engine, make_world, wires
 from .models import Base
-from .schedule import Scheduler, schedule
 from .serial import Serial
 from .threads import PATIENCE, Worker, stuck
+from .turns import Scheduler, schedule
 from .ways_in import WAYS, Way
 
 #: Ways that leave the guard held, for others to find it so, or take the database away.
