@@ -32,7 +32,7 @@ from .scheduler import Scheduler, Task
 Program = tuple[str, ...]
 
 #: The kinds that a program runs on; the last is an application's RLock.
-KINDS = ("rlock", "rw", "detect", "foreign")
+KINDS = ("rlock", "rw", "detect", "confine", "foreign")
 
 PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
@@ -126,8 +126,13 @@ class World:
         except DeadlockError:
             self.deadlocks += 1
         except ConcurrentAccessError:
-            assert self.kind == "detect", "only detect refuses instead of waiting"
-            assert me in self.overlapped, "refused, and nobody else was there"
+            if self.kind == "detect":
+                assert me in self.overlapped, "refused, and nobody else was there"
+            else:
+                assert self.kind == "confine", "refused, where one waits"
+                # Its new owner also, while the last one ends inside.
+                stranger = self.guard._sole is not self.owners[me]
+                assert stranger or me in self.overlapped, "refused its owner"
             self.refused += 1
         finally:
             me.interrupts = 0
@@ -209,7 +214,8 @@ def check_free(g: Any) -> None:
     assert not g._readers and not g._queue and not g._before and not g.holds
     assert not g.operating and not g._restricted
     assert not g._forsaken, "a forgotten hold was never released"
-    assert g.version % 2 == 0, "the version is odd, and nobody is in"
+    is_odd = g.version % 2 == 1
+    assert is_odd is (g.kind is Kind.CONFINE), "the version is odd, and nobody is in"
     assert not g._mutex.taken
     if g._lock is not None:
         assert not g._lock._held and g._lock._lock.depth == 0
