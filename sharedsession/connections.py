@@ -101,7 +101,7 @@ def _executing(function: Any) -> Any:
         if guard is None:
             return function(self, statement, *args, **kw)
         access = access_of(statement)
-        inside = guard.operating and guard.inside is guard.asker()
+        inside = guard.running is guard.asker()
         if access is WRITE and inside and not is_known_change(statement):
             access = CHANGE  # part of an operation
         if guard.reads_only() and has_changes_within(statement):

@@ -18,21 +18,36 @@ Admission is handed over by whoever leaves, in the order of arrival, so that nei
 readers nor writers starve; owners that are in a read section already go first, since
 everybody else waits for them.
 
+Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
+there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
+is one ``setdefault()``, which is a single step of the interpreter, and leaving is one
+``del``.  An entry is the owner of the one operation that is in, or ``CLOSED``: then the
+monitor decides.  The monitor admits somebody only after it closed the gate itself, and
+opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
+it, and who queues looks at the gate after it queued, so one of the two sees the other.
+
 Fields, and how each is published:
 
+``gate``
+    The owner of an operation puts itself there if nothing is there, and takes itself
+    away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
+    and taken away under the mutex.
 ``_owner``, ``_loader``, ``_readers``, ``_queue``
-    Changed under the mutex only.  An owner may compare ``_owner`` or ``_loader`` with
+    Changed under the mutex, with the gate closed (the queue also while it is not; and
+    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare ``_owner`` or ``_loader`` with
     itself, and look itself up in ``_readers``, without the mutex: only that owner
     puts itself there or takes itself away.
 ``holds``
     What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
     owner that is gone.
+``running``
+    The owner whose operation runs now.  Written by that owner alone (or on its behalf
+    once it is gone), so comparing it with oneself needs no mutex.  While it is set, the
+    end of a hold does not give the guard away; so the end of an operation clears it
+    first, and looks for holds then.
 ``inside``
-    The owner with full rights now.  Written by that owner alone (or on its behalf
-    once it is gone), so comparing it with oneself needs no mutex.
-``operating``
-    Whether an operation of ``inside`` runs, so that the end of a hold meanwhile does
-    not give the guard away.  Written by that owner alone.
+    The owner that has full rights between operations, too: by a section, a block or a
+    stream.  Published like ``running``.
 ``version``
     Odd while somebody may be changing things, even otherwise; it only grows.  Written
     under the mutex, before the first change and after the last one, read by anybody:
@@ -87,6 +102,7 @@ from .terms import (
     STREAM,
     Access,
     ForeignLock,
+    Gate,
     GuardStats,
     Kind,
     Lock,
@@ -98,6 +114,9 @@ logger = logging.getLogger("sharedsession")
 
 
 _guard_numbers = itertools.count(1)
+
+#: In the gate: the monitor decides who comes in.
+CLOSED = object()
 
 
 class Guard:
@@ -117,6 +136,7 @@ class Guard:
         asker: Callable[[], Owner] = current_owner,
         clock: Callable[[], float] = time.monotonic,
         make_lock: Callable[[], Lock] = threading.Lock,
+        make_gate: Callable[[], Gate] = dict,
     ) -> None:
         #: Later guards have higher numbers; several are acquired in this order.
         self.number = next(_guard_numbers)
@@ -125,6 +145,7 @@ class Guard:
         self.asker = asker
         self.clock = clock
         self.version = 0
+        self.running: Owner | None = None
         self.inside: Owner | None = None
         #: The owner whose work in the present transaction was noted last.
         self.worker: Owner | None = None
@@ -142,15 +163,20 @@ class Guard:
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
         self._mutex = make_lock()
+        self.gate = make_gate()
+        #: A lock of the application's, and a check at each entry, are the monitor's.
+        self._has_gate = lock is None and kind is not Kind.CONFINE
+        if not self._has_gate:
+            self.gate[0] = CLOSED
         self._owner: Owner | None = None
         self._loader: Owner | None = None
-        self.operating = False
         self._restricted = False
         self.holds: dict[int, str] = {}
         self._readers: dict[Owner, Reading] = {}
         self._queue: deque[Waiter] = deque()
         self._before: list[Waiter] = []  # those who wait for the application's lock
-        self._since = 0.0
+        #: When it became exclusive; for an operation, only if it is timed.
+        self._since: float | None = None
         #: Until a second owner came: the first one, who needs no check.
         self._sole: Owner | threading.Thread | None = None
         self._process = os.getpid()
@@ -170,55 +196,48 @@ class Guard:
 
     # -- one operation
 
-    def enter(self, me: Owner, access: Access) -> None:
-        """Let *me* in for one operation; to be called if ``inside`` is not *me*.
+    def come_in(self, me: Owner) -> bool:
+        """Let *me* in for one operation if nobody is in and nobody waits.
 
-        Whatever comes of it, :meth:`leave` has to follow.
+        The usual case, in as few steps as can be.  To be called if neither ``running``
+        nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
         """
-        if self._checks_askers and self._sole is not me:
-            self._check_asker(me)
-        if self._enter_if_free(me):
-            pass
-        elif self._owner is me or self._loader is me or me in self._readers:
-            self._enter_from_read_section(me, access)
-        else:
-            mode = BESIDE if access is READ and self._shares else EXCLUSIVE
-            self._acquire(me, mode, self.timeout)
-            self.operating = True
-        if self.attention:
-            self._attend(me, access)
-
-    def _attend(self, me: Owner, access: Access) -> None:
-        if self.attend is not None:  # there is a session
-            self.attend(me, access)
-
-    def _enter_if_free(self, me: Owner) -> bool:
-        """The usual case, in as few steps as can be: nobody is in, nobody waits."""
-        if self._lock is not None:
-            return False
-        with self._mutex:
-            if (
-                self._owner is None
-                and self._loader is None
-                and not self._readers
-                and not self._queue
-            ):
-                self._acquisitions += 1
-                self._since = self.clock()
-                self.version |= 1
-                self._owner = self.inside = me
-                self.operating = True
-                return True
+        known = self._sole is me or not self._checks_askers
+        if known and self.gate.setdefault(0, me) is me:
+            self.version |= 1
+            self.running = me
+            self._acquisitions += 1
+            return True
         return False
 
-    def _enter_from_read_section(self, me: Owner, access: Access) -> None:
-        if access is not READ and access is not LOAD:
-            self.refuse_write()
-        if self._owner is me or self._loader is me:
-            self.inside = me
+    def enter(self, me: Owner, access: Access) -> None:
+        """Let *me* in for one operation, or wait; otherwise like :meth:`come_in`."""
+        if self._checks_askers and self._sole is not me:
+            self._check_asker(me)
+        if self.come_in(me):
+            self.start_timing()
         else:
-            self._acquire(me, BESIDE, self.timeout)
-        self.operating = True
+            mine = self._owner is me or self._loader is me
+            if mine or me in self._readers:
+                if access is not READ and access is not LOAD:
+                    self.refuse_write()
+                if not mine:
+                    self._acquire(me, BESIDE, self.timeout)
+            else:
+                beside = access is READ and self._shares
+                self._acquire(me, BESIDE if beside else EXCLUSIVE, self.timeout)
+            self.running = me
+        if self.attention:
+            self.attend_to(me, access)
+
+    def start_timing(self) -> None:
+        """Note when the operation that came in by the gate began."""
+        self._since = self.clock()
+
+    def attend_to(self, me: Owner, access: Access) -> None:
+        """Deal with what makes for attention; to be called inside, first of all."""
+        if self.attend is not None:  # there is a session
+            self.attend(me, access)
 
     def exclude_others(self, me: Owner) -> bool:
         """Make *me*, which is inside for one operation, exclusive; whether it is then.
@@ -231,46 +250,69 @@ class Guard:
                 self._drop()
                 self._pass_on()
             self._acquire(me, EXCLUSIVE, self.timeout)
-            self.operating = True
-        return self._owner is me
+            self.running = me
+        return self._is_exclusive(me)
+
+    def _is_exclusive(self, me: Owner) -> bool:
+        return self._owner is me or self.gate.get(0) is me
 
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to.
 
         To be called again if an interrupt came: it does what is left to do.
         """
+        if self.inside is me:
+            self.running = None
+            if self.holds:
+                return  # a section goes on
+        elif self.gate.get(0) is me and not self._queue:
+            if self._since is not None:
+                self._note_hold()
+            # No call from here to the end: an interrupt finds all of it or nothing.
+            self.running = None
+            self.version = (self.version | 1) + 1
+            del self.gate[0]
+            if not self._queue and not self._forsaken:
+                return
+        self._leave_late(me)
+
+    def _leave_late(self, me: Owner) -> None:
+        """The end of an operation that somebody waits for, or that did not come by the
+        gate."""
         with self._mutex:
-            if self._owner is me and not self.holds and self._lock is None:
-                self._drop_alone()
-            elif self._owner is me or self._loader is me:
-                self.operating = False
+            if self.gate.get(0) is me:
+                self._move_in(me)
+            if self._owner is me or self._loader is me:
+                self.running = None
                 if not self.holds:
                     self._drop()
-                elif self._restricted or self._loader is me:
-                    self.inside = None
-            if self._queue:
-                self._pass_on()
+            self._pass_on()
         if self._forsaken:
             self._reap()
+
+    def _move_in(self, me: Owner) -> None:
+        """Let the monitor know *me*, which came in by the gate; nothing if it does."""
+        if self.gate.get(0) is me:
+            self._owner = me
+            self.gate[0] = CLOSED
 
     # -- sections, blocks and streams
 
     def hold(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard exclusively until the hold is released."""
         me = self.asker()
-        if self._owner is not me or self.inside is not me:
-            if self._owner is me or self._loader is me or me in self._readers:
-                raise UpgradeError(
-                    f"A {what} cannot begin inside a read section of {me.name}: others "
-                    "may be reading. Leave the read section first, or make the outer "
-                    "section a critical_section()."
-                )
+        if self.reads_only():
+            raise UpgradeError(
+                f"A {what} cannot begin inside a read section of {me.name}: others "
+                "may be reading. Leave the read section first, or make the outer "
+                "section a critical_section()."
+            )
         return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard for reading until the hold is released."""
         me = self.asker()
-        if self._owner is me or self._loader is me or not self._shares:
+        if self._is_exclusive(me) or self._loader is me or not self._shares:
             return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
         return self._take(me, SHARED, what, timeout, restricts=False)
 
@@ -284,9 +326,16 @@ class Guard:
     def keep(self, what: str) -> Hold:
         """Keep the guard beyond the operation that runs now: for a stream."""
         me = self.asker()
+        self._move_in(me)
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
         self.holds[hold.number] = what
+        self._settle_rights()
         return hold
+
+    def _settle_rights(self) -> None:
+        """Who may go on between operations, by what is held."""
+        has_rights = self.holds and not self._restricted
+        self.inside = self._owner if has_rights else None
 
     def drop_streams(self, before: tuple[int, ...]) -> None:
         """End the streams that an operation which raised began: nobody has them."""
@@ -297,6 +346,7 @@ class Guard:
     def _take(
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
+        self._move_in(me)
         mine = self._owner is me or self._loader is me or me in self._readers
         hold = Hold(self, me, mode, what, False)
         try:
@@ -311,9 +361,9 @@ class Guard:
                 self.holds[hold.number] = what
                 if restricts and not self._restricted:
                     hold.restricts = self._restricted = True
-                    self.inside = None
+                self._settle_rights()
             if self.attention and mode is EXCLUSIVE and not restricts:
-                self._attend(me, CHANGE)
+                self.attend_to(me, CHANGE)
         except BaseException:
             hold.release()
             raise
@@ -327,17 +377,17 @@ class Guard:
         """
         me = hold.owner
         with self._mutex:
-            alone = [*self.holds] == [hold.number] and not self.operating
+            alone = [*self.holds] == [hold.number] and self.running is None
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me, self)):
-                reading = self._readers[me] = Reading(self._since)
+                reading = self._readers[me] = Reading(self._since or 0.0)
                 reading.holds.add(hold.number)
                 hold.mode = SHARED
                 self._drop()
                 self._pass_on()
             elif not self._restricted:
                 hold.restricts = self._restricted = True
-                self.inside = None
+                self._settle_rights()
         self._reap()
 
     def let_go(self, hold: Hold) -> None:
@@ -358,8 +408,8 @@ class Guard:
             self.holds.pop(hold.number, None)
             if hold.restricts and self._restricted:
                 self._restricted = False
-                self.inside = me if self._owner is me else None
-            if not self.holds and not self.operating:
+            self._settle_rights()
+            if not self.holds and self.running is None:
                 self._drop()
         hold.is_open = False
 
@@ -433,6 +483,8 @@ class Guard:
             self._reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return False  # an operation is in, by the gate
         if self._queue and me not in self._readers:
             return False  # those who came before go before
         return self._fits(mode)
@@ -459,27 +511,13 @@ class Guard:
             self._owner = me
         else:
             self._loader = me
-        self.inside = me
-
-    def _drop_alone(self) -> None:
-        """Like :meth:`_drop`, for the usual case: one operation, and nothing else."""
-        held = self.clock() - self._since
-        if held > self._longest_hold:
-            self._longest_hold = held
-        self.operating = self._restricted = False
-        self.inside = None
-        if self.kind is not Kind.CONFINE:
-            self.version = (self.version | 1) + 1
-        self._owner = None
 
     def _drop(self) -> None:
         """Take the exclusive, or the one beside the readers, out."""
         owner = self._owner or self._loader
         if owner is None:
             return
-        held = self.clock() - self._since
-        if held > self._longest_hold:
-            self._longest_hold = held
+        self._note_hold()
         self.holds.clear()
         reading = self._readers.get(owner)
         if reading is not None and not reading.holds:
@@ -488,11 +526,19 @@ class Guard:
             self._lock.release(owner, self)
         # Last, and without a call in it: until then an interrupt leaves it to be
         # done again.
-        self.operating = self._restricted = False
-        self.inside = None
+        self._restricted = False
+        self.running = self.inside = None
         if self.kind is not Kind.CONFINE:
             self.version = (self.version | 1) + 1
         self._owner = self._loader = None
+
+    def _note_hold(self) -> None:
+        """Note how long it was exclusive, if that is known."""
+        if self._since is not None:
+            held = self.clock() - self._since
+            if held > self._longest_hold:
+                self._longest_hold = held
+            self._since = None
 
     def _drop_reader(self, owner: Owner) -> None:
         held = self.clock() - self._readers[owner].since
@@ -503,7 +549,12 @@ class Guard:
         del self._readers[owner]
 
     def _pass_on(self) -> None:
-        """Admit from the head of the queue all that fit together."""
+        """Admit from the head of the queue all that fit together.
+
+        The last step of whatever changes who is in: it opens the gate if nobody is.
+        """
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return  # an operation is in, by the gate, and comes here when it ends
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self._queue):
             if not waiter.admitted:
@@ -518,6 +569,9 @@ class Guard:
             # Whoever comes here after an interrupt finds it admitted, and wakes it.
             waiter.wake()
             self._queue.remove(waiter)
+        taken = self._owner is not None or self._loader is not None
+        if self._has_gate and not (taken or self._readers or self._queue):
+            del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         if self.kind in (Kind.DETECT, Kind.CONFINE):
@@ -715,7 +769,7 @@ class Guard:
     def held(self) -> Literal["exclusive", "shared"] | None:
         """How the calling thread holds this guard."""
         me = self.asker()
-        if self._owner is me:
+        if self._is_exclusive(me):
             return "exclusive"
         return "shared" if me in self._readers or self._loader is me else None
 
@@ -727,8 +781,12 @@ class Guard:
     @property
     def owner(self) -> threading.Thread | None:
         """The thread that is exclusive, if one is."""
-        owner = self._owner
+        owner = self._owner or self._in_by_gate()
         return None if owner is None else owner.thread
+
+    def _in_by_gate(self) -> Owner | None:
+        owner = self.gate.get(0)
+        return owner if isinstance(owner, Owner) else None
 
     @property
     def readers(self) -> tuple[threading.Thread, ...]:
@@ -753,7 +811,7 @@ class Guard:
         """
         waiting_owner = waiter.owner
         with self._mutex:
-            present = {self._owner, self._loader}
+            present = {self._owner, self._loader, self._in_by_gate()}
             exclusives = waiter.mode is EXCLUSIVE or any(
                 other.mode is EXCLUSIVE for other in self._queue
             )
@@ -781,7 +839,7 @@ class Guard:
         """Say who holds this guard, since when, at which line, and who waits."""
         with self._mutex:
             now = self.clock()
-            exclusive = self._owner or self._loader
+            exclusive = self._owner or self._loader or self._in_by_gate()
             since = self._since
             readers = [(o, now - reading.since) for o, reading in self._readers.items()]
             waiters = [*self._before, *self._queue]
@@ -789,13 +847,15 @@ class Guard:
         self._reap()
         said = []
         if exclusive is not None:
-            said.append(f"{_held_by(exclusive, 'exclusively', now - since)}.")
+            # An operation that is not timed was there when the first one had to wait.
+            known = [now - since] if since is not None else [t for *_, t in queue]
+            said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
         said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
         said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
         return " ".join(said) or "Nobody holds the guard and nobody waits."
 
     def __repr__(self) -> str:
-        owner = self._owner
+        owner = self._owner or self._in_by_gate()
         state = "free"
         if owner is not None:
             state = f"held by {owner.name}"
@@ -833,8 +893,9 @@ class Guard:
         self._checks_askers = True
         self._sole = None
         self.version |= 1
-        self.inside = self._owner = self._loader = None
-        self.operating = self._restricted = False
+        self.gate[0] = CLOSED
+        self.running = self.inside = self._owner = self._loader = None
+        self._restricted = False
         self.holds = {}
         self._readers = {}
         self._queue = deque()

@@ -30,7 +30,7 @@ def _guard_of(identity_map: Any) -> Guard | None:
 def _get(self: Any, key: Any, default: Any = None) -> Any:
     """Asked once for each row that is loaded, from inside the operation that loads."""
     guard = self._guard
-    if guard.operating and guard.inside is guard.asker():
+    if guard.running is guard.asker():
         return _Plain.get(self, key, default)
     return look(guard, _Plain.get, self, key, default)
 

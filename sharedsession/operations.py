@@ -20,7 +20,7 @@ def run(
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
     me = guard.asker()
-    if guard.inside is me and guard.operating:
+    if guard.running is me:
         if access is WRITE and guard.reads_only():
             guard.refuse_write()  # a listener of a load, say, in a read section
         result = function(*args, **kw)
@@ -30,7 +30,11 @@ def run(
     held = tuple(guard.holds) if guard.holds else ()
     try:
         if guard.inside is me:
-            guard.operating = True
+            guard.running = me
+        elif guard.come_in(me):
+            guard.start_timing()
+            if guard.attention:
+                guard.attend_to(me, access)
         else:
             guard.enter(me, access)
         result = function(*args, **kw)
@@ -63,7 +67,7 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     """
     version = guard.version
     if version & 1:
-        if guard.operating and guard.inside is guard.asker():
+        if guard.running is guard.asker():
             return function(*args, **kw)
     elif not guard.attention:
         try:
@@ -92,7 +96,7 @@ def guarded(
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
-        if guard is None or (guard.operating and guard.inside is guard.asker()):
+        if guard is None or guard.running is guard.asker():
             if guard is None or access is not WRITE:
                 return function(self, *args, **kw)  # part of an operation
         return run(guard, access, function, self, *args, **kw)

@@ -82,6 +82,7 @@ class World:
             asker=self.asker,
             clock=self.scheduler.clock,
             make_lock=self.scheduler.lock,
+            make_gate=self.scheduler.gate,
         )
         made.attend = lambda me, access: self._attend(made)
         return made
@@ -114,7 +115,7 @@ class World:
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
         waiting = [w for w in self.guard._queue if w.mode is EXCLUSIVE]
-        if self.owners[me] is self.guard._owner:
+        if self.guard._is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
         try:
@@ -150,6 +151,7 @@ class World:
             if g._forsaken or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
+            assert g.gate.get(0) is not owner, "still in by the gate"
             assert owner not in g._readers, "still a reader"
             assert all(w.owner is not owner for w in g._queue), "still waits"
         assert owner.waiting_for is None, "is still thought to wait"
@@ -212,7 +214,8 @@ class World:
 def check_free(g: Any) -> None:
     assert g._owner is None and g._loader is None and g.inside is None
     assert not g._readers and not g._queue and not g._before and not g.holds
-    assert not g.operating and not g._restricted
+    assert g.running is None and not g._restricted
+    assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
     assert not g._forsaken, "a forgotten hold was never released"
     is_odd = g.version % 2 == 1
     assert is_odd is (g.kind is Kind.CONFINE), "the version is odd, and nobody is in"

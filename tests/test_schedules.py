@@ -105,7 +105,7 @@ def no_guard(name: str, replacement: Any) -> Any:
             ("critical", "change"),
             "is exclusive|still exclusive",
         ),
-        ("_pass_on", lambda self: None, ("critical", "change"), "cannot go on"),
+        ("_pass_on", lambda self: None, ("critical", "change"), "cannot|the gate"),
         ("_reap", lambda self: None, ("forget-stream", "change"), "cannot go on"),
         (
             "_may_enter_now",
