@@ -41,6 +41,34 @@ def instance_state(instance: object) -> Any:
     return _attributes.instance_state(instance)
 
 
+#: The implementation of an attribute that holds one plain value.
+ScalarAttributeImpl: Any = _named(_attributes, "ScalarAttributeImpl")
+_NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
+
+
+def set_scalar(
+    impl: Any, state: Any, values: Any, value: Any, initiator: Any = None
+) -> None:
+    """Like ``ScalarAttributeImpl.set()``, in fewer steps once a change was noted.
+
+    What is left out then is what finds nothing to do: the value from before the change
+    is kept already, and the object is among the modified ones.
+    """
+    dispatch = impl.dispatch
+    if (
+        impl.key in state.committed_state
+        and state._strong_obj is not None
+        and state.modified
+        and state._last_known_values is None
+        and not dispatch._active_history
+        and not dispatch.set
+        and value is not _NO_SET
+    ):
+        values[impl.key] = value
+    else:
+        ScalarAttributeImpl.set(impl, state, values, value, initiator)
+
+
 def has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager
@@ -72,6 +100,37 @@ def rows_in_memory(rows: Any) -> Any:
 def session_of_state(state: Any) -> sa_orm.Session | None:
     session: sa_orm.Session | None = _session._state_session(state)
     return session
+
+
+def mapper_of_class(cls: Any) -> sa_orm.Mapper[Any] | None:
+    """The mapper of a mapped class; ``None`` for anything else.
+
+    Like ``inspect()``, which takes longer than all the rest of finding an object.
+    """
+    manager = getattr(cls, "__dict__", _NOTHING).get("_sa_class_manager")
+    if manager is None or not manager.is_mapped:
+        return None
+    mapper: sa_orm.Mapper[Any] = manager.mapper
+    return mapper
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def find_unexpired(identity_map: Any, key: Any) -> Any:
+    """The object of a key in an identity map, if no load is needed for it."""
+    try:
+        state = identity_map._dict.get(key)
+    except TypeError:
+        return None  # a key that cannot be one
+    return None if state is None or state.expired else state.obj()
+
+
+def is_present(session: Any, state: Any) -> bool:
+    """What ``Session.__contains__()`` finds for the object of a state."""
+    return (
+        state in session._new or session.identity_map._dict.get(state.key) is state
+    )
 
 
 def all_mappers() -> list[sa_orm.Mapper[Any]]:

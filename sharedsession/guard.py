@@ -32,7 +32,7 @@ Fields, and how each is published:
     The owner of an operation puts itself there if nothing is there, and takes itself
     away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
     and taken away under the mutex.
-``_owner``, ``_loader``, ``_readers``, ``_queue``
+``_owner``, ``_loader``, ``_readers``, ``queue``
     Changed under the mutex, with the gate closed (the queue also while it is not; and
     ``_owner`` by who is in by the gate, before it closes it).  An owner may compare ``_owner`` or ``_loader`` with
     itself, and look itself up in ``_readers``, without the mutex: only that owner
@@ -48,22 +48,23 @@ Fields, and how each is published:
 ``inside``
     The owner that has full rights between operations, too: by a section, a block or a
     stream.  Published like ``running``.
-``version``
-    Odd while somebody may be changing things, even otherwise; it only grows.  Written
-    under the mutex, before the first change and after the last one, read by anybody:
-    a value that was read between two looks at the same even version was not changed
-    meanwhile.
-``attention``, ``failed``, ``unfinished_by``
+``version``, ``last_version``
+    ``version`` is ``None`` while somebody may be changing things, or has left things
+    ``unsettled``, and otherwise a number that was never there before.  It is written by who is exclusive alone: before the
+    first change and after the last one.  A value that was read between two looks at the
+    very same version was not changed meanwhile.  ``last_version`` is where the next
+    number comes from, and is written by who is exclusive, too.
+``attention``, ``unsettled``, ``failed``, ``unfinished_by``
     Notes for whoever comes in next.  Each is one reference, stored whole: the note
     first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
     inside, and clears what it dealt with there; a note that is stored meanwhile by
     the collector is dealt with by the one after.
 ``worker``, ``promises``
     Changed inside only.
-``_forsaken``, ``_chores``
+``forsaken``, ``_chores``
     Deques, appended to by anybody, for appending and taking are one step each.  They
     are emptied under the mutex and inside, respectively.
-``_sole``, ``_checks_askers``
+``sole``, ``checks_askers``
     The first is changed under the mutex; the second goes from true to false once, and
     who still sees it true asks needlessly.
 ``_restricted``, ``_since`` and the statistics
@@ -127,6 +128,19 @@ class Guard:
     use :attr:`SharedSession.guard` to look at it.
     """
 
+    __slots__ = (
+        *("number", "kind", "timeout", "asker", "clock", "gate", "running"),
+        *("version", "last_version"),
+        *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
+        "unsettled",
+        *("attend", "holds", "promises", "unfinished_by", "_lock", "_shares"),
+        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "_restricted"),
+        *("_readers", "queue", "_before", "_since", "sole", "_process"),
+        *("checks_askers", "forsaken", "_chores", "_shared_entries", "_contended"),
+        *("_timeouts", "_wait_seconds", "_longest_wait", "_longest_hold"),
+        "__weakref__",
+    )
+
     def __init__(
         self,
         kind: Kind = Kind.RLOCK,
@@ -144,7 +158,8 @@ class Guard:
         self.timeout = check_timeout(timeout)
         self.asker = asker
         self.clock = clock
-        self.version = 0
+        self.last_version = 0
+        self.version: int | None = 0
         self.running: Owner | None = None
         self.inside: Owner | None = None
         #: The owner whose work in the present transaction was noted last.
@@ -155,6 +170,8 @@ class Guard:
         self.second_owner: Callable[[Owner], None] = _no_note
         #: True if the next one in has something to be told or to do first.
         self.attention = False
+        #: True if that concerns who only looks at what is loaded, too.
+        self.unsettled = False
         #: Whose operation raised last, and what: it may have broken the transaction.
         self.failed: tuple[Owner, str] | None = None
         #: Does that; called with the owner that came in and what for.
@@ -173,25 +190,27 @@ class Guard:
         self._restricted = False
         self.holds: dict[int, str] = {}
         self._readers: dict[Owner, Reading] = {}
-        self._queue: deque[Waiter] = deque()
+        self.queue: deque[Waiter] = deque()
         self._before: list[Waiter] = []  # those who wait for the application's lock
         #: When it became exclusive; for an operation, only if it is timed.
         self._since: float | None = None
         #: Until a second owner came: the first one, who needs no check.
-        self._sole: Owner | threading.Thread | None = None
+        self.sole: Owner | threading.Thread | None = None
         self._process = os.getpid()
-        self._checks_askers = True
-        self._forsaken: deque[Hold] = deque()
+        self.checks_askers = True
+        self.forsaken: deque[Hold] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         #: What is to be done before another owner comes in, as long as it matters to
         #: anybody.  Changed inside only.
         self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
         #: An owner that left a section unfinished, if the next one in must know.
         self.unfinished_by: Owner | None = None
-        self._acquisitions = self._contended = self._timeouts = 0
+        #: Those of readers; all others show in the version.
+        self._shared_entries = 0
+        self._contended = self._timeouts = 0
         self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
         if kind is Kind.CONFINE:
-            self.version = 1  # odd for good: every look comes to be checked
+            self.version = None  # for good: every look comes to be checked
         _guards.add(self)
 
     # -- one operation
@@ -202,17 +221,16 @@ class Guard:
         The usual case, in as few steps as can be.  To be called if neither ``running``
         nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
         """
-        known = self._sole is me or not self._checks_askers
+        known = self.sole is me or not self.checks_askers
         if known and self.gate.setdefault(0, me) is me:
-            self.version |= 1
+            self.version = None
             self.running = me
-            self._acquisitions += 1
             return True
         return False
 
     def enter(self, me: Owner, access: Access) -> None:
         """Let *me* in for one operation, or wait; otherwise like :meth:`come_in`."""
-        if self._checks_askers and self._sole is not me:
+        if self.checks_askers and self.sole is not me:
             self._check_asker(me)
         if self.come_in(me):
             self.start_timing()
@@ -236,8 +254,10 @@ class Guard:
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Deal with what makes for attention; to be called inside, first of all."""
-        if self.attend is not None:  # there is a session
+        if self.attend is not None:
             self.attend(me, access)
+        else:
+            self.attention = self.unsettled = False  # there is no session
 
     def exclude_others(self, me: Owner) -> bool:
         """Make *me*, which is inside for one operation, exclusive; whether it is then.
@@ -265,14 +285,15 @@ class Guard:
             self.running = None
             if self.holds:
                 return  # a section goes on
-        elif self.gate.get(0) is me and not self._queue:
+        elif self.gate.get(0) is me and not self.queue:
             if self._since is not None:
                 self._note_hold()
             # No call from here to the end: an interrupt finds all of it or nothing.
             self.running = None
-            self.version = (self.version | 1) + 1
+            self.last_version += 1
+            self.version = None if self.unsettled else self.last_version
             del self.gate[0]
-            if not self._queue and not self._forsaken:
+            if not self.queue and not self.forsaken:
                 return
         self._leave_late(me)
 
@@ -287,7 +308,7 @@ class Guard:
                 if not self.holds:
                     self._drop()
             self._pass_on()
-        if self._forsaken:
+        if self.forsaken:
             self._reap()
 
     def _move_in(self, me: Owner) -> None:
@@ -351,7 +372,7 @@ class Guard:
         hold = Hold(self, me, mode, what, False)
         try:
             if not mine:
-                if self._checks_askers and self._sole is not me:
+                if self.checks_askers and self.sole is not me:
                     self._check_asker(me)
                 wanted = self.timeout if timeout is None else check_timeout(timeout)
                 self._acquire(me, mode, wanted)
@@ -422,19 +443,19 @@ class Guard:
         heir = Hold(self, hold.owner, hold.mode, hold.what, hold.restricts)
         heir.number = hold.number
         hold.is_open = False
-        self._forsaken.append(heir)
+        self.forsaken.append(heir)
         self._reap()
 
     def _reap(self) -> None:
         # If the mutex is taken, its holder comes here when it has released it.
-        while self._forsaken and self._mutex.acquire(False):
+        while self.forsaken and self._mutex.acquire(False):
             try:
-                if not self._forsaken:
+                if not self.forsaken:
                     continue  # somebody did it; look again when the mutex is free
-                hold = self._forsaken.popleft()
+                hold = self.forsaken.popleft()
                 if self.holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
-                    self.attention = True
+                    self.attention = self.unsettled = True
                 self._let_go(hold)
                 self._pass_on()
             finally:
@@ -446,7 +467,7 @@ class Guard:
         self.attention = True
 
     def has_chores(self) -> bool:
-        return bool(self._chores or self.promises) or self.unfinished_by is not None
+        return bool(self._chores or self.promises)
 
     def do_chores(self, me: Owner) -> None:
         """Do what was left behind, and keep others' promises; to be called inside."""
@@ -479,13 +500,13 @@ class Guard:
                 self._withdraw(me, mode, foreign)  # an interrupt
                 raise
             raise
-        if self._forsaken:
+        if self.forsaken:
             self._reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return False  # an operation is in, by the gate
-        if self._queue and me not in self._readers:
+        if self.queue and me not in self._readers:
             return False  # those who came before go before
         return self._fits(mode)
 
@@ -501,12 +522,11 @@ class Guard:
         now = self.clock()
         if mode is SHARED:
             reading = Reading(now)
-            self._acquisitions += 1
+            self._shared_entries += 1
             self._readers[me] = reading
             return
-        self._acquisitions += 1
         self._since = now
-        self.version |= 1
+        self.version = None
         if mode is EXCLUSIVE:
             self._owner = me
         else:
@@ -528,8 +548,9 @@ class Guard:
         # done again.
         self._restricted = False
         self.running = self.inside = None
-        if self.kind is not Kind.CONFINE:
-            self.version = (self.version | 1) + 1
+        self.last_version += 1
+        if self.kind is not Kind.CONFINE and not self.unsettled:
+            self.version = self.last_version
         self._owner = self._loader = None
 
     def _note_hold(self) -> None:
@@ -556,7 +577,7 @@ class Guard:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return  # an operation is in, by the gate, and comes here when it ends
         closed = False  # behind an exclusive that must wait, only readers' own loads go
-        for waiter in tuple(self._queue):
+        for waiter in tuple(self.queue):
             if not waiter.admitted:
                 if closed and waiter.owner not in self._readers:
                     continue
@@ -568,9 +589,9 @@ class Guard:
                 waiter.owner.waiting_for = None
             # Whoever comes here after an interrupt finds it admitted, and wakes it.
             waiter.wake()
-            self._queue.remove(waiter)
+            self.queue.remove(waiter)
         taken = self._owner is not None or self._loader is not None
-        if self._has_gate and not (taken or self._readers or self._queue):
+        if self._has_gate and not (taken or self._readers or self.queue):
             del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
@@ -581,7 +602,7 @@ class Guard:
         try:
             with self._mutex:
                 me.waiting_for = waiter
-                self._queue.append(waiter)
+                self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
             self._reap()  # before the wait: it may be what is waited for
@@ -596,8 +617,8 @@ class Guard:
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
-            if waiter in self._queue:  # not if it was let in, or never got that far
-                self._queue.remove(waiter)
+            if waiter in self.queue:  # not if it was let in, or never got that far
+                self.queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
             self._note_wait(waiter)
@@ -652,9 +673,9 @@ class Guard:
         """Undo what an acquisition that failed may have reached."""
         with self._mutex:
             me.waiting_for = None
-            for waiter in tuple(self._queue):
+            for waiter in tuple(self.queue):
                 if waiter.owner is me:
-                    self._queue.remove(waiter)
+                    self.queue.remove(waiter)
             if mode is SHARED and me in self._readers:
                 self._drop_reader(me)
             elif self._owner is me or self._loader is me:
@@ -707,10 +728,10 @@ class Guard:
                 f"{os.getpid()}. Make a new session here."
             )
         with self._mutex:
-            sole = self._sole
+            sole = self.sole
             free = sole is None or sole is me.thread or self._is_free_to_take(sole)
             if free:
-                self._sole = me
+                self.sole = me
         self._reap()
         if free:
             return
@@ -718,7 +739,7 @@ class Guard:
         if self.kind is Kind.CONFINE:
             self._refuse_stranger(me, sole)
         self.second_owner(me)
-        self._checks_askers = False
+        self.checks_askers = False
 
     def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
         if self.kind is not Kind.CONFINE:
@@ -752,7 +773,7 @@ class Guard:
         if thread is not None and not isinstance(thread, threading.Thread):
             raise SharedSessionError(f"hand_over() takes a Thread, not {thread!r}.")
         me = self.asker()
-        if self._sole is not me:
+        if self.sole is not me:
             self._check_asker(me)
         if self._owner is not None:
             raise SharedSessionError(
@@ -760,7 +781,7 @@ class Guard:
                 "before hand_over()."
             )
         with self._mutex:
-            self._sole = thread
+            self.sole = thread
         self._reap()
 
     # -- what a person wants to know
@@ -776,7 +797,7 @@ class Guard:
     @property
     def is_shared(self) -> bool:
         """Whether more than one owner has come in so far."""
-        return not self._checks_askers
+        return not self.checks_askers
 
     @property
     def owner(self) -> threading.Thread | None:
@@ -800,7 +821,7 @@ class Guard:
     def waiting(self) -> tuple[threading.Thread, ...]:
         """The threads that wait, in the order of their arrival."""
         with self._mutex:
-            waiters = [*self._before, *self._queue]
+            waiters = [*self._before, *self.queue]
         self._reap()
         return tuple(waiter.owner.thread for waiter in waiters)
 
@@ -813,7 +834,7 @@ class Guard:
         with self._mutex:
             present = {self._owner, self._loader, self._in_by_gate()}
             exclusives = waiter.mode is EXCLUSIVE or any(
-                other.mode is EXCLUSIVE for other in self._queue
+                other.mode is EXCLUSIVE for other in self.queue
             )
             if exclusives and waiting_owner not in self._readers:
                 present.update(self._readers)
@@ -823,9 +844,9 @@ class Guard:
 
     def stats(self) -> GuardStats:
         """Return the figures so far."""
-        with self._mutex:
+        with self._mutex:  # those inside count from when they leave
             stats = GuardStats(
-                self._acquisitions,
+                self._shared_entries + self.last_version,
                 self._contended,
                 self._wait_seconds,
                 self._longest_wait,
@@ -842,7 +863,7 @@ class Guard:
             exclusive = self._owner or self._loader or self._in_by_gate()
             since = self._since
             readers = [(o, now - reading.since) for o, reading in self._readers.items()]
-            waiters = [*self._before, *self._queue]
+            waiters = [*self._before, *self.queue]
             queue = [(w.owner, w.mode, now - w.since) for w in waiters]
         self._reap()
         said = []
@@ -861,7 +882,7 @@ class Guard:
             state = f"held by {owner.name}"
         elif self._readers:
             state = f"read by {len(self._readers)}"
-        return f"<Guard {self.kind.value} {state}, {len(self._queue)} waiting>"
+        return f"<Guard {self.kind.value} {state}, {len(self.queue)} waiting>"
 
     def __reduce__(self) -> NoReturn:
         raise SharedSessionError(
@@ -877,7 +898,7 @@ class Guard:
             if held:
                 if any(what != STREAM for what in self.holds.values()):
                     self.unfinished_by = owner
-                    self.attention = True
+                    self.attention = self.unsettled = True
                 self._drop()
             if owner in self._readers:
                 held = True
@@ -890,15 +911,15 @@ class Guard:
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
         self._mutex = self._make_lock()  # the old one may be held by nobody
-        self._checks_askers = True
-        self._sole = None
-        self.version |= 1
+        self.checks_askers = True
+        self.sole = None
+        self.version = None
         self.gate[0] = CLOSED
         self.running = self.inside = self._owner = self._loader = None
         self._restricted = False
         self.holds = {}
         self._readers = {}
-        self._queue = deque()
+        self.queue = deque()
 
 
 def _no_note(owner: Owner) -> None:

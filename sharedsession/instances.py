@@ -33,10 +33,12 @@ from .operations import (
     guarded,
     look,
     run,
+    write,
 )
 from .terms import LOAD, READ, WRITE, Access
 
 _MISSING: Any = object()
+_find_guard = guards.get
 
 
 # -- the descriptor of an attribute
@@ -48,15 +50,14 @@ def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
         return self
     try:
         values = instance.__dict__
-        number = values["_sa_instance_state"].session_id
-        if number in guards:
-            guard = guards[number]
-            version = guard.version
-            value = values[self.key]
-            if version & 1 or guard.version != version or guard.attention:
-                return _read(guard, self, instance, values)
+        guard = _find_guard(values["_sa_instance_state"].session_id)
+        if guard is None:
+            return values[self.key]
+        version = guard.version
+        value = values[self.key]
+        if guard.version is version and version is not None:
             return value
-        return values[self.key]
+        return _read(guard, self, instance, values)
     except KeyError:
         pass  # not loaded, not mapped, or its session went away at this moment
     return _get_otherwise(self, instance, owner)
@@ -82,16 +83,14 @@ def _set(self: Any, instance: Any, value: Any) -> None:
     values = instance.__dict__
     try:
         state = values["_sa_instance_state"]
-        guard = guards.get(state.session_id)
     except KeyError:
         _plain_set(self, instance, value)
         return
-    impl = self.impl
-    plain = impl._stands_in_for.set
+    guard = guards.get(state.session_id)
     if guard is None:
-        plain(impl, state, values, value, None)
+        self.impl.set_unguarded(state, values, value, None)
     else:
-        run(guard, WRITE, plain, impl, state, values, value, None)
+        write(guard, self.impl, state, values, value)
 
 
 _plain_set: Any = InstrumentedAttribute.__set__
@@ -124,13 +123,15 @@ def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
 
 
 @per_class
-def _guarded_impl(impl_class: type) -> Any:
+def _guarded_impl(impl_class: Any) -> Any:
     """The guarded subclass of one of SQLAlchemy's attribute implementations."""
     members: dict[str, Any] = {"__slots__": ()}
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
             members[name] = _for_state(function, access)
+    is_scalar = impl_class is alchemy.ScalarAttributeImpl
+    members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
     if hasattr(impl_class, "_initialize_collection"):
         members["_initialize_collection"] = _guarded_initializer(impl_class)
     return subclass(impl_class, members)

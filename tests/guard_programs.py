@@ -92,7 +92,7 @@ class World:
         if made.held == "exclusive":
             self.left_unfinished += made.unfinished_by is not None
             made.unfinished_by = None
-            made.attention = False
+            made.attention = made.unsettled = False
 
     def asker(self) -> Owner:
         task = self.scheduler._current
@@ -114,7 +114,7 @@ class World:
         self.under_way.add(me)
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
-        waiting = [w for w in self.guard._queue if w.mode is EXCLUSIVE]
+        waiting = [w for w in self.guard.queue if w.mode is EXCLUSIVE]
         if self.guard._is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
@@ -132,7 +132,7 @@ class World:
             else:
                 assert self.kind == "confine", "refused, where one waits"
                 # Its new owner also, while the last one ends inside.
-                stranger = self.guard._sole is not self.owners[me]
+                stranger = self.guard.sole is not self.owners[me]
                 assert stranger or me in self.overlapped, "refused its owner"
             self.refused += 1
         finally:
@@ -148,12 +148,12 @@ class World:
         assert self.inside[me] == [], "still inside"
         for session in self.sessions:
             g = session.guard
-            if g._forsaken or g._mutex.taken:
+            if g.forsaken or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
             assert g.gate.get(0) is not owner, "still in by the gate"
             assert owner not in g._readers, "still a reader"
-            assert all(w.owner is not owner for w in g._queue), "still waits"
+            assert all(w.owner is not owner for w in g.queue), "still waits"
         assert owner.waiting_for is None, "is still thought to wait"
 
     @contextmanager
@@ -184,7 +184,7 @@ class World:
         if self.inside[me]:
             return
         for waiter in self.ahead[me]:
-            waits = waiter in self.guard._queue and not waiter.admitted
+            waits = waiter in self.guard.queue and not waiter.admitted
             assert not waits, f"{me} overtook {waiter.owner.name}"
 
     # -- at the end of a run
@@ -213,12 +213,12 @@ class World:
 
 def check_free(g: Any) -> None:
     assert g._owner is None and g._loader is None and g.inside is None
-    assert not g._readers and not g._queue and not g._before and not g.holds
+    assert not g._readers and not g.queue and not g._before and not g.holds
     assert g.running is None and not g._restricted
     assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
-    assert not g._forsaken, "a forgotten hold was never released"
-    is_odd = g.version % 2 == 1
-    assert is_odd is (g.kind is Kind.CONFINE), "the version is odd, and nobody is in"
+    assert not g.forsaken, "a forgotten hold was never released"
+    has_none = g.version is None
+    assert has_none is (g.kind is Kind.CONFINE), "no version, and nobody is in"
     assert not g._mutex.taken
     if g._lock is not None:
         assert not g._lock._held and g._lock._lock.depth == 0
