@@ -24,8 +24,9 @@ from .operations import (
     like,
     run,
 )
+from .owners import Owner
 from .statements import access_of, has_changes_within, is_known_change
-from .terms import CHANGE, WRITE
+from .terms import CHANGE, LOAD, WRITE
 
 _GUARD = "_sharedsession_guard"
 
@@ -101,14 +102,34 @@ def _executing(function: Any) -> Any:
         if guard is None:
             return function(self, statement, *args, **kw)
         access = access_of(statement)
-        inside = guard.running is guard.asker()
+        me = guard.asker()
+        inside = guard.running is me
         if access is WRITE and inside and not is_known_change(statement):
             access = CHANGE  # part of an operation
         if guard.reads_only() and has_changes_within(statement):
             guard.refuse_write()
+        if access is LOAD and inside and guard.may_open and guard.open_window(me):
+            return _execute_in_window(guard, me, function, self, statement, args, kw)
         return run(guard, access, _execute, guard, function, self, statement, args, kw)
 
     return like(operation, function)
+
+
+def _execute_in_window(
+    guard: Guard,
+    me: Owner,
+    function: Any,
+    connection: Any,
+    statement: Any,
+    args: Any,
+    kw: Any,
+) -> Any:
+    """Let others look at what is loaded while this one waits for the database."""
+    try:
+        result = function(connection, statement, *args, **kw)
+    finally:
+        guard.close_window(me)
+    return rows.settle(guard, result)
 
 
 def _execute(

@@ -26,6 +26,11 @@ monitor decides.  The monitor admits somebody only after it closed the gate itse
 opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
 it, and who queues looks at the gate after it queued, so one of the two sees the other.
 
+While an operation waits for the database, and has changed nothing so far, nothing
+changes for nobody.  Then it opens a *window*: there is a version for its duration, and
+who looks at what is loaded goes on.  Whatever the owner itself does meanwhile, in a
+listener, say, closes the window first.
+
 Fields, and how each is published:
 
 ``gate``
@@ -48,6 +53,8 @@ Fields, and how each is published:
 ``inside``
     The owner that has full rights between operations, too: by a section, a block or a
     stream.  Published like ``running``.
+``window``, ``may_open``
+    Written by the owner that is exclusive alone.
 ``version``, ``last_version``
     ``version`` is ``None`` while somebody may be changing things, or has left things
     ``unsettled``, and otherwise a number that was never there before.  It is written by who is exclusive alone: before the
@@ -132,7 +139,7 @@ class Guard:
         *("number", "kind", "timeout", "asker", "clock", "gate", "running"),
         *("version", "last_version"),
         *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
-        "unsettled",
+        *("unsettled", "window", "may_open", "_windows"),
         *("attend", "holds", "promises", "unfinished_by", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "_restricted"),
         *("_readers", "queue", "_before", "_since", "sole", "_process"),
@@ -205,8 +212,13 @@ class Guard:
         self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
         #: An owner that left a section unfinished, if the next one in must know.
         self.unfinished_by: Owner | None = None
-        #: Those of readers; all others show in the version.
-        self._shared_entries = 0
+        #: The owner that has a window open.
+        self.window: Owner | None = None
+        #: Whether the operation that runs has changed nothing yet, and will do so only
+        #: by operations of its own that say so.
+        self.may_open = False
+        #: Those of readers; all others show in the version, and so do windows.
+        self._shared_entries = self._windows = 0
         self._contended = self._timeouts = 0
         self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
         if kind is Kind.CONFINE:
@@ -251,6 +263,33 @@ class Guard:
     def start_timing(self) -> None:
         """Note when the operation that came in by the gate began."""
         self._since = self.clock()
+
+    def open_window(self, me: Owner) -> bool:
+        """Let others look while *me*, which is in, waits; whether they may.
+
+        Not if it would go unnoticed by nobody else, in a section or in a stream, nor
+        where threads that meet are an error.
+        """
+        self.may_open = False
+        if self.checks_askers or self.holds or not self._is_exclusive(me):
+            return False
+        if self.kind is Kind.DETECT or self.kind is Kind.CONFINE:
+            return False
+        self._move_in(me)
+        self._windows += 1
+        # No call from here on: an interrupt finds it open or not.
+        self.window = me
+        self.running = None
+        self.last_version += 1
+        self.version = None if self.unsettled else self.last_version
+        return True
+
+    def close_window(self, me: Owner) -> None:
+        """Let nobody look any more; nothing if the window was closed meanwhile."""
+        if self.window is me:
+            self.version = None
+            self.window = None
+            self.running = me
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Deal with what makes for attention; to be called inside, first of all."""
@@ -313,6 +352,7 @@ class Guard:
 
     def _move_in(self, me: Owner) -> None:
         """Let the monitor know *me*, which came in by the gate; nothing if it does."""
+        self.close_window(me)
         if self.gate.get(0) is me:
             self._owner = me
             self.gate[0] = CLOSED
@@ -547,7 +587,7 @@ class Guard:
         # Last, and without a call in it: until then an interrupt leaves it to be
         # done again.
         self._restricted = False
-        self.running = self.inside = None
+        self.running = self.inside = self.window = None
         self.last_version += 1
         if self.kind is not Kind.CONFINE and not self.unsettled:
             self.version = self.last_version
@@ -846,7 +886,7 @@ class Guard:
         """Return the figures so far."""
         with self._mutex:  # those inside count from when they leave
             stats = GuardStats(
-                self._shared_entries + self.last_version,
+                self._shared_entries + self.last_version - self._windows,
                 self._contended,
                 self._wait_seconds,
                 self._longest_wait,
@@ -916,7 +956,7 @@ class Guard:
         self.version = None
         self.gate[0] = CLOSED
         self.running = self.inside = self._owner = self._loader = None
-        self._restricted = False
+        self._restricted, self.window = False, None
         self.holds = {}
         self._readers = {}
         self.queue = deque()

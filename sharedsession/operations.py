@@ -23,6 +23,9 @@ def run(
     me = guard.asker()
     if guard.running is me:
         return _run_within(guard, me, access, function, args, kw)
+    if guard.window is me:
+        guard.close_window(me)  # a listener, say, of what it waits for
+        return _run_within(guard, me, access, function, args, kw)
     held = tuple(guard.holds) if guard.holds else ()
     try:
         if guard.inside is me:
@@ -33,13 +36,15 @@ def run(
                 guard.attend_to(me, access)
         else:
             guard.enter(me, access)
+        guard.may_open = access is LOAD
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
         return result
     except BaseException as error:
-        guard.failed = me, error.__class__.__name__
-        guard.attention = guard.unsettled = True
+        if guard.running is me:  # else it was not let in
+            guard.failed = me, error.__class__.__name__
+            guard.attention = guard.unsettled = True
         if guard.holds:
             guard.drop_streams(held)
         raise
@@ -60,6 +65,8 @@ def _run_within(
     """Call *function* as a part of the operation that *me* runs already."""
     if access is WRITE and guard.reads_only():
         guard.refuse_write()  # a listener of a load, say, in a read section
+    if access is not READ and access is not LOAD:
+        guard.may_open = False
     result = function(*args, **kw)
     if access is WRITE and guard.worker is not me:
         guard.note_work(me)
@@ -102,7 +109,7 @@ def write(guard: Guard, impl: Any, state: Any, values: Any, value: Any) -> None:
         guard.attention = guard.unsettled = True
         raise
     finally:
-        if not left:
+        if not left and (came_in or gate.get(0) is me):
             try:
                 guard.leave(me)
             except BaseException:
@@ -141,6 +148,8 @@ def guarded(
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature."""
 
+    is_load = access is LOAD
+
     def look_at(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
         if guard is None:
@@ -149,9 +158,8 @@ def guarded(
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
-        if guard is None or guard.running is guard.asker():
-            if guard is None or access is not WRITE:
-                return function(self, *args, **kw)  # part of an operation
+        if guard is None or (is_load and guard.running is guard.asker()):
+            return function(self, *args, **kw)  # part of an operation
         return run(guard, access, function, self, *args, **kw)
 
     return like(look_at if access is READ else operation, function)

@@ -111,6 +111,7 @@ class _Objects(Iterator[Any]):
             raise
 
     def _make(self, size: int | None) -> None:
+        self._guard.may_open = False  # what is half made is not for others
         was_made, self._is_made = self._is_made, True
         self._guard.promises.discard(self)
         if not was_made:  # nobody came before

@@ -442,9 +442,10 @@ def _put_operations_on(cls: Any) -> None:
                 operation = _refused_to_readers(operation)
             if name in looks.QUICK:
                 operation = looks.QUICK[name](operation)
-            if name != "__contains__":  # whose signature is as it should be
-                operation = with_signature_of(plain, operation)
-            setattr(cls, name, operation)
+            if name == "__contains__":  # has the signature
+                setattr(cls, name, like(operation, plain))
+            else:
+                setattr(cls, name, with_signature_of(plain, operation))
 
 
 def _refused_to_readers(operation: Any) -> Any:

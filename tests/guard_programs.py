@@ -218,7 +218,8 @@ def check_free(g: Any) -> None:
     assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
     assert not g.forsaken, "a forgotten hold was never released"
     has_none = g.version is None
-    assert has_none is (g.kind is Kind.CONFINE), "no version, and nobody is in"
+    may_have_none = g.kind is Kind.CONFINE or g.unsettled
+    assert has_none <= may_have_none, "no version, and nobody is in"
     assert not g._mutex.taken
     if g._lock is not None:
         assert not g._lock._held and g._lock._lock.depth == 0
@@ -302,6 +303,32 @@ def load(world: World) -> None:
             world.scheduler.step(interruptible=False)
 
     world.code.run(world.guard, LOAD, body)
+
+
+def _wait_in_window(world: World, meanwhile: Callable[[], None]) -> None:
+    """A load, which waits before it changes anything."""
+    owner = world.owners[world.scheduler.current]
+
+    def body() -> None:
+        opened = world.guard.may_open and world.guard.open_window(owner)
+        try:
+            world.scheduler.step()
+            meanwhile()
+        finally:
+            if opened:
+                world.guard.close_window(owner)
+        _change_inside(world)
+
+    world.code.run(world.guard, LOAD, body)
+
+
+def load_in_window(world: World) -> None:
+    _wait_in_window(world, lambda: None)
+
+
+def change_in_window(world: World) -> None:
+    """A listener that changes something while the database is waited for."""
+    _wait_in_window(world, lambda: change(world))
 
 
 def look(world: World) -> int:
@@ -478,6 +505,8 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "change": change,
     "leave-pending": change_and_leave_pending,
     "load": load,
+    "load-window": load_in_window,
+    "change-window": change_in_window,
     "look": look,  # type: ignore[dict-item]
     "critical": critical,
     "critical-timeout": critical_with_timeout,
@@ -495,6 +524,7 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "change-interrupted": interrupted(change),
     "critical-interrupted": interrupted(critical),
     "read-interrupted": interrupted(read),
+    "load-window-interrupted": interrupted(load_in_window),
     "read-load-interrupted": interrupted(read_and_load),
     "a-in-b": both(1, 0),
     "b-in-a": both(0, 1),
