@@ -18,6 +18,11 @@ Admission is handed over by whoever leaves, in the order of arrival, so that nei
 readers nor writers starve; owners that are in a read section already go first, since
 everybody else waits for them.
 
+With one exception, for each handing over takes the system longer than a short section.
+The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
+comes in if nobody else does before it runs.  If somebody did, it waits for one turn
+more, some milliseconds at most, and is *due* then: nobody overtakes it any more.
+
 Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
 there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
 is one ``setdefault()``, which is a single step of the interpreter, and leaving is one
@@ -122,6 +127,9 @@ logger = logging.getLogger("sharedsession")
 
 
 _guard_numbers = itertools.count(1)
+
+#: Seconds that others may go on coming in before one who waits to be exclusive.
+TURN = 0.002
 
 #: In the gate: the monitor decides who comes in.
 CLOSED = object()
@@ -415,7 +423,11 @@ class Guard:
                 if self.checks_askers and self.sole is not me:
                     self._check_asker(me)
                 wanted = self.timeout if timeout is None else check_timeout(timeout)
-                self._acquire(me, mode, wanted)
+                if mode is not SHARED and self.gate.setdefault(0, me) is me:
+                    self._admit(me, mode)
+                    self.gate[0] = CLOSED
+                else:
+                    self._acquire(me, mode, wanted)
             if mode is SHARED:
                 self._readers[me].holds.add(hold.number)
             else:
@@ -426,6 +438,8 @@ class Guard:
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
         except BaseException:
+            if not mine:
+                self._move_in(me)  # an interrupt at the gate
             hold.release()
             raise
         return hold
@@ -546,9 +560,15 @@ class Guard:
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return False  # an operation is in, by the gate
-        if self.queue and me not in self._readers:
+        if self.queue and me not in self._readers and not self._may_overtake(mode):
             return False  # those who came before go before
         return self._fits(mode)
+
+    def _may_overtake(self, mode: Mode) -> bool:
+        """Whether one who comes may go before the first in the queue."""
+        first = self.queue[0]
+        both_exclusive = mode is EXCLUSIVE and first.mode is EXCLUSIVE
+        return self._has_gate and both_exclusive and not first.is_due
 
     def _fits(self, mode: Mode) -> bool:
         if self._owner is not None:
@@ -624,14 +644,23 @@ class Guard:
                 if not self._fits(waiter.mode):
                     closed = closed or waiter.mode is not BESIDE
                     continue
+                if self._may_overtake(waiter.mode):
+                    waiter.nudge()
+                    self._open_gate()
+                    return
                 self._admit(waiter.owner, waiter.mode)
                 waiter.admitted = True
                 waiter.owner.waiting_for = None
             # Whoever comes here after an interrupt finds it admitted, and wakes it.
             waiter.wake()
             self.queue.remove(waiter)
+        if not self.queue:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Let whoever comes in without the monitor, if nobody is in."""
         taken = self._owner is not None or self._loader is not None
-        if self._has_gate and not (taken or self._readers or self.queue):
+        if self._has_gate and not taken and not self._readers:
             del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
@@ -647,13 +676,41 @@ class Guard:
                 self._pass_on()
             self._reap()  # before the wait: it may be what is waited for
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                if not waiter.admitted:  # while it looked; then what it saw was itself
+                if not (waiter.admitted or waiter.is_nudged):  # while it looked
                     self._refuse_deadlock(me)
-            waiter.parked.acquire(timeout=-1 if timeout is None else timeout)
+            self._park(waiter, timeout)
         finally:
             self._end_wait(waiter)
         if not waiter.admitted:
             self._refuse_timeout(me, mode, waiter)
+
+    def _park(self, waiter: Waiter, timeout: float | None) -> None:
+        """Wait until it is let in, or the time is up."""
+        end = None if timeout is None else self.clock() + timeout
+        left = -1.0 if timeout is None else timeout
+        while not waiter.admitted:
+            dozes = waiter.is_nudged and not waiter.is_due
+            time = min(TURN, left) if dozes and left >= 0 else TURN if dozes else left
+            woken = waiter.parked.acquire(timeout=time)
+            with self._mutex:
+                if woken:
+                    waiter.woken = False
+                waiter.is_due = waiter.is_due or dozes
+                if waiter.is_nudged and not waiter.admitted:
+                    self._admit_if_free(waiter)
+            self._reap()
+            if end is not None:
+                left = end - self.clock()
+                if left <= 0:
+                    return
+
+    def _admit_if_free(self, waiter: Waiter) -> None:
+        """Let it in that was nudged, if nobody came in before."""
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return
+        if self.queue[0] is waiter and self._fits(waiter.mode):
+            waiter.is_due = True
+        self._pass_on()
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:

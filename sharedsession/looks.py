@@ -1,7 +1,7 @@
-"""Looks at the objects of a session that need no lock: ``get()`` and ``in``.
+"""Methods of a session that often find nothing to do but look.
 
-Each finds what the session's own method would find, if nobody changes anything
-meanwhile, and else leaves it to that method, as an operation.
+``get()`` and ``in`` find without a lock what the session's own method would find, if
+nobody changes anything meanwhile; else they leave it to that method, as an operation.
 """
 
 from __future__ import annotations
@@ -69,14 +69,31 @@ def quick_contains(operation: _Operation) -> _Operation:
     return __contains__
 
 
-QUICK = {"__contains__": quick_contains, "get": quick_get}
+def quick_flush(operation: _Operation) -> _Operation:
+    """``Session.flush()`` that is no change where there is nothing to flush.
+
+    Every SELECT comes here first, to autoflush.
+    """
+
+    def flush(self: Any, objects: Any = None) -> Any:
+        guard = self.guard
+        if guard is not None and guard.running is guard.asker():
+            nothing = not self._flushing and self._is_clean()
+            if nothing and "flush" in _plain_of(type(self)):
+                return None
+        return operation(self, objects)
+
+    return flush
+
+
+QUICK = {"__contains__": quick_contains, "flush": quick_flush, "get": quick_get}
 
 
 _plain: dict[type, frozenset[str]] = {}
 
 
 def _plain_of(cls: type) -> frozenset[str]:
-    """Which of the two no class but ``Session`` has a way of its own for."""
+    """Which of these no class but ``Session`` has a way of its own for."""
     found = _plain.get(cls)
     if found is None:
         found = _plain[cls] = frozenset(filter(lambda name: _is_plain(cls, name), QUICK))

@@ -114,7 +114,7 @@ class World:
         self.under_way.add(me)
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
-        waiting = [w for w in self.guard.queue if w.mode is EXCLUSIVE]
+        waiting = [w for w in self.guard.queue if w.mode is EXCLUSIVE and w.is_due]
         if self.guard._is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
