@@ -126,6 +126,12 @@ def find_unexpired(identity_map: Any, key: Any) -> Any:
     return None if state is None or state.expired else state.obj()
 
 
+def is_clean(session: Any) -> bool:
+    """Like ``Session._is_clean()``, without asking the identity map's guard."""
+    modified = session.identity_map._modified
+    return not modified and not session._deleted and not session._new
+
+
 def is_present(session: Any, state: Any) -> bool:
     """What ``Session.__contains__()`` finds for the object of a state."""
     return (

@@ -104,18 +104,21 @@ def _executing(function: Any) -> Any:
         access = access_of(statement)
         me = guard.asker()
         inside = guard.running is me
-        if access is WRITE and inside and not is_known_change(statement):
-            access = CHANGE  # part of an operation
         if guard.reads_only() and has_changes_within(statement):
             guard.refuse_write()
-        if access is LOAD and inside and guard.may_open and guard.open_window(me):
-            return _execute_in_window(guard, me, function, self, statement, args, kw)
+        if inside:
+            if access is WRITE and not is_known_change(statement):
+                access = CHANGE  # part of an operation
+            if access is LOAD and not guard.may_open:
+                return rows.settle(guard, function(self, statement, *args, **kw))
+            if access is LOAD and guard.open_window(me):
+                return _in_window(guard, me, function, self, statement, args, kw)
         return run(guard, access, _execute, guard, function, self, statement, args, kw)
 
     return like(operation, function)
 
 
-def _execute_in_window(
+def _in_window(
     guard: Guard,
     me: Owner,
     function: Any,

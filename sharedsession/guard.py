@@ -42,10 +42,10 @@ Fields, and how each is published:
     The owner of an operation puts itself there if nothing is there, and takes itself
     away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
     and taken away under the mutex.
-``_owner``, ``_loader``, ``_readers``, ``queue``
+``_owner``, ``_loader``, ``reading``, ``queue``
     Changed under the mutex, with the gate closed (the queue also while it is not; and
     ``_owner`` by who is in by the gate, before it closes it).  An owner may compare ``_owner`` or ``_loader`` with
-    itself, and look itself up in ``_readers``, without the mutex: only that owner
+    itself, and look itself up in ``reading``, without the mutex: only that owner
     puts itself there or takes itself away.
 ``holds``
     What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
@@ -79,7 +79,7 @@ Fields, and how each is published:
 ``sole``, ``checks_askers``
     The first is changed under the mutex; the second goes from true to false once, and
     who still sees it true asks needlessly.
-``_restricted``, ``_since`` and the statistics
+``restricted``, ``since`` and the statistics
     Changed under the mutex, or by the exclusive owner for itself.
 """
 
@@ -149,8 +149,8 @@ class Guard:
         *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
         *("unsettled", "window", "may_open", "_windows"),
         *("attend", "holds", "promises", "unfinished_by", "_lock", "_shares"),
-        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "_restricted"),
-        *("_readers", "queue", "_before", "_since", "sole", "_process"),
+        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "restricted"),
+        *("reading", "queue", "_before", "since", "sole", "_process"),
         *("checks_askers", "forsaken", "_chores", "_shared_entries", "_contended"),
         *("_timeouts", "_wait_seconds", "_longest_wait", "_longest_hold"),
         "__weakref__",
@@ -202,13 +202,13 @@ class Guard:
             self.gate[0] = CLOSED
         self._owner: Owner | None = None
         self._loader: Owner | None = None
-        self._restricted = False
+        self.restricted = False
         self.holds: dict[int, str] = {}
-        self._readers: dict[Owner, Reading] = {}
+        self.reading: dict[Owner, Reading] = {}
         self.queue: deque[Waiter] = deque()
         self._before: list[Waiter] = []  # those who wait for the application's lock
         #: When it became exclusive; for an operation, only if it is timed.
-        self._since: float | None = None
+        self.since: float | None = None
         #: Until a second owner came: the first one, who needs no check.
         self.sole: Owner | threading.Thread | None = None
         self._process = os.getpid()
@@ -253,10 +253,10 @@ class Guard:
         if self.checks_askers and self.sole is not me:
             self._check_asker(me)
         if self.come_in(me):
-            self.start_timing()
+            self.since = self.clock()
         else:
             mine = self._owner is me or self._loader is me
-            if mine or me in self._readers:
+            if mine or me in self.reading:
                 if access is not READ and access is not LOAD:
                     self.refuse_write()
                 if not mine:
@@ -267,10 +267,6 @@ class Guard:
             self.running = me
         if self.attention:
             self.attend_to(me, access)
-
-    def start_timing(self) -> None:
-        """Note when the operation that came in by the gate began."""
-        self._since = self.clock()
 
     def open_window(self, me: Owner) -> bool:
         """Let others look while *me*, which is in, waits; whether they may.
@@ -312,7 +308,7 @@ class Guard:
         Not inside a read section.  Others may come in before: whoever asks has to look
         again at what it found.
         """
-        if self._loader is me and me not in self._readers:
+        if self._loader is me and me not in self.reading:
             with self._mutex:
                 self._drop()
                 self._pass_on()
@@ -333,7 +329,7 @@ class Guard:
             if self.holds:
                 return  # a section goes on
         elif self.gate.get(0) is me and not self.queue:
-            if self._since is not None:
+            if self.since is not None:
                 self._note_hold()
             # No call from here to the end: an interrupt finds all of it or nothing.
             self.running = None
@@ -387,10 +383,12 @@ class Guard:
 
     def reads_only(self) -> bool:
         """Whether the asker is in a read section, or in an operation inside one."""
+        if not self.restricted and not self.reading:
+            return False
         me = self.asker()
         if self._owner is me:
-            return self._restricted
-        return self._loader is me or me in self._readers
+            return self.restricted
+        return self._loader is me or me in self.reading
 
     def keep(self, what: str) -> Hold:
         """Keep the guard beyond the operation that runs now: for a stream."""
@@ -403,7 +401,7 @@ class Guard:
 
     def _settle_rights(self) -> None:
         """Who may go on between operations, by what is held."""
-        has_rights = self.holds and not self._restricted
+        has_rights = self.holds and not self.restricted
         self.inside = self._owner if has_rights else None
 
     def drop_streams(self, before: tuple[int, ...]) -> None:
@@ -416,7 +414,7 @@ class Guard:
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
         self._move_in(me)
-        mine = self._owner is me or self._loader is me or me in self._readers
+        mine = self._owner is me or self._loader is me or me in self.reading
         hold = Hold(self, me, mode, what, False)
         try:
             if not mine:
@@ -429,11 +427,11 @@ class Guard:
                 else:
                     self._acquire(me, mode, wanted)
             if mode is SHARED:
-                self._readers[me].holds.add(hold.number)
+                self.reading[me].holds.add(hold.number)
             else:
                 self.holds[hold.number] = what
-                if restricts and not self._restricted:
-                    hold.restricts = self._restricted = True
+                if restricts and not self.restricted:
+                    hold.restricts = self.restricted = True
                 self._settle_rights()
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
@@ -455,13 +453,13 @@ class Guard:
             alone = [*self.holds] == [hold.number] and self.running is None
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me, self)):
-                reading = self._readers[me] = Reading(self._since or 0.0)
-                reading.holds.add(hold.number)
+                mine = self.reading[me] = Reading(self.since or 0.0)
+                mine.holds.add(hold.number)
                 hold.mode = SHARED
                 self._drop()
                 self._pass_on()
-            elif not self._restricted:
-                hold.restricts = self._restricted = True
+            elif not self.restricted:
+                hold.restricts = self.restricted = True
                 self._settle_rights()
         self._reap()
 
@@ -474,15 +472,15 @@ class Guard:
 
     def _let_go(self, hold: Hold) -> None:
         me = hold.owner
-        reading = self._readers.get(me)
+        reading = self.reading.get(me)
         if reading is not None:
             reading.holds.discard(hold.number)
             if not reading.holds and self._loader is not me:
                 self._drop_reader(me)
         if self._owner is me or self._loader is me:
             self.holds.pop(hold.number, None)
-            if hold.restricts and self._restricted:
-                self._restricted = False
+            if hold.restricts and self.restricted:
+                self.restricted = False
             self._settle_rights()
             if not self.holds and self.running is None:
                 self._drop()
@@ -537,7 +535,7 @@ class Guard:
         """Be admitted in *mode*, or raise with nothing changed."""
         # The application's lock first: who has it through another guard on the same
         # lock must not meet somebody in here who waits for it.
-        foreign = None if mode is BESIDE and me in self._readers else self._lock
+        foreign = None if mode is BESIDE and me in self.reading else self._lock
         try:
             if foreign is not None:
                 self._acquire_foreign(foreign, me, mode, timeout)
@@ -560,7 +558,7 @@ class Guard:
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return False  # an operation is in, by the gate
-        if self.queue and me not in self._readers and not self._may_overtake(mode):
+        if self.queue and me not in self.reading and not self._may_overtake(mode):
             return False  # those who came before go before
         return self._fits(mode)
 
@@ -575,7 +573,7 @@ class Guard:
             return False
         if mode is SHARED:
             return True
-        return self._loader is None and (mode is BESIDE or not self._readers)
+        return self._loader is None and (mode is BESIDE or not self.reading)
 
     def _admit(self, me: Owner, mode: Mode) -> None:
         # What calls comes first, what stores then: an interrupt finds all or nothing.
@@ -583,9 +581,9 @@ class Guard:
         if mode is SHARED:
             reading = Reading(now)
             self._shared_entries += 1
-            self._readers[me] = reading
+            self.reading[me] = reading
             return
-        self._since = now
+        self.since = now
         self.version = None
         if mode is EXCLUSIVE:
             self._owner = me
@@ -599,14 +597,14 @@ class Guard:
             return
         self._note_hold()
         self.holds.clear()
-        reading = self._readers.get(owner)
+        reading = self.reading.get(owner)
         if reading is not None and not reading.holds:
             self._drop_reader(owner)  # its section ended before its stream
         elif reading is None and self._lock is not None:
             self._lock.release(owner, self)
         # Last, and without a call in it: until then an interrupt leaves it to be
         # done again.
-        self._restricted = False
+        self.restricted = False
         self.running = self.inside = self.window = None
         self.last_version += 1
         if self.kind is not Kind.CONFINE and not self.unsettled:
@@ -615,19 +613,19 @@ class Guard:
 
     def _note_hold(self) -> None:
         """Note how long it was exclusive, if that is known."""
-        if self._since is not None:
-            held = self.clock() - self._since
+        if self.since is not None:
+            held = self.clock() - self.since
             if held > self._longest_hold:
                 self._longest_hold = held
-            self._since = None
+            self.since = None
 
     def _drop_reader(self, owner: Owner) -> None:
-        held = self.clock() - self._readers[owner].since
+        held = self.clock() - self.reading[owner].since
         if held > self._longest_hold:
             self._longest_hold = held
         if self._lock is not None and self._owner is not owner:
             self._lock.release(owner, self)
-        del self._readers[owner]
+        del self.reading[owner]
 
     def _pass_on(self) -> None:
         """Admit from the head of the queue all that fit together.
@@ -639,7 +637,7 @@ class Guard:
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self.queue):
             if not waiter.admitted:
-                if closed and waiter.owner not in self._readers:
+                if closed and waiter.owner not in self.reading:
                     continue
                 if not self._fits(waiter.mode):
                     closed = closed or waiter.mode is not BESIDE
@@ -660,7 +658,7 @@ class Guard:
     def _open_gate(self) -> None:
         """Let whoever comes in without the monitor, if nobody is in."""
         taken = self._owner is not None or self._loader is not None
-        if self._has_gate and not taken and not self._readers:
+        if self._has_gate and not taken and not self.reading:
             del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
@@ -773,7 +771,7 @@ class Guard:
             for waiter in tuple(self.queue):
                 if waiter.owner is me:
                     self.queue.remove(waiter)
-            if mode is SHARED and me in self._readers:
+            if mode is SHARED and me in self.reading:
                 self._drop_reader(me)
             elif self._owner is me or self._loader is me:
                 self._drop()
@@ -889,7 +887,7 @@ class Guard:
         me = self.asker()
         if self._is_exclusive(me):
             return "exclusive"
-        return "shared" if me in self._readers or self._loader is me else None
+        return "shared" if me in self.reading or self._loader is me else None
 
     @property
     def is_shared(self) -> bool:
@@ -910,7 +908,7 @@ class Guard:
     def readers(self) -> tuple[threading.Thread, ...]:
         """The threads in read sections that share."""
         with self._mutex:
-            readers = tuple(owner.thread for owner in self._readers)
+            readers = tuple(owner.thread for owner in self.reading)
         self._reap()
         return readers
 
@@ -933,8 +931,8 @@ class Guard:
             exclusives = waiter.mode is EXCLUSIVE or any(
                 other.mode is EXCLUSIVE for other in self.queue
             )
-            if exclusives and waiting_owner not in self._readers:
-                present.update(self._readers)
+            if exclusives and waiting_owner not in self.reading:
+                present.update(self.reading)
         self._reap()
         # It may have been let in meanwhile, and nobody waits for itself.
         return [o for o in present if o is not None and o is not waiting_owner]
@@ -958,8 +956,8 @@ class Guard:
         with self._mutex:
             now = self.clock()
             exclusive = self._owner or self._loader or self._in_by_gate()
-            since = self._since
-            readers = [(o, now - reading.since) for o, reading in self._readers.items()]
+            since = self.since
+            readers = [(o, now - reading.since) for o, reading in self.reading.items()]
             waiters = [*self._before, *self.queue]
             queue = [(w.owner, w.mode, now - w.since) for w in waiters]
         self._reap()
@@ -977,8 +975,8 @@ class Guard:
         state = "free"
         if owner is not None:
             state = f"held by {owner.name}"
-        elif self._readers:
-            state = f"read by {len(self._readers)}"
+        elif self.reading:
+            state = f"read by {len(self.reading)}"
         return f"<Guard {self.kind.value} {state}, {len(self.queue)} waiting>"
 
     def __reduce__(self) -> NoReturn:
@@ -997,7 +995,7 @@ class Guard:
                     self.unfinished_by = owner
                     self.attention = self.unsettled = True
                 self._drop()
-            if owner in self._readers:
+            if owner in self.reading:
                 held = True
                 self._drop_reader(owner)
             self._pass_on()
@@ -1013,9 +1011,9 @@ class Guard:
         self.version = None
         self.gate[0] = CLOSED
         self.running = self.inside = self._owner = self._loader = None
-        self._restricted, self.window = False, None
+        self.restricted, self.window = False, None
         self.holds = {}
-        self._readers = {}
+        self.reading = {}
         self.queue = deque()
 
 

@@ -138,9 +138,11 @@ def _guarded_impl(impl_class: Any) -> Any:
 
 
 def _for_state(function: Any, access: Access) -> Any:
+    is_load = access is LOAD
+
     def operation(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
         guard = guards.get(state.session_id)
-        if guard is None:
+        if guard is None or (is_load and guard.running is guard.asker()):
             return function(impl, state, *args, **kw)
         return run(guard, access, function, impl, state, *args, **kw)
 

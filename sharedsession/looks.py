@@ -1,7 +1,7 @@
-"""Methods of a session that often find nothing to do but look.
+"""Looks at the objects of a session that need no lock: ``get()`` and ``in``.
 
-``get()`` and ``in`` find without a lock what the session's own method would find, if
-nobody changes anything meanwhile; else they leave it to that method, as an operation.
+Each finds what the session's own method would find, if nobody changes anything
+meanwhile, and else leaves it to that method, as an operation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def quick_get(operation: _Operation) -> _Operation:
     defaults = Session.get.__kwdefaults__
 
     def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
-        if self.guard is not None and kw == defaults and "get" in _plain_of(type(self)):
+        if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
             found = _find_loaded(self, entity, ident)
             if found is not None:
                 return found
@@ -56,7 +56,7 @@ def quick_contains(operation: _Operation) -> _Operation:
     def __contains__(self: Any, instance: object) -> Any:
         guard = self.guard
         version = None if guard is None else guard.version
-        if version is not None and "__contains__" in _plain_of(type(self)):
+        if version is not None and is_plain(type(self), "__contains__"):
             try:
                 found = alchemy.is_present(self, alchemy.instance_state(instance))
             except AttributeError:
@@ -69,40 +69,18 @@ def quick_contains(operation: _Operation) -> _Operation:
     return __contains__
 
 
-def quick_flush(operation: _Operation) -> _Operation:
-    """``Session.flush()`` that is no change where there is nothing to flush.
-
-    Every SELECT comes here first, to autoflush.
-    """
-
-    def flush(self: Any, objects: Any = None) -> Any:
-        guard = self.guard
-        if guard is not None and guard.running is guard.asker():
-            nothing = not self._flushing and self._is_clean()
-            if nothing and "flush" in _plain_of(type(self)):
-                return None
-        return operation(self, objects)
-
-    return flush
+QUICK = {"__contains__": quick_contains, "get": quick_get}
 
 
-QUICK = {"__contains__": quick_contains, "flush": quick_flush, "get": quick_get}
+_plain: dict[tuple[type, str], bool] = {}
 
 
-_plain: dict[type, frozenset[str]] = {}
-
-
-def _plain_of(cls: type) -> frozenset[str]:
-    """Which of these no class but ``Session`` has a way of its own for."""
-    found = _plain.get(cls)
+def is_plain(cls: type, name: str) -> bool:
+    """Whether no class but ``Session`` has its own method *name*, or way to find."""
+    found = _plain.get((cls, name))
     if found is None:
-        found = _plain[cls] = frozenset(filter(lambda name: _is_plain(cls, name), QUICK))
+        line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
+        ways = (name, "_identity_lookup")  # the latter may look in several shards
+        has = [next(base for base in line if way in vars(base)) for way in ways]
+        found = _plain[cls, name] = all(base is Session for base in has)
     return found
-
-
-def _is_plain(cls: type, name: str) -> bool:
-    line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
-    ways = (name, "_identity_lookup")  # the latter may look in several shards
-    return all(
-        next(base for base in line if way in vars(base)) is Session for way in ways
-    )

@@ -31,7 +31,7 @@ def run(
         if guard.inside is me:
             guard.running = me
         elif guard.come_in(me):
-            guard.start_timing()
+            guard.since = guard.clock()
             if guard.attention:
                 guard.attend_to(me, access)
         else:
@@ -154,6 +154,8 @@ def guarded(
         guard = find_guard(self)
         if guard is None:
             return function(self, *args, **kw)
+        if guard.version is None and guard.running is guard.asker():
+            return function(self, *args, **kw)  # part of an operation
         return look(guard, function, self, *args, **kw)
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:

@@ -181,16 +181,21 @@ class SharedSessionMixin(Session):
         return rows.settle(guard, result)
 
     def _autoflush(self) -> None:
-        # In a read section nothing is pending, and flush() would be refused.
-        if self.guard is None or not self.guard.reads_only():
-            super()._autoflush()
+        guard = self.guard
+        if guard is not None:
+            # Nothing to flush is no change, and lets others look at what is loaded.
+            if alchemy.is_clean(self) and looks.is_plain(type(self), "flush"):
+                return
+            if guard.reads_only():
+                return  # flush() would be refused
+        super()._autoflush()
 
     # -- what the session is made of
 
     def _autobegin_t(self, begin: bool = False) -> Any:
-        begun = self._transaction
-        transaction = super()._autobegin_t(begin)
-        return transaction if begun else self._guard_transaction(transaction)
+        if self._transaction is not None:
+            return self._transaction
+        return self._guard_transaction(super()._autobegin_t(begin))
 
     def _guard_transaction(self, transaction: Any) -> Any:
         guard = self.guard

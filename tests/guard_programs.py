@@ -152,7 +152,7 @@ class World:
                 continue  # whoever has the mutex now releases what was forgotten
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
             assert g.gate.get(0) is not owner, "still in by the gate"
-            assert owner not in g._readers, "still a reader"
+            assert owner not in g.reading, "still a reader"
             assert all(w.owner is not owner for w in g.queue), "still waits"
         assert owner.waiting_for is None, "is still thought to wait"
 
@@ -213,8 +213,8 @@ class World:
 
 def check_free(g: Any) -> None:
     assert g._owner is None and g._loader is None and g.inside is None
-    assert not g._readers and not g.queue and not g._before and not g.holds
-    assert g.running is None and not g._restricted
+    assert not g.reading and not g.queue and not g._before and not g.holds
+    assert g.running is None and not g.restricted
     assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
     assert not g.forsaken, "a forgotten hold was never released"
     has_none = g.version is None

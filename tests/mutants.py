@@ -52,14 +52,14 @@ MUTANTS = [
     Mutant(
         "an operation does not look who reads",
         "guard",
-        "                and not self._readers\n",
+        "                and not self.reading\n",
         "",
         SCHEDULES,
     ),
     Mutant(
         "a reader overtakes who waits to be exclusive",
         "guard",
-        "        if self._queue and me not in self._readers:\n            return False",
+        "        if self._queue and me not in self.reading:\n            return False",
         "        if False:\n            return False",
         SCHEDULES,
     ),
