@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as _cursor
 from sqlalchemy.engine import result as _result
+from sqlalchemy.event import attr as _event_attr
 from sqlalchemy.ext import associationproxy as _associationproxy
 from sqlalchemy.ext import mutable as _mutable
 from sqlalchemy.orm import attributes as _attributes
@@ -43,6 +44,7 @@ def instance_state(instance: object) -> Any:
 
 #: The implementation of an attribute that holds one plain value.
 ScalarAttributeImpl: Any = _named(_attributes, "ScalarAttributeImpl")
+_NoListeners: Any = _event_attr._EmptyListener
 _NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
 
 
@@ -55,13 +57,15 @@ def set_scalar(
     is kept already, and the object is among the modified ones.
     """
     dispatch = impl.dispatch
+    listeners = dispatch.set
     if (
         impl.key in state.committed_state
         and state._strong_obj is not None
         and state.modified
         and state._last_known_values is None
         and not dispatch._active_history
-        and not dispatch.set
+        and type(listeners) is _NoListeners
+        and not listeners.parent_listeners
         and value is not _NO_SET
     ):
         values[impl.key] = value

@@ -31,6 +31,10 @@ from .terms import CHANGE, LOAD, WRITE
 _GUARD = "_sharedsession_guard"
 
 
+def is_guarded(connection: Connection) -> bool:
+    return _GUARD in connection.__dict__ and _guard_of(connection) is not None
+
+
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
     """Guard *connection*; one that has a guard already keeps it.
 
@@ -101,14 +105,17 @@ def _executing(function: Any) -> Any:
         guard = _guard_of(self)
         if guard is None:
             return function(self, statement, *args, **kw)
-        access = access_of(statement)
         me = guard.asker()
-        inside = guard.running is me
-        if guard.reads_only() and has_changes_within(statement):
-            guard.refuse_write()
-        if inside:
+        if guard.reads_only():
+            if has_changes_within(statement):
+                guard.refuse_write()
+        elif guard.running is me and guard.worker is me and not guard.may_open:
+            # A part of an operation that is noted as this owner's work already
+            return rows.settle(guard, function(self, statement, *args, **kw))
+        access = access_of(statement)
+        if guard.running is me:
             if access is WRITE and not is_known_change(statement):
-                access = CHANGE  # part of an operation
+                access = CHANGE
             if access is LOAD and not guard.may_open:
                 return rows.settle(guard, function(self, statement, *args, **kw))
             if access is LOAD and guard.open_window(me):

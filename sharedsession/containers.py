@@ -209,7 +209,12 @@ def _quick_len(function: Any) -> Any:
 
 def _quick_iter(function: Any) -> Any:
     def walk_copy(self: Any) -> Iterator[Any]:
-        return iter(list(function(self)))
+        return iter(copy_of(self))
+
+    def copy_in_steps(self: Any) -> list[Any]:
+        return list(function(self))
+
+    copy_of = list.copy if function is list.__iter__ else copy_in_steps
 
     def __iter__(self: Any) -> Iterator[Any]:
         try:
@@ -219,7 +224,7 @@ def _quick_iter(function: Any) -> Any:
         version = guard.version
         if version is not None:
             try:
-                copy = list(function(self))
+                copy = copy_of(self)
             except RuntimeError:
                 pass  # it changed meanwhile, and so did the version
             else:

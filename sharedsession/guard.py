@@ -223,7 +223,7 @@ class Guard:
         #: The owner that has a window open.
         self.window: Owner | None = None
         #: Whether the operation that runs has changed nothing yet, and will do so only
-        #: by operations of its own that say so.
+        #: by operations of its own that say so; and there are others at all.
         self.may_open = False
         #: Those of readers; all others show in the version, and so do windows.
         self._shared_entries = self._windows = 0
@@ -271,11 +271,10 @@ class Guard:
     def open_window(self, me: Owner) -> bool:
         """Let others look while *me*, which is in, waits; whether they may.
 
-        Not if it would go unnoticed by nobody else, in a section or in a stream, nor
-        where threads that meet are an error.
+        Not in a section or a stream, nor where threads that meet are an error.
         """
         self.may_open = False
-        if self.checks_askers or self.holds or not self._is_exclusive(me):
+        if self.holds or not self._is_exclusive(me):
             return False
         if self.kind is Kind.DETECT or self.kind is Kind.CONFINE:
             return False

@@ -29,7 +29,8 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
         return default if found is None else found
 
     def _add_unpresent(self, state: Any, key: Any) -> None:
-        instances.adopt_loaded(state)
+        if type(state) is instances.PlainState:
+            state.__class__ = instances.GuardedState
         self._dict[key] = state
         state._instance_dict = self._wr
 

@@ -44,23 +44,50 @@ _find_guard = guards.get
 # -- the descriptor of an attribute
 
 
-def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
-    """Read what is loaded without a lock if nobody changes anything meanwhile."""
-    if instance is None:
-        return self
-    try:
+def _in_dict_class(attribute: Any) -> Any:
+    """A class for one attribute whose values are in the dictionaries of its objects.
+
+    Of its own, because what the methods need is at hand in them: asking the attribute
+    for its key or its implementation takes longer than all the rest.
+    """
+    key, impl = attribute.key, attribute.impl
+
+    def __get__(self: Any, instance: Any, owner: Any) -> Any:
+        """Read what is loaded without a lock if nobody changes anything meanwhile."""
+        if instance is None:
+            return self
+        try:
+            values = instance.__dict__
+            guard = _find_guard(values["_sa_instance_state"].session_id)
+            if guard is None:
+                return values[key]
+            version = guard.version
+            value = values[key]
+            if guard.version is version and version is not None:
+                return value
+            return _read(guard, self, instance, values)
+        except KeyError:
+            pass  # not loaded, not mapped, or its session went away at this moment
+        return _get_otherwise(self, instance, owner)
+
+    def __set__(self: Any, instance: Any, value: Any) -> None:
+        """Set as one operation, without the steps from the attribute to the guard."""
         values = instance.__dict__
-        guard = _find_guard(values["_sa_instance_state"].session_id)
+        try:
+            state = values["_sa_instance_state"]
+        except KeyError:
+            _plain_set(self, instance, value)
+            return
+        guard = _find_guard(state.session_id)
         if guard is None:
-            return values[self.key]
-        version = guard.version
-        value = values[self.key]
-        if guard.version is version and version is not None:
-            return value
-        return _read(guard, self, instance, values)
-    except KeyError:
-        pass  # not loaded, not mapped, or its session went away at this moment
-    return _get_otherwise(self, instance, owner)
+            impl.set_unguarded(state, values, value, None)
+        else:
+            write(guard, impl, state, values, value)
+
+    members = {"__get__": __get__, "__set__": __set__, "inherit_cache": True}
+    # Shown: an attribute makes those of aliases from its own class, and comparing the
+    # two goes by whose class is the subclass of whose.
+    return subclass(InstrumentedAttribute, {**members, "_guarded": impl}, shown=True)
 
 
 def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
@@ -78,31 +105,9 @@ def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
     return run(guard, LOAD, _plain_get, self, instance, owner)
 
 
-def _set(self: Any, instance: Any, value: Any) -> None:
-    """Set as one operation, without the steps between the attribute and the guard."""
-    values = instance.__dict__
-    try:
-        state = values["_sa_instance_state"]
-    except KeyError:
-        _plain_set(self, instance, value)
-        return
-    guard = guards.get(state.session_id)
-    if guard is None:
-        self.impl.set_unguarded(state, values, value, None)
-    else:
-        write(guard, self.impl, state, values, value)
-
-
 _plain_set: Any = InstrumentedAttribute.__set__
 _plain_get: Any = InstrumentedAttribute.__get__
 
-# Shown: an attribute makes those of aliases from its own class, and comparing the two
-# goes by whose class is the subclass of whose.
-_InDict = subclass(
-    InstrumentedAttribute,
-    {"__get__": _get_if_loaded, "__set__": _set, "inherit_cache": True},
-    shown=True,
-)
 _NotInDict = subclass(
     InstrumentedAttribute,
     {"__get__": _get_as_load, "inherit_cache": True},
@@ -215,7 +220,7 @@ _AttributeState = subclass(
 )
 
 #: What the state of an object becomes when it is attached to a guarded session.
-_State = subclass(
+GuardedState = subclass(
     alchemy.InstanceState,
     {
         **_guarded_members(alchemy.InstanceState, STATE, guard_of_state),
@@ -241,11 +246,11 @@ def adopt(state: Any) -> None:
 
 def adopt_loaded(state: Any) -> None:
     """The same for an object that is being loaded: it holds nothing yet."""
-    if type(state) is _PlainState:
-        state.__class__ = _State
+    if type(state) is PlainState:
+        state.__class__ = GuardedState
 
 
-_PlainState = alchemy.InstanceState
+PlainState = alchemy.InstanceState
 
 
 # -- descriptors of other kinds on a mapped class
@@ -326,7 +331,10 @@ def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
 
 def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
     """Guard one attribute of a mapped class; nothing if it is guarded already."""
-    if type(attribute) in (InstrumentedAttribute, _NotInDict):
+    guarded = getattr(type(attribute), "_guarded", None)
+    if guarded is not None and guarded is attribute.impl:
+        return
+    if guarded or type(attribute) in (InstrumentedAttribute, _NotInDict):
         _guard_instrumented(attribute)
     elif getattr(attribute, "_is_internal_proxy", False) and not is_ours(attribute):
         attribute.__class__ = _guarded_proxy(type(attribute), shown=True)
@@ -341,4 +349,4 @@ def _guard_instrumented(attribute: Any) -> None:
         impl.__class__ = _guarded_impl(type(impl))
     plain = alchemy.has_plain_instrumentation(attribute.class_)
     in_dict = impl.supports_population and plain
-    attribute.__class__ = _InDict if in_dict else _NotInDict
+    attribute.__class__ = _in_dict_class(attribute) if in_dict else _NotInDict

@@ -36,7 +36,7 @@ def run(
                 guard.attend_to(me, access)
         else:
             guard.enter(me, access)
-        guard.may_open = access is LOAD
+        guard.may_open = access is LOAD and not guard.checks_askers
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .affinity import check_engine
-from .connections import guard_connection
+from .connections import guard_connection, is_guarded
 from .guard import Guard
 from .holds import Hold
 from .operations import guarded, run
@@ -159,6 +159,9 @@ class GuardedTransaction(_Plain):
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         connection = super()._connection_for_bind(bind, execution_options)
+        return connection if is_guarded(connection) else self._guard(connection)
+
+    def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)
         assert guard is not None
         if guard.is_shared:
