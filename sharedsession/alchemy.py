@@ -138,9 +138,7 @@ def is_clean(session: Any) -> bool:
 
 def is_present(session: Any, state: Any) -> bool:
     """What ``Session.__contains__()`` finds for the object of a state."""
-    return (
-        state in session._new or session.identity_map._dict.get(state.key) is state
-    )
+    return state in session._new or session.identity_map._dict.get(state.key) is state
 
 
 def all_mappers() -> list[sa_orm.Mapper[Any]]:

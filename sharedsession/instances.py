@@ -14,6 +14,7 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import sqlalchemy.event as sa_event
@@ -134,7 +135,8 @@ def _guarded_impl(impl_class: Any) -> Any:
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
-            members[name] = _for_state(function, access)
+            make = _load_for_state if _is_usual_load(function) else _for_state
+            members[name] = make(function, access)
     is_scalar = impl_class is alchemy.ScalarAttributeImpl
     members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
     if hasattr(impl_class, "_initialize_collection"):
@@ -143,13 +145,32 @@ def _guarded_impl(impl_class: Any) -> Any:
 
 
 def _for_state(function: Any, access: Access) -> Any:
-    is_load = access is LOAD
-
     def operation(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
         guard = guards.get(state.session_id)
-        if guard is None or (is_load and guard.running is guard.asker()):
+        if guard is None:
             return function(impl, state, *args, **kw)
         return run(guard, access, function, impl, state, *args, **kw)
+
+    return operation
+
+
+def _is_usual_load(function: Any) -> bool:
+    """Whether it can be :func:`_load_for_state`."""
+    return tuple(inspect.signature(function).parameters) == _PARAMETERS_OF_LOADS
+
+
+_PARAMETERS_OF_LOADS = ("self", "state", "dict_", "passive")
+
+
+def _load_for_state(function: Any, access: Access) -> Any:
+    """For what a flush asks for each value: with its own parameters, in fewer steps."""
+    (usual,) = function.__defaults__
+
+    def operation(impl: Any, state: Any, dict_: Any, passive: Any = usual) -> Any:
+        guard = guards.get(state.session_id)
+        if guard is None or guard.running is guard.asker():
+            return function(impl, state, dict_, passive)
+        return run(guard, LOAD, function, impl, state, dict_, passive)
 
     return operation
 

@@ -38,6 +38,7 @@ PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
     run=operations.run,
     look=operations.look,
+    write=operations.write,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
 )
@@ -114,7 +115,7 @@ class World:
         self.under_way.add(me)
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
-        waiting = [w for w in self.guard.queue if w.mode is EXCLUSIVE and w.is_due]
+        waiting = [(w, w.is_due) for w in self.guard.queue if w.mode is EXCLUSIVE]
         if self.guard._is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
@@ -161,7 +162,7 @@ class World:
         """Be inside as ``exclusive``, as a ``reader``, or a ``loader`` beside them."""
         me = self.scheduler.current
         self._check_others(me, what)
-        self._check_order(me)
+        self._check_order(me, shares=what == "reader" and self.guard._shares)
         self.inside[me].append(what)
         try:
             yield
@@ -179,13 +180,17 @@ class World:
             assert "exclusive" not in modes, f"{me} is {what}, {task} is {modes}"
             assert not (what == "loader" and "loader" in modes), "two loaders"
 
-    def _check_order(self, me: Task) -> None:
-        """Nobody overtakes who waited to be exclusive when this operation began."""
+    def _check_order(self, me: Task, shares: bool) -> None:
+        """Nobody overtakes who waited to be exclusive when this operation began.
+
+        Unless it is exclusive itself, and the other was not due yet.
+        """
         if self.inside[me]:
             return
-        for waiter in self.ahead[me]:
+        for waiter, was_due in self.ahead[me]:
             waits = waiter in self.guard.queue and not waiter.admitted
-            assert not waits, f"{me} overtook {waiter.owner.name}"
+            overtook = waits and (was_due or shares)
+            assert not overtook, f"{me} overtook {waiter.owner.name}"
 
     # -- at the end of a run
 
@@ -287,6 +292,20 @@ World.change_inside = _change_inside  # type: ignore[attr-defined]
 
 def change(world: World) -> None:
     world.code.run(world.guard, WRITE, _change_inside, world)
+
+
+class FakeAttribute:
+    """What setting an attribute asks of its implementation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def set_unguarded(self, *args: Any) -> None:
+        _change_inside(self._world)
+
+
+def set_attribute(world: World) -> None:
+    world.code.write(world.guard, FakeAttribute(world), None, None, None)
 
 
 def change_and_leave_pending(world: World) -> None:
@@ -503,6 +522,7 @@ def both(first: int, second: int) -> Callable[[World], None]:
 
 OPERATIONS: dict[str, Callable[[World], None]] = {
     "change": change,
+    "set": set_attribute,
     "leave-pending": change_and_leave_pending,
     "load": load,
     "load-window": load_in_window,
@@ -522,6 +542,7 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "collect": collect,
     "end-inside": end_inside,
     "change-interrupted": interrupted(change),
+    "set-interrupted": interrupted(set_attribute),
     "critical-interrupted": interrupted(critical),
     "read-interrupted": interrupted(read),
     "load-window-interrupted": interrupted(load_in_window),
