@@ -242,10 +242,15 @@ class Guard:
         nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
         """
         known = self.sole is me or not self.checks_askers
-        if known and self.gate.setdefault(0, me) is me:
-            self.version = None
-            self.running = me
-            return True
+        try:
+            # The second look is for what a signal handler may have done in between:
+            # come in and leave, in this thread.  After it there is no call.
+            if known and self.gate.setdefault(0, me) is me and self.gate[0] is me:
+                self.version = None
+                self.running = me
+                return True
+        except KeyError:
+            pass
         return False
 
     def enter(self, me: Owner, access: Access) -> None:
@@ -420,9 +425,10 @@ class Guard:
                 if self.checks_askers and self.sole is not me:
                     self._check_asker(me)
                 wanted = self.timeout if timeout is None else check_timeout(timeout)
-                if mode is not SHARED and self.gate.setdefault(0, me) is me:
-                    self._admit(me, mode)
-                    self.gate[0] = CLOSED
+                if mode is not SHARED and self.come_in(me):
+                    self.since = self.clock()
+                    self._move_in(me)
+                    self.running = None
                 else:
                     self._acquire(me, mode, wanted)
             if mode is SHARED:
@@ -435,8 +441,9 @@ class Guard:
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
         except BaseException:
-            if not mine:
-                self._move_in(me)  # an interrupt at the gate
+            if not mine and self._is_exclusive(me):  # an interrupt at the gate, or after
+                self._move_in(me)
+                self.running = None
             hold.release()
             raise
         return hold

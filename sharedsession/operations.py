@@ -88,8 +88,11 @@ def write(guard: Guard, impl: Any, state: Any, values: Any, value: Any) -> None:
     gate = guard.gate
     came_in = left = False
     try:
-        if gate.setdefault(0, me) is me:
-            came_in = True
+        try:
+            came_in = gate.setdefault(0, me) is me and gate[0] is me
+        except KeyError:
+            pass  # see Guard.come_in()
+        if came_in:
             guard.version = None
             guard.running = me
             if guard.attention:

@@ -151,8 +151,8 @@ MUTANTS = [
     Mutant(
         "there is a version during an operation",
         "guard",
-        "            self.version = None\n            self.running = me\n            return",
-        "            self.running = me\n            return",
+        "                self.version = None\n                self.running = me\n",
+        "                self.running = me\n",
         SCHEDULES,
     ),
     Mutant(
