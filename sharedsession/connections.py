@@ -50,8 +50,7 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
 
 def _guard_of(connection: Any) -> Guard | None:
     known = connection.__dict__.get(_GUARD)
-    guard: Guard | None = None if known is None else known()
-    return guard
+    return None if known is None else known()  # type: ignore[no-any-return]
 
 
 @per_class

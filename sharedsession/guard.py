@@ -31,8 +31,8 @@ monitor decides.  The monitor admits somebody only after it closed the gate itse
 opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
 it, and who queues looks at the gate after it queued, so one of the two sees the other.
 
-While an operation waits for the database, and has changed nothing so far, nothing
-changes for nobody.  Then it opens a *window*: there is a version for its duration, and
+While an operation that has changed nothing so far waits for the database, nothing
+changes for anybody.  Then it opens a *window*: there is a version for its duration, and
 who looks at what is loaded goes on.  Whatever the owner itself does meanwhile, in a
 listener, say, closes the window first.
 
@@ -44,9 +44,9 @@ Fields, and how each is published:
     and taken away under the mutex.
 ``_owner``, ``_loader``, ``reading``, ``queue``
     Changed under the mutex, with the gate closed (the queue also while it is not; and
-    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare ``_owner`` or ``_loader`` with
-    itself, and look itself up in ``reading``, without the mutex: only that owner
-    puts itself there or takes itself away.
+    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
+    ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
+    the mutex: only that owner puts itself there or takes itself away.
 ``holds``
     What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
     owner that is gone.
@@ -62,10 +62,11 @@ Fields, and how each is published:
     Written by the owner that is exclusive alone.
 ``version``, ``last_version``
     ``version`` is ``None`` while somebody may be changing things, or has left things
-    ``unsettled``, and otherwise a number that was never there before.  It is written by who is exclusive alone: before the
-    first change and after the last one.  A value that was read between two looks at the
-    very same version was not changed meanwhile.  ``last_version`` is where the next
-    number comes from, and is written by who is exclusive, too.
+    ``unsettled``, and otherwise a number that was never there before.  It is written by
+    who is exclusive alone: before the first change and after the last one.  A value
+    that was read between two looks at the very same version was not changed meanwhile.
+    ``last_version`` is where the next number comes from, and is written by who is
+    exclusive, too.
 ``attention``, ``unsettled``, ``failed``, ``unfinished_by``
     Notes for whoever comes in next.  Each is one reference, stored whole: the note
     first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
@@ -441,8 +442,8 @@ class Guard:
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
         except BaseException:
-            if not mine and self._is_exclusive(me):  # an interrupt at the gate, or after
-                self._move_in(me)
+            if not mine and self._is_exclusive(me):
+                self._move_in(me)  # an interrupt at the gate, or after it
                 self.running = None
             hold.release()
             raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, Callable
 
 from . import alchemy, instances
 from .guard import Guard
@@ -35,9 +36,7 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
         state._instance_dict = self._wr
 
 
-def _guard_of(identity_map: Any) -> Guard | None:
-    guard: Guard = identity_map._guard
-    return guard
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("_guard")
 
 
 def _keys(self: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
@@ -402,8 +403,7 @@ def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-def _guard_of(session: SharedSessionMixin) -> Guard | None:
-    return session.guard
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("guard")
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:

@@ -6,8 +6,9 @@ is made.
 
 from __future__ import annotations
 
+import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import SessionTransactionOrigin
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from .session import SharedSessionMixin
 
 
-def _guard_of(transaction: Any) -> Guard | None:
-    guard: Guard | None = transaction.session.guard
-    return guard
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
 
 
 _Plain = sa_orm.SessionTransaction

@@ -60,7 +60,8 @@ MUTANTS = [
     Mutant(
         "who leaves by the gate does not look who queued meanwhile",
         "guard",
-        "            if not self.queue and not self.forsaken:\n                return\n",
+        "            if not self.queue and not self.forsaken:\n"
+        "                return\n",
         "            return\n",
         SCHEDULES,
     ),

@@ -19,7 +19,7 @@ from .threads import Worker
 def while_another(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], Any]
 ) -> None:
-    """Let another thread *change* something right after *name* has found what it did."""
+    """Let another thread *change* something right after *name* found what it did."""
     plain = getattr(alchemy, name)
 
     def find(*args: Any) -> Any:
