@@ -50,7 +50,7 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
 
 def _guard_of(connection: Any) -> Guard | None:
     known = connection.__dict__.get(_GUARD)
-    return None if known is None else known()  # type: ignore[no-any-return]
+    return None if known is None else known()
 
 
 @per_class
