@@ -478,6 +478,11 @@ def drop_stream(world: World) -> None:
     world.garbage.clear()
 
 
+def pause(world: World) -> None:
+    """Between two operations others may go on, too."""
+    world.scheduler.step(interruptible=False)
+
+
 def collect(world: World) -> None:
     world.scheduler.step(interruptible=False)
     world.garbage.clear()
@@ -540,6 +545,7 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "forget-stream": forget_stream,
     "drop-stream": drop_stream,
     "collect": collect,
+    "pause": pause,
     "end-inside": end_inside,
     "change-interrupted": interrupted(change),
     "set-interrupted": interrupted(set_attribute),
@@ -553,7 +559,7 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
 
 
 #: Those of one guard, for programs by lot.
-ON_ONE_GUARD = [name for name in OPERATIONS if "-in-" not in name]
+ON_ONE_GUARD = [n for n in OPERATIONS if "-in-" not in n and n != "pause"]
 
 
 def program(

@@ -18,10 +18,10 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
-from sharedsession.guard import Guard
+from sharedsession.guard import TURN, Guard
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.operations import run, write
-from sharedsession.owners import current_owner
+from sharedsession.owners import Owner, current_owner
 from sharedsession.terms import LOAD, READ, WRITE, Kind
 
 from .threads import Worker, inside, passes, wait_for, wait_until
@@ -493,3 +493,48 @@ def test_a_signal_handler_may_use_what_is_being_entered(enter: str) -> None:
         check()
         hold.release()
     assert handled == [True] and held == ["exclusive"] and guard.held is None
+
+
+class _Script:
+    """What somebody parks on: each wait is a step of the test, told of its timeout."""
+
+    def __init__(self, *steps: Any) -> None:
+        self._steps = list(steps)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        result: bool = self._steps.pop(0)(timeout)
+        return result
+
+    def release(self) -> None:
+        pass
+
+
+def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
+    """One waits, and another comes in and leaves again and again."""
+    first, second, third = (Owner(threading.Thread(name=n)) for n in "abc")
+    came_in = []
+
+    def not_yet(timeout: float) -> bool:
+        assert timeout == -1
+        guard.leave(first)  # which nudges the second
+        assert guard.come_in(first), "the first could not go on"
+        return True
+
+    def a_turn_passes(timeout: float) -> bool:
+        assert timeout == TURN
+        return False
+
+    def at_last(timeout: float) -> bool:
+        assert timeout == -1, "it dozes once more"
+        guard.leave(first)
+        assert not guard.come_in(first) and not guard.come_in(third)
+        assert guard.owner is second.thread
+        return True
+
+    parked = _Script(lambda timeout: True, not_yet, a_turn_passes, at_last)
+    locks: list[Any] = [threading.Lock(), parked]
+    guard = Guard(asker=lambda: second, make_lock=lambda: locks.pop(0))
+    guard.checks_askers = False
+    assert guard.come_in(first)
+    run(guard, WRITE, lambda: came_in.append(True))
+    assert came_in == [True] and guard.owner is None
