@@ -64,7 +64,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Callable, Literal, NoReturn
+from typing import Any, Callable, Literal, NoReturn
 
 from . import waiting
 from .errors import (
@@ -108,6 +108,11 @@ class Guard:
     use :attr:`SharedSession.guard` to look at it.
     """
 
+    #: What :meth:`hand_over` takes.
+    _flows: type[Any] = threading.Thread
+    #: Whether objects may be made of rows later, if no other owner came in before.
+    keeps_promises = True
+
     def __init__(
         self,
         kind: Kind = Kind.RLOCK,
@@ -126,6 +131,8 @@ class Guard:
         self.clock = clock
         self.version = 0
         self.inside: Owner | None = None
+        #: The session, if there is one, and it is alive.
+        self.session: Callable[[], Any] = _no_session
         #: The owner whose work in the present transaction was noted last.
         self.worker: Owner | None = None
         #: Called with an owner that left work in the transaction.
@@ -433,11 +440,15 @@ class Guard:
             self._reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
-        if self._queue and me not in self._readers:
+        if self._queue and not self._goes_first(me):
             return False  # those who came before go before
-        return self._fits(mode)
+        return self._fits(mode, me)
 
-    def _fits(self, mode: Mode) -> bool:
+    def _goes_first(self, owner: Owner) -> bool:
+        """Whether others in the queue wait for something that *owner* is part of."""
+        return owner in self._readers
+
+    def _fits(self, mode: Mode, owner: Owner) -> bool:
         if self._owner is not None:
             return False
         if mode is SHARED:
@@ -507,9 +518,9 @@ class Guard:
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self._queue):
             if not waiter.admitted:
-                if closed and waiter.owner not in self._readers:
+                if closed and not self._goes_first(waiter.owner):
                     continue
-                if not self._fits(waiter.mode):
+                if not self._fits(waiter.mode, waiter.owner):
                     closed = closed or waiter.mode is not BESIDE
                     continue
                 self._admit(waiter.owner, waiter.mode)
@@ -522,7 +533,9 @@ class Guard:
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         if self.kind in (Kind.DETECT, Kind.CONFINE):
             self._refuse_overlap(me)
-        waiter = Waiter(self, me, mode, self._make_lock())
+        if not me.can_wait():
+            self._refuse_to_wait(me)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
         waiter.parked.acquire()
         try:
             with self._mutex:
@@ -560,7 +573,9 @@ class Guard:
         """Take the application's lock, on which the next one waits for the last."""
         if lock.acquire(mode, me, self, 0):
             return
-        waiter = Waiter(self, me, mode, self._make_lock())
+        if not me.can_wait():
+            self._refuse_to_wait(me)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
         me.waiting_for = lock
         try:
             with self._mutex:
@@ -614,9 +629,17 @@ class Guard:
 
     def _refuse_overlap(self, me: Owner) -> NoReturn:
         raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into a session while another thread was "
-            f"inside. {self.explain()} Two threads shared it: give each its own "
+            f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
+            f"was inside. {self.explain()} Two {me.noun}s shared it: give each its own "
             "session, or let them take turns with lock='rlock' or 'rw'."
+        )
+
+    def _refuse_to_wait(self, me: Owner) -> NoReturn:
+        raise SharedSessionError(
+            f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
+            f"the event loop that runs in it would stand still. {self.explain()} "
+            "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
+            "tasks share an AsyncSharedSession."
         )
 
     def refuse_write(self) -> NoReturn:
@@ -654,7 +677,7 @@ class Guard:
             )
         with self._mutex:
             sole = self._sole
-            free = sole is None or sole is me.thread or self._is_free_to_take(sole)
+            free = sole is None or sole is me.flow or self._is_free_to_take(sole)
             if free:
                 self._sole = me
         self._reap()
@@ -673,16 +696,19 @@ class Guard:
             return not sole.alive
         return sole.ident is not None and not sole.is_alive()
 
-    def _refuse_stranger(self, me: Owner, sole: Owner | threading.Thread) -> NoReturn:
-        thread = sole.thread if isinstance(sole, Owner) else sole
+    def _refuse_stranger(self, me: Owner, sole: Any) -> NoReturn:
+        owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
         raise ConcurrentAccessError(
-            f"This session is confined to thread {thread.name!r}; {me.name}, at "
-            f"{me.where()}, used it or one of its objects. Give this thread a session "
-            "of its own and copy objects with merge_into(), or let the owner pass it "
-            "on with session.guard.hand_over()."
+            f"This session is confined to {owner}; {me.name}, at "
+            f"{me.where()}, used it or one of its objects. Give this {me.noun} a "
+            "session of its own and copy objects with merge_into(), or let the owner "
+            "pass it on with session.guard.hand_over()."
         )
 
-    def hand_over(self, thread: threading.Thread | None = None) -> None:
+    def _name_of(self, flow: Any) -> str:
+        return f"thread {flow.name!r}"
+
+    def hand_over(self, thread: Any = None) -> None:
         """Pass a confined session on.
 
         :param thread: the thread that owns it from now on; ``None``, the default, for
@@ -695,8 +721,10 @@ class Guard:
             raise SharedSessionError(
                 f"Only lock='confine' has an owner to change; this is {self!r}."
             )
-        if thread is not None and not isinstance(thread, threading.Thread):
-            raise SharedSessionError(f"hand_over() takes a Thread, not {thread!r}.")
+        if thread is not None and not isinstance(thread, self._flows):
+            raise SharedSessionError(
+                f"hand_over() takes a {self._flows.__name__}, not {thread!r}."
+            )
         me = self.asker()
         if self._sole is not me:
             self._check_asker(me)
@@ -725,26 +753,26 @@ class Guard:
         return not self._checks_askers
 
     @property
-    def owner(self) -> threading.Thread | None:
-        """The thread that is exclusive, if one is."""
+    def owner(self) -> Any:
+        """The thread (or the task) that is exclusive, if one is."""
         owner = self._owner
-        return None if owner is None else owner.thread
+        return None if owner is None else owner.flow
 
     @property
-    def readers(self) -> tuple[threading.Thread, ...]:
-        """The threads in read sections that share."""
+    def readers(self) -> tuple[Any, ...]:
+        """The threads (or the tasks) in read sections that share."""
         with self._mutex:
-            readers = tuple(owner.thread for owner in self._readers)
+            readers = tuple(owner.flow for owner in self._readers)
         self._reap()
         return readers
 
     @property
-    def waiting(self) -> tuple[threading.Thread, ...]:
-        """The threads that wait, in the order of their arrival."""
+    def waiting(self) -> tuple[Any, ...]:
+        """The threads (or the tasks) that wait, in the order of their arrival."""
         with self._mutex:
             waiters = [*self._before, *self._queue]
         self._reap()
-        return tuple(waiter.owner.thread for waiter in waiters)
+        return tuple(waiter.owner.flow for waiter in waiters)
 
     def blockers(self, waiter: Waiter) -> list[Owner]:
         """Whom *waiter* waits for here.
@@ -827,6 +855,9 @@ class Guard:
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
+    def check_may_relate(self) -> None:
+        """Refuse a change to what belongs to what, where it would be lost."""
+
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
         self._mutex = self._make_lock()  # the old one may be held by nobody
@@ -838,6 +869,10 @@ class Guard:
         self.holds = {}
         self._readers = {}
         self._queue = deque()
+
+
+def _no_session() -> None:
+    """For a guard that somebody made to look at."""
 
 
 def _no_note(owner: Owner) -> None:

@@ -21,7 +21,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, containers
+from . import alchemy, changes, containers
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .guard import Guard
@@ -104,6 +104,8 @@ _InDict = subclass(
     {"__get__": _get_if_loaded, "__set__": _set, "inherit_cache": True},
     shown=True,
 )
+# Relationships by way of the implementation, which asks whether they may change now.
+_Related = subclass(_InDict, {"__set__": _plain_set, "inherit_cache": True}, shown=True)
 _NotInDict = subclass(
     InstrumentedAttribute,
     {"__get__": _get_as_load, "inherit_cache": True},
@@ -130,7 +132,9 @@ def _guarded_impl(impl_class: type) -> Any:
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
-            members[name] = _for_state(function, access)
+            related = access is WRITE and alchemy.is_relationship(impl_class)
+            make = _for_related_state if related else _for_state
+            members[name] = make(function, access)
     if hasattr(impl_class, "_initialize_collection"):
         members["_initialize_collection"] = _guarded_initializer(impl_class)
     return subclass(impl_class, members)
@@ -144,6 +148,18 @@ def _for_state(function: Any, access: Access) -> Any:
         return run(guard, access, function, impl, state, *args, **kw)
 
     return operation
+
+
+def _for_related_state(function: Any, access: Access) -> Any:
+    operation = _for_state(function, access)
+
+    def checked(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
+        guard = guards.get(state.session_id)
+        if guard is not None:
+            guard.check_may_relate()
+        return operation(impl, state, *args, **kw)
+
+    return checked
 
 
 def _guarded_initializer(impl_class: Any) -> Any:
@@ -172,6 +188,8 @@ def _modified_event(
 ) -> Any:
     # flag_modified(), flag_dirty() and mutable values are the user's own; everything
     # else comes from inside an operation on an attribute.
+    if changes.watched:
+        changes.note(state, attribute, previous)
     guard = guards.get(state.session_id) if is_userland else None
     if guard is None:
         return _flag(state, values, attribute, previous, collection, is_userland)
@@ -338,4 +356,5 @@ def _guard_instrumented(attribute: Any) -> None:
         impl.__class__ = _guarded_impl(type(impl))
     plain = alchemy.has_plain_instrumentation(attribute.class_)
     in_dict = impl.supports_population and plain
-    attribute.__class__ = _InDict if in_dict else _NotInDict
+    loaded = _Related if alchemy.is_relationship(type(impl)) else _InDict
+    attribute.__class__ = loaded if in_dict else _NotInDict

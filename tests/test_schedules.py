@@ -101,7 +101,7 @@ def no_guard(name: str, replacement: Any) -> Any:
     [
         (
             "_fits",
-            lambda self, mode: True,
+            lambda self, mode, owner: True,
             ("critical", "change"),
             "is exclusive|still exclusive",
         ),
@@ -109,7 +109,7 @@ def no_guard(name: str, replacement: Any) -> Any:
         ("_reap", lambda self: None, ("forget-stream", "change"), "cannot go on"),
         (
             "_may_enter_now",
-            lambda self, me, mode: self._fits(mode),
+            lambda self, me, mode: self._fits(mode, me),
             ("read", "critical", "read"),
             "overtook",
         ),
