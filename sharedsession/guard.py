@@ -531,7 +531,7 @@ class Guard:
             self._queue.remove(waiter)
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
-        if self.kind in (Kind.DETECT, Kind.CONFINE):
+        if not self._lets_wait(me):
             self._refuse_overlap(me)
         if not me.can_wait():
             self._refuse_to_wait(me)
@@ -552,6 +552,9 @@ class Guard:
             self._end_wait(waiter)
         if not waiter.admitted:
             self._refuse_timeout(me, mode, waiter)
+
+    def _lets_wait(self, me: Owner) -> bool:
+        return self.kind not in (Kind.DETECT, Kind.CONFINE)
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:

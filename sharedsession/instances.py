@@ -188,13 +188,18 @@ def _modified_event(
 ) -> Any:
     # flag_modified(), flag_dirty() and mutable values are the user's own; everything
     # else comes from inside an operation on an attribute.
-    if changes.watched:
-        changes.note(state, attribute, previous)
     guard = guards.get(state.session_id) if is_userland else None
     if guard is None:
+        if changes.watched:
+            changes.note(state, attribute, previous)
         return _flag(state, values, attribute, previous, collection, is_userland)
     args = (state, values, attribute, previous, collection, is_userland)
-    return run(guard, WRITE, _flag, *args)
+    return run(guard, WRITE, _flag_and_note, *args)
+
+
+def _flag_and_note(state: Any, values: Any, attribute: Any, *args: Any) -> Any:
+    changes.note(state, attribute, *args[:1])
+    return _flag(state, values, attribute, *args)
 
 
 def _attrs(state: Any) -> Any:

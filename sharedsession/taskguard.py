@@ -90,11 +90,12 @@ _FIELDS = _Place.__slots__[:-1]
 class _Step:
     """A step of *owner* beside what another task is doing."""
 
-    __slots__ = ("owner", "failed", "hides", "place")
+    __slots__ = ("owner", "failed", "worker", "hides", "place")
 
     def __init__(self, owner: Owner, guard: TaskGuard) -> None:
         self.owner = owner
         self.failed = guard.failed
+        self.worker = guard.worker
         self.hides = False
         self.place = _Place(guard)
 
@@ -377,6 +378,7 @@ class TaskGuard(Guard):
         step.hides = access is WRITE and not self._is_quiet()
         if step.hides:
             changes.watched[self] = {}
+            self.worker = me  # its work is noted when it is shown
         with self._mutex:
             self._owner = self.inside = me
             self._loader = None
@@ -384,7 +386,7 @@ class TaskGuard(Guard):
             self._restricted = False
             self.holds = {}
             self._access = None
-        if self.attention and access is not READ:
+        if self.attention:
             self._attend(me, access)
 
     def _end_step(self, step: _Step) -> None:
@@ -397,6 +399,8 @@ class TaskGuard(Guard):
         with self._mutex:
             step.place.restore(self)
             self.failed = step.failed  # a step breaks nothing
+            if step.hides:
+                self.worker = step.worker
             self._step = None
             if step.place.is_over:  # a stream was collected meanwhile
                 self._drop()
@@ -520,11 +524,16 @@ class TaskGuard(Guard):
 
     # -- confine
 
+    def _lets_wait(self, me: Owner) -> bool:
+        """Its owner takes turns with those who were started in the owner's section."""
+        ours = me is self._sole or self._is_family(me)
+        return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
+
     def _check_asker(self, me: Owner) -> None:
-        sole = self._sole
-        if self.kind is Kind.CONFINE and self._owner is not None:
-            if sole is self._owner and self._is_family(me):
-                return  # family of the one that it is confined to
+        if self.kind is Kind.CONFINE and self._is_family(me):
+            lender = self._below[0]._owner if self._below else self._owner
+            if lender is self._sole:
+                return
         super()._check_asker(me)
 
     def _is_free_to_take(self, sole: Any) -> bool:
@@ -589,11 +598,23 @@ class TaskGuard(Guard):
         ]
 
     def explain(self) -> str:
+        step = self._step
+        if step is not None and self._owner is step.owner:
+            return self._explain_below(step.place)
         said = super().explain()
         lenders = [place._owner for place in self._below if place._owner is not None]
         for owner in dict.fromkeys(lenders):
             said += f" It is lent by {owner.name}, in whose section this happens."
         return said
+
+    def _explain_below(self, place: _Place) -> str:
+        """Say whom a step is beside, from inside the step."""
+        now = _Place(self)
+        try:
+            place.restore(self)
+            return self.explain()
+        finally:
+            now.restore(self)
 
 
 def _nothing() -> None:

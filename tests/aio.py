@@ -29,7 +29,7 @@ from .conftest import leave_transactions_to_sqlalchemy, template
 from .databases import url_of
 
 #: Seconds after which a test that waits for something that must happen gives up.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -112,6 +112,7 @@ class Gate:
         self.overlaps = 0
         self._inside: dict[Any, int] = {}
         self._stops: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
+        self._made: list[asyncio.Event] = []
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             sa.event.listen(engine.sync_engine, name, getattr(self, name))
         for name in ("commit", "rollback"):
@@ -159,7 +160,14 @@ class Gate:
     def at(self, what: str) -> Stop:
         """Stop the next statement that begins with that word, commit or rollback."""
         self._stops[what] = events = asyncio.Event(), asyncio.Event()
+        self._made.append(events[1])
         return Stop(*events)
+
+    def open(self) -> None:
+        """Let everything go on, for a test that failed before it told so."""
+        self._stops.clear()
+        for go_on in self._made:
+            go_on.set()
 
 
 class Stop:
@@ -222,7 +230,10 @@ async def database(
         await connection.run_sync(Base.metadata.create_all)
     made = Database(engine)
     try:
-        yield made
+        try:
+            yield made
+        finally:
+            made.gate.open()
         assert made.gate.calls, "the gate saw no call at all"
         assert unguarded or not made.gate.overlaps
     finally:
