@@ -493,9 +493,9 @@ async def test_a_failing_sibling_in_a_task_group(tmp_path: Any) -> None:
             while True:
                 await session.scalar(COUNT)
 
-        for inside in (False, True):
+        for block in (Nothing, session.critical_section):
             with pytest.raises(ExceptionGroup) as caught:  # noqa: F821
-                async with session.critical_section() if inside else Nothing():
+                async with block():
                     async with group() as tasks:
                         for function in (work, work, fail, work):
                             tasks.create_task(function())
