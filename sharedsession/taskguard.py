@@ -324,7 +324,7 @@ class TaskGuard(Guard):
     def _let_go(self, hold: Hold) -> None:
         # Those who were started in a read section read no longer than it lasts.
         for owner, reading in tuple(self._readers.items()):
-            if owner is not hold.owner:
+            if owner is not hold.owner and hold.number in reading.holds:
                 reading.holds.discard(hold.number)
                 if not reading.holds and self._loader is not owner:
                     self._drop_reader(owner)
@@ -368,6 +368,8 @@ class TaskGuard(Guard):
             return False
         if me in self._readers or self._reads_with_family(me):
             return self._owner is not None or self._loader is not None
+        if self.failed is not None:
+            return True  # it takes who can wait to find out what is broken
         mode = BESIDE if access is READ and self._shares else EXCLUSIVE
         return not self._may_enter_now(me, mode)
 

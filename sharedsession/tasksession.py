@@ -37,6 +37,8 @@ class TaskSessionMixin(SharedSessionMixin):
         assert guard is not None
         if alchemy.in_greenlet():
             super()._attend(me, access)
+            if self._failure is not None and self._is_left_to_finish(me):
+                raise self._failure.error(me)  # in a read section nobody may
         else:
             try:
                 self._tell(guard, me, access)

@@ -134,7 +134,9 @@ class GuardedTransaction(_Plain):
         except Exception:
             raise
         except BaseException:
-            if not alchemy.is_closed(self):  # by half it would leave what is undone
+            if self.session._transaction is None:
+                _Plain.close(self)  # it was closing already
+            elif not alchemy.is_closed(self):  # by half it would leave what is undone
                 alchemy.restore_snapshot(self)
                 _Plain.rollback(self, _capture_exception, _to_root)
             raise
