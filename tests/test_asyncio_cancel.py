@@ -22,7 +22,12 @@ from .aio import Child, Parent, aio, database, gather, settled, stranger, until
 
 COUNT = sa.select(sa.func.count()).select_from(Parent)
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
+    # psycopg, on the cursors of connections that were thrown away.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 async def add_and_commit(session: Any) -> None:
