@@ -586,9 +586,7 @@ async def test_begin_joins_anothers_transaction(tmp_path: Any) -> None:
         with pytest.raises(sa_exc.InvalidRequestError, match="already begun"):
             async with session.begin():
                 pass
-        transaction = session.get_transaction()
-        assert transaction is not None
-        await transaction.rollback()
+        await session.rollback()
         begun = await session.begin()
         await begun.commit()
     assert await db.names() == {"a"}

@@ -273,7 +273,7 @@ async def test_reading_is_done_at_once(what: str, lock: str, tmp_path: Any) -> N
         assert one.children[0].parent is one and one.data == {}
         assert w.one in session and not session.deleted and session.in_transaction()
         assert not session.is_modified(one)
-        assert session.get_transaction() is not None
+        assert session.sync_session.get_transaction() is not None
         assert isinstance(session.is_active, bool) and session.dirty is not None
         assert sa.inspect(one).persistent and sa.inspect(one).attrs.name.value == "p1"
         assert sa_attributes.get_history(one, "name").unchanged == ["p1"]
