@@ -27,7 +27,7 @@ class Pace:
 
 
 FULL = {
-    **{"pairs": 3, "rounds": 11, "sample": 0.02},
+    **{"pairs": 7, "rounds": 5, "sample": 0.02},
     **{"races": 5, "race": 1.0, "ledgers": 3, "units": 200},
 }
 QUICK = {

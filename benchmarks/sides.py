@@ -43,12 +43,11 @@ def open_sides() -> Iterator[Sides]:
 
 @contextlib.contextmanager
 def _process(with_library: bool) -> Iterator[Any]:
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    # Spawned, for forks would all have their types and names at the same places, and
+    # so the same luck with the interpreter's caches.
+    context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(  # type: ignore[attr-defined]
-        target=_serve, args=(theirs, with_library), daemon=True
-    )
+    process = context.Process(target=_serve, args=(theirs, with_library), daemon=True)
     process.start()
     try:
         yield ours

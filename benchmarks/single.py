@@ -39,6 +39,7 @@ STATEMENTS = {
 }
 _SLOW = {"iterate", "bare-iterate", "execute", "load", "add"}
 _TIMES = 10
+_DEPTHS = 64
 
 CONTESTANTS = (
     models.PLAIN,
@@ -76,7 +77,17 @@ def _seconds(contestant: str, name: str, loops: int) -> float:
     timer = _timer(contestant, name)
     timer.timeit(loops // 4 + 1)  # the other process has just used the caches
     times = 1 if name in _SLOW else _TIMES
-    return timer.timeit(loops) / loops / times
+    return _at_depth(random.randrange(_DEPTHS), timer, loops) / loops / times
+
+
+def _at_depth(depth: int, timer: timeit.Timer, loops: int) -> float:
+    """Time with that many more frames on the stack.
+
+    The interpreter gets memory for frames in pieces.  A call that happens to be at the
+    end of one takes several times as long, every time: to whom that happens is chance,
+    and must not be the same all the time.
+    """
+    return _at_depth(depth - 1, timer, loops) if depth else timer.timeit(loops)
 
 
 def _loops(contestant: str, name: str, at_least: float) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Callable
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as _cursor
 from sqlalchemy.engine import result as _result
+from sqlalchemy.event import attr as _event_attr
 from sqlalchemy.ext import associationproxy as _associationproxy
 from sqlalchemy.ext import mutable as _mutable
 from sqlalchemy.orm import attributes as _attributes
@@ -44,6 +45,42 @@ def instance_state(instance: object) -> Any:
     """The state of a mapped object; ``AttributeError`` if it has none."""
     # Looked up each time: sqlalchemy.ext.instrumentation puts others in its place.
     return _attributes.instance_state(instance)
+
+
+#: The implementation of an attribute that holds one plain value.
+ScalarAttributeImpl: Any = _named(_attributes, "ScalarAttributeImpl")
+_NoListeners: Any = _event_attr._EmptyListener
+_NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
+
+
+#: The guards for which changes are noted now, see changes.py; nearly always empty.
+watched: dict[Any, Any] = {}
+
+
+def set_scalar(
+    impl: Any, state: Any, values: Any, value: Any, initiator: Any = None
+) -> None:
+    """Like ``ScalarAttributeImpl.set()``, in fewer steps once a change was noted.
+
+    What is left out then is what finds nothing to do: the value from before the change
+    is kept already, and the object is among the modified ones.
+    """
+    dispatch = impl.dispatch
+    listeners = dispatch.set
+    if (
+        impl.key in state.committed_state
+        and state._strong_obj is not None
+        and state.modified
+        and state._last_known_values is None
+        and not dispatch._active_history
+        and type(listeners) is _NoListeners
+        and not listeners.parent_listeners
+        and value is not _NO_SET
+        and not watched
+    ):
+        values[impl.key] = value
+    else:
+        ScalarAttributeImpl.set(impl, state, values, value, initiator)
 
 
 def has_plain_instrumentation(cls: type) -> bool:
@@ -106,6 +143,41 @@ def is_flushing(session: Any) -> bool:
 def session_of_state(state: Any) -> sa_orm.Session | None:
     session: sa_orm.Session | None = _session._state_session(state)
     return session
+
+
+def mapper_of_class(cls: Any) -> sa_orm.Mapper[Any] | None:
+    """The mapper of a mapped class; ``None`` for anything else.
+
+    Like ``inspect()``, which takes longer than all the rest of finding an object.
+    """
+    manager = getattr(cls, "__dict__", _NOTHING).get("_sa_class_manager")
+    if manager is None or not manager.is_mapped:
+        return None
+    mapper: sa_orm.Mapper[Any] = manager.mapper
+    return mapper
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def find_unexpired(identity_map: Any, key: Any) -> Any:
+    """The object of a key in an identity map, if no load is needed for it."""
+    try:
+        state = identity_map._dict.get(key)
+    except TypeError:
+        return None  # a key that cannot be one
+    return None if state is None or state.expired else state.obj()
+
+
+def is_clean(session: Any) -> bool:
+    """Like ``Session._is_clean()``, without asking the identity map's guard."""
+    modified = session.identity_map._modified
+    return not modified and not session._deleted and not session._new
+
+
+def is_present(session: Any, state: Any) -> bool:
+    """What ``Session.__contains__()`` finds for the object of a state."""
+    return state in session._new or session.identity_map._dict.get(state.key) is state
 
 
 def all_mappers() -> list[sa_orm.Mapper[Any]]:

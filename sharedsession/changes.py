@@ -18,7 +18,7 @@ from .attachment import guards
 _ABSENT: Any = object()
 
 #: The guards for which changes are noted now; nearly always empty.
-watched: dict[Any, dict[tuple[Any, str], Change]] = {}
+watched: dict[Any, dict[tuple[Any, str], Change]] = alchemy.watched
 
 
 class Change:

@@ -24,10 +24,15 @@ from .operations import (
     like,
     run,
 )
+from .owners import Owner
 from .statements import access_of, has_changes_within, is_known_change
-from .terms import CHANGE, WRITE
+from .terms import CHANGE, LOAD, WRITE
 
 _GUARD = "_sharedsession_guard"
+
+
+def is_guarded(connection: Connection) -> bool:
+    return _GUARD in connection.__dict__ and _guard_of(connection) is not None
 
 
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
@@ -45,8 +50,7 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
 
 def _guard_of(connection: Any) -> Guard | None:
     known = connection.__dict__.get(_GUARD)
-    guard: Guard | None = None if known is None else known()
-    return guard
+    return None if known is None else known()
 
 
 @per_class
@@ -100,15 +104,41 @@ def _executing(function: Any) -> Any:
         guard = _guard_of(self)
         if guard is None:
             return function(self, statement, *args, **kw)
+        me = guard.asker()
+        if guard.reads_only():
+            if has_changes_within(statement):
+                guard.refuse_write()
+        elif guard.running is me and guard.worker is me and not guard.may_open:
+            # A part of an operation that is noted as this owner's work already
+            return rows.settle(guard, function(self, statement, *args, **kw))
         access = access_of(statement)
-        inside = guard.operating and guard.inside is guard.asker()
-        if access is WRITE and inside and not is_known_change(statement):
-            access = CHANGE  # part of an operation
-        if guard.reads_only() and has_changes_within(statement):
-            guard.refuse_write()
+        if guard.running is me:
+            if access is WRITE and not is_known_change(statement):
+                access = CHANGE
+            if access is LOAD and not guard.may_open:
+                return rows.settle(guard, function(self, statement, *args, **kw))
+            if access is LOAD and guard.open_window(me):
+                return _in_window(guard, me, function, self, statement, args, kw)
         return run(guard, access, _execute, guard, function, self, statement, args, kw)
 
     return like(operation, function)
+
+
+def _in_window(
+    guard: Guard,
+    me: Owner,
+    function: Any,
+    connection: Any,
+    statement: Any,
+    args: Any,
+    kw: Any,
+) -> Any:
+    """Let others look at what is loaded while this one waits for the database."""
+    try:
+        result = function(connection, statement, *args, **kw)
+    finally:
+        guard.close_window(me)
+    return rows.settle(guard, result)
 
 
 def _execute(

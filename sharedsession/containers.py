@@ -178,6 +178,8 @@ def _static_member(base: type, name: str) -> Any:
 
 
 def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
+    if find_guard is _guard_of_collection and name in _QUICK_LOOKS:
+        return _QUICK_LOOKS[name](function)
     # An association proxy's collection reads through to attributes that may load.
     if name in LOOKS and find_guard is not _guard_of_association:
         return guarded(_snapshot_of(function), READ, find_guard)
@@ -198,6 +200,80 @@ def _if_it_may_relate(write: Any, find_guard: _FindGuard) -> Any:
         return write(self, *args, **kw)
 
     return like(checked, write)
+
+
+# -- looks at a collection, each without the steps between it and its guard
+
+
+def _quick_len(function: Any) -> Any:
+    def __len__(self: Any) -> int:
+        try:
+            guard = guards[self._sa_adapter.owner_state.session_id]
+        except (AttributeError, KeyError):
+            return function(self)  # type: ignore[no-any-return]
+        version = guard.version
+        if version is not None:
+            count: int = function(self)
+            if guard.version is version:
+                return count
+        return look(guard, function, self)  # type: ignore[no-any-return]
+
+    return like(__len__, function)
+
+
+def _quick_iter(function: Any) -> Any:
+    def walk_copy(self: Any) -> Iterator[Any]:
+        return iter(copy_of(self))
+
+    def copy_in_steps(self: Any) -> list[Any]:
+        return list(function(self))
+
+    copy_of = list.copy if function is list.__iter__ else copy_in_steps
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        try:
+            guard = guards[self._sa_adapter.owner_state.session_id]
+        except (AttributeError, KeyError):
+            return walk_copy(self)
+        version = guard.version
+        if version is not None:
+            try:
+                copy = copy_of(self)
+            except RuntimeError:
+                pass  # it changed meanwhile, and so did the version
+            else:
+                if guard.version is version:
+                    return iter(copy)
+        return look(guard, walk_copy, self)  # type: ignore[no-any-return]
+
+    return like(__iter__, function)
+
+
+def _quick_getitem(function: Any) -> Any:
+    def __getitem__(self: Any, key: Any) -> Any:
+        try:
+            guard = guards[self._sa_adapter.owner_state.session_id]
+        except (AttributeError, KeyError):
+            return function(self, key)
+        version = guard.version
+        if version is not None:
+            try:
+                value = function(self, key)
+            except LookupError:
+                pass  # to be asked once more, under the guard
+            else:
+                if guard.version is version:
+                    return value
+        return look(guard, function, self, key)
+
+    return like(__getitem__, function)
+
+
+_QUICK_LOOKS = {
+    "__getitem__": _quick_getitem,
+    "__iter__": _quick_iter,
+    "__len__": _quick_len,
+}
 
 
 def _unless_loading(function: Any, write: Any, find_guard: _FindGuard) -> Any:

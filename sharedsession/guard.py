@@ -18,40 +18,69 @@ Admission is handed over by whoever leaves, in the order of arrival, so that nei
 readers nor writers starve; owners that are in a read section already go first, since
 everybody else waits for them.
 
+With one exception, for each handing over takes the system longer than a short section.
+The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
+comes in if nobody else does before it runs.  If somebody did, it waits for one turn
+more, some milliseconds at most, and is *due* then: nobody overtakes it any more.
+
+Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
+there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
+is one ``setdefault()``, which is a single step of the interpreter, and leaving is one
+``del``.  An entry is the owner of the one operation that is in, or ``CLOSED``: then the
+monitor decides.  The monitor admits somebody only after it closed the gate itself, and
+opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
+it, and who queues looks at the gate after it queued, so one of the two sees the other.
+
+While an operation that has changed nothing so far waits for the database, nothing
+changes for anybody.  Then it opens a *window*: there is a version for its duration, and
+who looks at what is loaded goes on.  Whatever the owner itself does meanwhile, in a
+listener, say, closes the window first.
+
 Fields, and how each is published:
 
-``_owner``, ``_loader``, ``_readers``, ``_queue``
-    Changed under the mutex only.  An owner may compare ``_owner`` or ``_loader`` with
-    itself, and look itself up in ``_readers``, without the mutex: only that owner
-    puts itself there or takes itself away.
+``gate``
+    The owner of an operation puts itself there if nothing is there, and takes itself
+    away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
+    and taken away under the mutex.
+``_owner``, ``_loader``, ``reading``, ``queue``
+    Changed under the mutex, with the gate closed (the queue also while it is not; and
+    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
+    ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
+    the mutex: only that owner puts itself there or takes itself away.
 ``holds``
     What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
     owner that is gone.
+``running``
+    The owner whose operation runs now.  Written by that owner alone (or on its behalf
+    once it is gone), so comparing it with oneself needs no mutex.  While it is set, the
+    end of a hold does not give the guard away; so the end of an operation clears it
+    first, and looks for holds then.
 ``inside``
-    The owner with full rights now.  Written by that owner alone (or on its behalf
-    once it is gone), so comparing it with oneself needs no mutex.
-``operating``
-    Whether an operation of ``inside`` runs, so that the end of a hold meanwhile does
-    not give the guard away.  Written by that owner alone.
-``version``
-    Odd while somebody may be changing things, even otherwise; it only grows.  Written
-    under the mutex, before the first change and after the last one, read by anybody:
-    a value that was read between two looks at the same even version was not changed
-    meanwhile.
-``attention``, ``failed``, ``unfinished_by``
+    The owner that has full rights between operations, too: by a section, a block or a
+    stream.  Published like ``running``.
+``window``, ``may_open``
+    Written by the owner that is exclusive alone.
+``version``, ``last_version``
+    ``version`` is ``None`` while somebody may be changing things, or has left things
+    ``unsettled``, and otherwise a number that was never there before.  It is written by
+    who is exclusive alone: before the first change and after the last one.  A value
+    that was read between two looks at the very same version was not changed meanwhile.
+    ``last_version`` is where the next number comes from, and is written by who is
+    exclusive, too.
+``attention``, ``unsettled``, ``failed``, ``unfinished_by``
     Notes for whoever comes in next.  Each is one reference, stored whole: the note
     first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
     inside, and clears what it dealt with there; a note that is stored meanwhile by
     the collector is dealt with by the one after.
 ``worker``, ``promises``
     Changed inside only.
-``_forsaken``, ``_chores``
+``forsaken``, ``_chores``
     Deques, appended to by anybody, for appending and taking are one step each.  They
     are emptied under the mutex and inside, respectively.
-``_sole``, ``_checks_askers``
+``sole``, ``checks_askers``
     The first is changed under the mutex; the second goes from true to false once, and
     who still sees it true asks needlessly.
-``_restricted``, ``_since`` and the statistics
+``restricted``, ``since`` and the statistics
     Changed under the mutex, or by the exclusive owner for itself.
 """
 
@@ -87,6 +116,7 @@ from .terms import (
     STREAM,
     Access,
     ForeignLock,
+    Gate,
     GuardStats,
     Kind,
     Lock,
@@ -99,6 +129,12 @@ logger = logging.getLogger("sharedsession")
 
 _guard_numbers = itertools.count(1)
 
+#: Seconds that others may go on coming in before one who waits to be exclusive.
+TURN = 0.002
+
+#: In the gate: the monitor decides who comes in.
+CLOSED = object()
+
 
 class Guard:
     """Decides which thread may be inside a session.
@@ -108,10 +144,25 @@ class Guard:
     use :attr:`SharedSession.guard` to look at it.
     """
 
+    __slots__ = (
+        *("number", "kind", "timeout", "asker", "clock", "gate", "running", "session"),
+        *("version", "last_version"),
+        *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
+        *("unsettled", "window", "may_open", "_windows"),
+        *("attend", "holds", "promises", "unfinished_by", "_lock", "_shares"),
+        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "restricted"),
+        *("reading", "queue", "_before", "since", "sole", "_process"),
+        *("checks_askers", "forsaken", "_chores", "_shared_entries", "_contended"),
+        *("_timeouts", "_wait_seconds", "_longest_wait", "_longest_hold"),
+        "__weakref__",
+    )
+
     #: What :meth:`hand_over` takes.
     _flows: type[Any] = threading.Thread
     #: Whether objects may be made of rows later, if no other owner came in before.
     keeps_promises = True
+    #: Whether the gate may be used at all.
+    _may_have_gate = True
 
     def __init__(
         self,
@@ -122,6 +173,7 @@ class Guard:
         asker: Callable[[], Owner] = current_owner,
         clock: Callable[[], float] = time.monotonic,
         make_lock: Callable[[], Lock] = threading.Lock,
+        make_gate: Callable[[], Gate] = dict,
     ) -> None:
         #: Later guards have higher numbers; several are acquired in this order.
         self.number = next(_guard_numbers)
@@ -129,7 +181,9 @@ class Guard:
         self.timeout = check_timeout(timeout)
         self.asker = asker
         self.clock = clock
-        self.version = 0
+        self.last_version = 0
+        self.version: int | None = 0
+        self.running: Owner | None = None
         self.inside: Owner | None = None
         #: The session, if there is one, and it is alive.
         self.session: Callable[[], Any] = _no_session
@@ -141,6 +195,8 @@ class Guard:
         self.second_owner: Callable[[Owner], None] = _no_note
         #: True if the next one in has something to be told or to do first.
         self.attention = False
+        #: True if that concerns who only looks at what is loaded, too.
+        self.unsettled = False
         #: Whose operation raised last, and what: it may have broken the transaction.
         self.failed: tuple[Owner, str] | None = None
         #: Does that; called with the owner that came in and what for.
@@ -149,83 +205,117 @@ class Guard:
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
         self._mutex = make_lock()
+        self.gate = make_gate()
+        #: A lock of the application's, and a check at each entry, are the monitor's.
+        usable = lock is None and kind is not Kind.CONFINE
+        self._has_gate = usable and self._may_have_gate
+        if not self._has_gate:
+            self.gate[0] = CLOSED
         self._owner: Owner | None = None
         self._loader: Owner | None = None
-        self.operating = False
-        self._restricted = False
+        self.restricted = False
         self.holds: dict[int, str] = {}
-        self._readers: dict[Owner, Reading] = {}
-        self._queue: deque[Waiter] = deque()
+        self.reading: dict[Owner, Reading] = {}
+        self.queue: deque[Waiter] = deque()
         self._before: list[Waiter] = []  # those who wait for the application's lock
-        self._since = 0.0
+        #: When it became exclusive; for an operation, only if it is timed.
+        self.since: float | None = None
         #: Until a second owner came: the first one, who needs no check.
-        self._sole: Owner | threading.Thread | None = None
+        self.sole: Owner | threading.Thread | None = None
         self._process = os.getpid()
-        self._checks_askers = True
-        self._forsaken: deque[Hold] = deque()
+        self.checks_askers = True
+        self.forsaken: deque[Hold] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         #: What is to be done before another owner comes in, as long as it matters to
         #: anybody.  Changed inside only.
         self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
         #: An owner that left a section unfinished, if the next one in must know.
         self.unfinished_by: Owner | None = None
-        self._acquisitions = self._contended = self._timeouts = 0
+        #: The owner that has a window open.
+        self.window: Owner | None = None
+        #: Whether the operation that runs has changed nothing yet, and will do so only
+        #: by operations of its own that say so; and there are others at all.
+        self.may_open = False
+        #: Those of readers; all others show in the version, and so do windows.
+        self._shared_entries = self._windows = 0
+        self._contended = self._timeouts = 0
         self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
         if kind is Kind.CONFINE:
-            self.version = 1  # odd for good: every look comes to be checked
+            self.version = None  # for good: every look comes to be checked
         _guards.add(self)
 
     # -- one operation
 
-    def enter(self, me: Owner, access: Access) -> None:
-        """Let *me* in for one operation; to be called if ``inside`` is not *me*.
+    def come_in(self, me: Owner) -> bool:
+        """Let *me* in for one operation if nobody is in and nobody waits.
 
-        Whatever comes of it, :meth:`leave` has to follow.
+        The usual case, in as few steps as can be.  To be called if neither ``running``
+        nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
         """
-        if self._checks_askers and self._sole is not me:
-            self._check_asker(me)
-        if self._enter_if_free(me):
-            pass
-        elif self._owner is me or self._loader is me or me in self._readers:
-            self._enter_from_read_section(me, access)
-        else:
-            mode = BESIDE if access is READ and self._shares else EXCLUSIVE
-            self._acquire(me, mode, self.timeout)
-            self.operating = True
-        if self.attention:
-            self._attend(me, access)
-
-    def _attend(self, me: Owner, access: Access) -> None:
-        if self.attend is not None:  # there is a session
-            self.attend(me, access)
-
-    def _enter_if_free(self, me: Owner) -> bool:
-        """The usual case, in as few steps as can be: nobody is in, nobody waits."""
-        if self._lock is not None:
-            return False
-        with self._mutex:
-            if (
-                self._owner is None
-                and self._loader is None
-                and not self._readers
-                and not self._queue
-            ):
-                self._acquisitions += 1
-                self._since = self.clock()
-                self.version |= 1
-                self._owner = self.inside = me
-                self.operating = True
+        known = self.sole is me or not self.checks_askers
+        try:
+            # The second look is for what a signal handler may have done in between:
+            # come in and leave, in this thread.  After it there is no call.
+            if known and self.gate.setdefault(0, me) is me and self.gate[0] is me:
+                self.version = None
+                self.running = me
                 return True
+        except KeyError:
+            pass
         return False
 
-    def _enter_from_read_section(self, me: Owner, access: Access) -> None:
-        if access is not READ and access is not LOAD:
-            self.refuse_write()
-        if self._owner is me or self._loader is me:
-            self.inside = me
+    def enter(self, me: Owner, access: Access) -> None:
+        """Let *me* in for one operation, or wait; otherwise like :meth:`come_in`."""
+        if self.checks_askers and self.sole is not me:
+            self._check_asker(me)
+        if self.come_in(me):
+            self.since = self.clock()
         else:
-            self._acquire(me, BESIDE, self.timeout)
-        self.operating = True
+            mine = self._owner is me or self._loader is me
+            if mine or me in self.reading:
+                if access is not READ and access is not LOAD:
+                    self.refuse_write()
+                if not mine:
+                    self._acquire(me, BESIDE, self.timeout)
+            else:
+                beside = access is READ and self._shares
+                self._acquire(me, BESIDE if beside else EXCLUSIVE, self.timeout)
+            self.running = me
+        if self.attention:
+            self.attend_to(me, access)
+
+    def open_window(self, me: Owner) -> bool:
+        """Let others look while *me*, which is in, waits; whether they may.
+
+        Not in a section or a stream, nor where threads that meet are an error.
+        """
+        self.may_open = False
+        if self.holds or not self._is_exclusive(me):
+            return False
+        if self.kind is Kind.DETECT or self.kind is Kind.CONFINE:
+            return False
+        self._move_in(me)
+        self._windows += 1
+        # No call from here on: an interrupt finds it open or not.
+        self.window = me
+        self.running = None
+        self.last_version += 1
+        self.version = None if self.unsettled else self.last_version
+        return True
+
+    def close_window(self, me: Owner) -> None:
+        """Let nobody look any more; nothing if the window was closed meanwhile."""
+        if self.window is me:
+            self.version = None
+            self.window = None
+            self.running = me
+
+    def attend_to(self, me: Owner, access: Access) -> None:
+        """Deal with what makes for attention; to be called inside, first of all."""
+        if self.attend is not None:
+            self.attend(me, access)
+        else:
+            self.attention = self.unsettled = False  # there is no session
 
     def exclude_others(self, me: Owner) -> bool:
         """Make *me*, which is inside for one operation, exclusive; whether it is then.
@@ -233,67 +323,101 @@ class Guard:
         Not inside a read section.  Others may come in before: whoever asks has to look
         again at what it found.
         """
-        if self._loader is me and me not in self._readers:
+        if self._loader is me and me not in self.reading:
             with self._mutex:
                 self._drop()
                 self._pass_on()
             self._acquire(me, EXCLUSIVE, self.timeout)
-            self.operating = True
-        return self._owner is me
+            self.running = me
+        return self._is_exclusive(me)
+
+    def _is_exclusive(self, me: Owner) -> bool:
+        return self._owner is me or self.gate.get(0) is me
 
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to.
 
         To be called again if an interrupt came: it does what is left to do.
         """
+        if self.inside is me:
+            self.running = None
+            if self.holds:
+                return  # a section goes on
+        elif self.gate.get(0) is me and not self.queue:
+            if self.since is not None:
+                self._note_hold()
+            # No call from here to the end: an interrupt finds all of it or nothing.
+            self.running = None
+            self.last_version += 1
+            self.version = None if self.unsettled else self.last_version
+            del self.gate[0]
+            if not self.queue and not self.forsaken:
+                return
+        self._leave_late(me)
+
+    def _leave_late(self, me: Owner) -> None:
+        """The end of an operation that somebody waits for, or that did not come by the
+        gate."""
         with self._mutex:
-            if self._owner is me and not self.holds and self._lock is None:
-                self._drop_alone()
-            elif self._owner is me or self._loader is me:
-                self.operating = False
+            if self.gate.get(0) is me:
+                self._move_in(me)
+            if self._owner is me or self._loader is me:
+                self.running = None
                 if not self.holds:
                     self._drop()
-                elif self._restricted or self._loader is me:
-                    self.inside = None
-            if self._queue:
-                self._pass_on()
-        if self._forsaken:
+            self._pass_on()
+        if self.forsaken:
             self._reap()
+
+    def _move_in(self, me: Owner) -> None:
+        """Let the monitor know *me*, which came in by the gate; nothing if it does."""
+        self.close_window(me)
+        if self.gate.get(0) is me:
+            self._owner = me
+            self.gate[0] = CLOSED
 
     # -- sections, blocks and streams
 
     def hold(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard exclusively until the hold is released."""
         me = self.asker()
-        if self._owner is not me or self.inside is not me:
-            if self._owner is me or self._loader is me or me in self._readers:
-                raise UpgradeError(
-                    f"A {what} cannot begin inside a read section of {me.name}: others "
-                    "may be reading. Leave the read section first, or make the outer "
-                    "section a critical_section()."
-                )
+        if self.reads_only():
+            raise UpgradeError(
+                f"A {what} cannot begin inside a read section of {me.name}: others "
+                "may be reading. Leave the read section first, or make the outer "
+                "section a critical_section()."
+            )
         return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard for reading until the hold is released."""
         me = self.asker()
-        if self._owner is me or self._loader is me or not self._shares:
+        if self._is_exclusive(me) or self._loader is me or not self._shares:
             return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
         return self._take(me, SHARED, what, timeout, restricts=False)
 
     def reads_only(self) -> bool:
         """Whether the asker is in a read section, or in an operation inside one."""
+        if not self.restricted and not self.reading:
+            return False
         me = self.asker()
         if self._owner is me:
-            return self._restricted
-        return self._loader is me or me in self._readers
+            return self.restricted
+        return self._loader is me or me in self.reading
 
     def keep(self, what: str) -> Hold:
         """Keep the guard beyond the operation that runs now: for a stream."""
         me = self.asker()
+        self._move_in(me)
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
         self.holds[hold.number] = what
+        self._settle_rights()
         return hold
+
+    def _settle_rights(self) -> None:
+        """Who may go on between operations, by what is held."""
+        has_rights = self.holds and not self.restricted
+        self.inside = self._owner if has_rights else None
 
     def drop_streams(self, before: tuple[int, ...]) -> None:
         """End the streams that an operation which raised began: nobody has them."""
@@ -304,24 +428,33 @@ class Guard:
     def _take(
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
-        mine = self._owner is me or self._loader is me or me in self._readers
+        self._move_in(me)
+        mine = self._owner is me or self._loader is me or me in self.reading
         hold = Hold(self, me, mode, what, False)
         try:
             if not mine:
-                if self._checks_askers and self._sole is not me:
+                if self.checks_askers and self.sole is not me:
                     self._check_asker(me)
                 wanted = self.timeout if timeout is None else check_timeout(timeout)
-                self._acquire(me, mode, wanted)
+                if mode is not SHARED and self.come_in(me):
+                    self.since = self.clock()
+                    self._move_in(me)
+                    self.running = None
+                else:
+                    self._acquire(me, mode, wanted)
             if mode is SHARED:
-                self._readers[me].holds.add(hold.number)
+                self.reading[me].holds.add(hold.number)
             else:
                 self.holds[hold.number] = what
-                if restricts and not self._restricted:
-                    hold.restricts = self._restricted = True
-                    self.inside = None
+                if restricts and not self.restricted:
+                    hold.restricts = self.restricted = True
+                self._settle_rights()
             if self.attention and mode is EXCLUSIVE and not restricts:
-                self._attend(me, CHANGE)
+                self.attend_to(me, CHANGE)
         except BaseException:
+            if not mine and self._is_exclusive(me):
+                self._move_in(me)  # an interrupt at the gate, or after it
+                self.running = None
             hold.release()
             raise
         return hold
@@ -334,17 +467,17 @@ class Guard:
         """
         me = hold.owner
         with self._mutex:
-            alone = [*self.holds] == [hold.number] and not self.operating
+            alone = [*self.holds] == [hold.number] and self.running is None
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me, self)):
-                reading = self._readers[me] = Reading(self._since)
-                reading.holds.add(hold.number)
+                mine = self.reading[me] = Reading(self.since or 0.0)
+                mine.holds.add(hold.number)
                 hold.mode = SHARED
                 self._drop()
                 self._pass_on()
-            elif not self._restricted:
-                hold.restricts = self._restricted = True
-                self.inside = None
+            elif not self.restricted:
+                hold.restricts = self.restricted = True
+                self._settle_rights()
         self._reap()
 
     def let_go(self, hold: Hold) -> None:
@@ -356,17 +489,17 @@ class Guard:
 
     def _let_go(self, hold: Hold) -> None:
         me = hold.owner
-        reading = self._readers.get(me)
+        reading = self.reading.get(me)
         if reading is not None:
             reading.holds.discard(hold.number)
             if not reading.holds and self._loader is not me:
                 self._drop_reader(me)
         if self._owner is me or self._loader is me:
             self.holds.pop(hold.number, None)
-            if hold.restricts and self._restricted:
-                self._restricted = False
-                self.inside = me if self._owner is me else None
-            if not self.holds and not self.operating:
+            if hold.restricts and self.restricted:
+                self.restricted = False
+            self._settle_rights()
+            if not self.holds and self.running is None:
                 self._drop()
         hold.is_open = False
 
@@ -379,19 +512,19 @@ class Guard:
         heir = Hold(self, hold.owner, hold.mode, hold.what, hold.restricts)
         heir.number = hold.number
         hold.is_open = False
-        self._forsaken.append(heir)
+        self.forsaken.append(heir)
         self._reap()
 
     def _reap(self) -> None:
         # If the mutex is taken, its holder comes here when it has released it.
-        while self._forsaken and self._mutex.acquire(False):
+        while self.forsaken and self._mutex.acquire(False):
             try:
-                if not self._forsaken:
+                if not self.forsaken:
                     continue  # somebody did it; look again when the mutex is free
-                hold = self._forsaken.popleft()
+                hold = self.forsaken.popleft()
                 if self.holds.get(hold.number, STREAM) != STREAM:
                     self.unfinished_by = hold.owner
-                    self.attention = True
+                    self.attention = self.unsettled = True
                 self._let_go(hold)
                 self._pass_on()
             finally:
@@ -403,7 +536,7 @@ class Guard:
         self.attention = True
 
     def has_chores(self) -> bool:
-        return bool(self._chores or self.promises) or self.unfinished_by is not None
+        return bool(self._chores or self.promises)
 
     def do_chores(self, me: Owner) -> None:
         """Do what was left behind, and keep others' promises; to be called inside."""
@@ -419,7 +552,7 @@ class Guard:
         """Be admitted in *mode*, or raise with nothing changed."""
         # The application's lock first: who has it through another guard on the same
         # lock must not meet somebody in here who waits for it.
-        foreign = None if mode is BESIDE and me in self._readers else self._lock
+        foreign = None if mode is BESIDE and me in self.reading else self._lock
         try:
             if foreign is not None:
                 self._acquire_foreign(foreign, me, mode, timeout)
@@ -436,99 +569,118 @@ class Guard:
                 self._withdraw(me, mode, foreign)  # an interrupt
                 raise
             raise
-        if self._forsaken:
+        if self.forsaken:
             self._reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
-        if self._queue and not self._goes_first(me):
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return False  # an operation is in, by the gate
+        if self.queue and not self._goes_first(me) and not self._may_overtake(mode):
             return False  # those who came before go before
         return self._fits(mode, me)
 
     def _goes_first(self, owner: Owner) -> bool:
         """Whether others in the queue wait for something that *owner* is part of."""
-        return owner in self._readers
+        return owner in self.reading
+
+    def _may_overtake(self, mode: Mode) -> bool:
+        """Whether one who comes may go before the first in the queue."""
+        first = self.queue[0]
+        both_exclusive = mode is EXCLUSIVE and first.mode is EXCLUSIVE
+        return self._has_gate and both_exclusive and not first.is_due
 
     def _fits(self, mode: Mode, owner: Owner) -> bool:
         if self._owner is not None:
             return False
         if mode is SHARED:
             return True
-        return self._loader is None and (mode is BESIDE or not self._readers)
+        return self._loader is None and (mode is BESIDE or not self.reading)
 
     def _admit(self, me: Owner, mode: Mode) -> None:
         # What calls comes first, what stores then: an interrupt finds all or nothing.
         now = self.clock()
         if mode is SHARED:
             reading = Reading(now)
-            self._acquisitions += 1
-            self._readers[me] = reading
+            self._shared_entries += 1
+            self.reading[me] = reading
             return
-        self._acquisitions += 1
-        self._since = now
-        self.version |= 1
+        self.since = now
+        self.version = None
         if mode is EXCLUSIVE:
             self._owner = me
         else:
             self._loader = me
-        self.inside = me
-
-    def _drop_alone(self) -> None:
-        """Like :meth:`_drop`, for the usual case: one operation, and nothing else."""
-        held = self.clock() - self._since
-        if held > self._longest_hold:
-            self._longest_hold = held
-        self.operating = self._restricted = False
-        self.inside = None
-        if self.kind is not Kind.CONFINE:
-            self.version = (self.version | 1) + 1
-        self._owner = None
 
     def _drop(self) -> None:
         """Take the exclusive, or the one beside the readers, out."""
         owner = self._owner or self._loader
         if owner is None:
             return
-        held = self.clock() - self._since
-        if held > self._longest_hold:
-            self._longest_hold = held
+        self._note_hold()
         self.holds.clear()
-        reading = self._readers.get(owner)
+        reading = self.reading.get(owner)
         if reading is not None and not reading.holds:
             self._drop_reader(owner)  # its section ended before its stream
         elif reading is None and self._lock is not None:
             self._lock.release(owner, self)
         # Last, and without a call in it: until then an interrupt leaves it to be
         # done again.
-        self.operating = self._restricted = False
-        self.inside = None
-        if self.kind is not Kind.CONFINE:
-            self.version = (self.version | 1) + 1
+        self.restricted = False
+        self.running = self.inside = self.window = None
+        self.last_version += 1
+        if self.kind is not Kind.CONFINE and not self.unsettled:
+            self.version = self.last_version
         self._owner = self._loader = None
 
+    def _note_hold(self) -> None:
+        """Note how long it was exclusive, if that is known."""
+        if self.since is not None:
+            held = self.clock() - self.since
+            if held > self._longest_hold:
+                self._longest_hold = held
+            self.since = None
+
     def _drop_reader(self, owner: Owner) -> None:
-        held = self.clock() - self._readers[owner].since
+        held = self.clock() - self.reading[owner].since
         if held > self._longest_hold:
             self._longest_hold = held
         if self._lock is not None and self._owner is not owner:
             self._lock.release(owner, self)
-        del self._readers[owner]
+        del self.reading[owner]
 
     def _pass_on(self) -> None:
-        """Admit from the head of the queue all that fit together."""
+        """Admit from the head of the queue all that fit together.
+
+        The last step of whatever changes who is in: it opens the gate if nobody is.
+        """
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return  # an operation is in, by the gate, and comes here when it ends
         closed = False  # behind an exclusive that must wait, only readers' own loads go
-        for waiter in tuple(self._queue):
+        for waiter in tuple(self.queue):
             if not waiter.admitted:
                 if closed and not self._goes_first(waiter.owner):
                     continue
                 if not self._fits(waiter.mode, waiter.owner):
                     closed = closed or waiter.mode is not BESIDE
                     continue
+                if self._may_overtake(waiter.mode):
+                    waiter.nudge()
+                    self._open_gate()
+                    return
                 self._admit(waiter.owner, waiter.mode)
                 waiter.admitted = True
                 waiter.owner.waiting_for = None
             # Whoever comes here after an interrupt finds it admitted, and wakes it.
             waiter.wake()
-            self._queue.remove(waiter)
+            self.queue.remove(waiter)
+        if not self.queue:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Let whoever comes in without the monitor, if nobody is in."""
+        taken = self._owner is not None or self._loader is not None
+        if self._has_gate and not taken and not self.reading:
+            del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
         if not self._lets_wait(me):
@@ -540,14 +692,14 @@ class Guard:
         try:
             with self._mutex:
                 me.waiting_for = waiter
-                self._queue.append(waiter)
+                self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
             self._reap()  # before the wait: it may be what is waited for
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                if not waiter.admitted:  # while it looked; then what it saw was itself
+                if not (waiter.admitted or waiter.is_nudged):  # while it looked
                     self._refuse_deadlock(me)
-            waiter.parked.acquire(timeout=-1 if timeout is None else timeout)
+            self._park(waiter, timeout)
         finally:
             self._end_wait(waiter)
         if not waiter.admitted:
@@ -556,10 +708,38 @@ class Guard:
     def _lets_wait(self, me: Owner) -> bool:
         return self.kind not in (Kind.DETECT, Kind.CONFINE)
 
+    def _park(self, waiter: Waiter, timeout: float | None) -> None:
+        """Wait until it is let in, or the time is up."""
+        end = None if timeout is None else self.clock() + timeout
+        left = -1.0 if timeout is None else timeout
+        while not waiter.admitted:
+            dozes = waiter.is_nudged and not waiter.is_due
+            time = min(TURN, left) if dozes and left >= 0 else TURN if dozes else left
+            woken = waiter.parked.acquire(timeout=time)
+            with self._mutex:
+                if woken:
+                    waiter.woken = False
+                waiter.is_due = waiter.is_due or dozes
+                if waiter.is_nudged and not waiter.admitted:
+                    self._admit_if_free(waiter)
+            self._reap()
+            if end is not None:
+                left = end - self.clock()
+                if left <= 0:
+                    return
+
+    def _admit_if_free(self, waiter: Waiter) -> None:
+        """Let it in that was nudged, if nobody came in before."""
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return
+        if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
+            waiter.is_due = True
+        self._pass_on()
+
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
-            if waiter in self._queue:  # not if it was let in, or never got that far
-                self._queue.remove(waiter)
+            if waiter in self.queue:  # not if it was let in, or never got that far
+                self.queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
             self._note_wait(waiter)
@@ -616,10 +796,10 @@ class Guard:
         """Undo what an acquisition that failed may have reached."""
         with self._mutex:
             me.waiting_for = None
-            for waiter in tuple(self._queue):
+            for waiter in tuple(self.queue):
                 if waiter.owner is me:
-                    self._queue.remove(waiter)
-            if mode is SHARED and me in self._readers:
+                    self.queue.remove(waiter)
+            if mode is SHARED and me in self.reading:
                 self._drop_reader(me)
             elif self._owner is me or self._loader is me:
                 self._drop()
@@ -679,10 +859,10 @@ class Guard:
                 f"{os.getpid()}. Make a new session here."
             )
         with self._mutex:
-            sole = self._sole
+            sole = self.sole
             free = sole is None or sole is me.flow or self._is_free_to_take(sole)
             if free:
-                self._sole = me
+                self.sole = me
         self._reap()
         if free:
             return
@@ -690,7 +870,7 @@ class Guard:
         if self.kind is Kind.CONFINE:
             self._refuse_stranger(me, sole)
         self.second_owner(me)
-        self._checks_askers = False
+        self.checks_askers = False
 
     def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
         if self.kind is not Kind.CONFINE:
@@ -729,7 +909,7 @@ class Guard:
                 f"hand_over() takes a {self._flows.__name__}, not {thread!r}."
             )
         me = self.asker()
-        if self._sole is not me:
+        if self.sole is not me:
             self._check_asker(me)
         if self._owner is not None:
             raise SharedSessionError(
@@ -737,7 +917,7 @@ class Guard:
                 "before hand_over()."
             )
         with self._mutex:
-            self._sole = thread
+            self.sole = thread
         self._reap()
 
     # -- what a person wants to know
@@ -746,26 +926,30 @@ class Guard:
     def held(self) -> Literal["exclusive", "shared"] | None:
         """How the calling thread holds this guard."""
         me = self.asker()
-        if self._owner is me:
+        if self._is_exclusive(me):
             return "exclusive"
-        return "shared" if me in self._readers or self._loader is me else None
+        return "shared" if me in self.reading or self._loader is me else None
 
     @property
     def is_shared(self) -> bool:
         """Whether more than one owner has come in so far."""
-        return not self._checks_askers
+        return not self.checks_askers
 
     @property
     def owner(self) -> Any:
         """The thread (or the task) that is exclusive, if one is."""
-        owner = self._owner
+        owner = self._owner or self._in_by_gate()
         return None if owner is None else owner.flow
+
+    def _in_by_gate(self) -> Owner | None:
+        owner = self.gate.get(0)
+        return owner if isinstance(owner, Owner) else None
 
     @property
     def readers(self) -> tuple[Any, ...]:
         """The threads (or the tasks) in read sections that share."""
         with self._mutex:
-            readers = tuple(owner.flow for owner in self._readers)
+            readers = tuple(owner.flow for owner in self.reading)
         self._reap()
         return readers
 
@@ -773,7 +957,7 @@ class Guard:
     def waiting(self) -> tuple[Any, ...]:
         """The threads (or the tasks) that wait, in the order of their arrival."""
         with self._mutex:
-            waiters = [*self._before, *self._queue]
+            waiters = [*self._before, *self.queue]
         self._reap()
         return tuple(waiter.owner.flow for waiter in waiters)
 
@@ -784,21 +968,21 @@ class Guard:
         """
         waiting_owner = waiter.owner
         with self._mutex:
-            present = {self._owner, self._loader}
+            present = {self._owner, self._loader, self._in_by_gate()}
             exclusives = waiter.mode is EXCLUSIVE or any(
-                other.mode is EXCLUSIVE for other in self._queue
+                other.mode is EXCLUSIVE for other in self.queue
             )
-            if exclusives and waiting_owner not in self._readers:
-                present.update(self._readers)
+            if exclusives and waiting_owner not in self.reading:
+                present.update(self.reading)
         self._reap()
         # It may have been let in meanwhile, and nobody waits for itself.
         return [o for o in present if o is not None and o is not waiting_owner]
 
     def stats(self) -> GuardStats:
         """Return the figures so far."""
-        with self._mutex:
+        with self._mutex:  # those inside count from when they leave
             stats = GuardStats(
-                self._acquisitions,
+                self._shared_entries + self.last_version - self._windows,
                 self._contended,
                 self._wait_seconds,
                 self._longest_wait,
@@ -812,27 +996,29 @@ class Guard:
         """Say who holds this guard, since when, at which line, and who waits."""
         with self._mutex:
             now = self.clock()
-            exclusive = self._owner or self._loader
-            since = self._since
-            readers = [(o, now - reading.since) for o, reading in self._readers.items()]
-            waiters = [*self._before, *self._queue]
+            exclusive = self._owner or self._loader or self._in_by_gate()
+            since = self.since
+            readers = [(o, now - reading.since) for o, reading in self.reading.items()]
+            waiters = [*self._before, *self.queue]
             queue = [(w.owner, w.mode, now - w.since) for w in waiters]
         self._reap()
         said = []
         if exclusive is not None:
-            said.append(f"{_held_by(exclusive, 'exclusively', now - since)}.")
+            # An operation that is not timed was there when the first one had to wait.
+            known = [now - since] if since is not None else [t for *_, t in queue]
+            said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
         said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
         said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
         return " ".join(said) or "Nobody holds the guard and nobody waits."
 
     def __repr__(self) -> str:
-        owner = self._owner
+        owner = self._owner or self._in_by_gate()
         state = "free"
         if owner is not None:
             state = f"held by {owner.name}"
-        elif self._readers:
-            state = f"read by {len(self._readers)}"
-        return f"<Guard {self.kind.value} {state}, {len(self._queue)} waiting>"
+        elif self.reading:
+            state = f"read by {len(self.reading)}"
+        return f"<Guard {self.kind.value} {state}, {len(self.queue)} waiting>"
 
     def __reduce__(self) -> NoReturn:
         raise SharedSessionError(
@@ -848,9 +1034,9 @@ class Guard:
             if held:
                 if any(what != STREAM for what in self.holds.values()):
                     self.unfinished_by = owner
-                    self.attention = True
+                    self.attention = self.unsettled = True
                 self._drop()
-            if owner in self._readers:
+            if owner in self.reading:
                 held = True
                 self._drop_reader(owner)
             self._pass_on()
@@ -864,14 +1050,15 @@ class Guard:
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
         self._mutex = self._make_lock()  # the old one may be held by nobody
-        self._checks_askers = True
-        self._sole = None
-        self.version |= 1
-        self.inside = self._owner = self._loader = None
-        self.operating = self._restricted = False
+        self.checks_askers = True
+        self.sole = None
+        self.version = None
+        self.gate[0] = CLOSED
+        self.running = self.inside = self._owner = self._loader = None
+        self.restricted, self.window = False, None
         self.holds = {}
-        self._readers = {}
-        self._queue = deque()
+        self.reading = {}
+        self.queue = deque()
 
 
 def _no_session() -> None:

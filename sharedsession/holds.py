@@ -44,9 +44,15 @@ class Hold:
 
 
 class Waiter:
-    """One owner in the queue; ``parked`` is released to wake it."""
+    """One owner in the queue; ``parked`` is released to wake it.
 
-    __slots__ = ("guard", "owner", "mode", "parked", "admitted", "woken", "since")
+    All but ``parked`` is changed under the mutex of its guard.
+    """
+
+    __slots__ = (
+        *("guard", "owner", "mode", "parked", "since"),
+        *("admitted", "woken", "is_nudged", "is_due"),
+    )
 
     def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
         self.guard = guard
@@ -54,8 +60,18 @@ class Waiter:
         self.mode = mode
         self.parked = parked
         self.admitted = False
+        #: Whether ``parked`` was released and it has not come to see why.
         self.woken = False
+        #: Whether it was told to come in if nobody else does.
+        self.is_nudged = False
+        #: Whether it is to be let in before any other.
+        self.is_due = False
         self.since = guard.clock()
+
+    def nudge(self) -> None:
+        if not self.is_nudged:
+            self.is_nudged = True
+            self.wake()
 
     def wake(self) -> None:
         """Wake it; nothing if that was done before."""

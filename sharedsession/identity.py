@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, Callable
 
 from . import alchemy, instances
 from .guard import Guard
@@ -17,22 +18,25 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     __class__ = property(lambda self: _Plain)
     _guard: Guard
 
+    # The two that a load asks for each row do themselves what the plain ones do, with
+    # no call of theirs in between.
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        guard = self._guard
+        if guard.running is not guard.asker():
+            return look(guard, _Plain.get, self, key, default)
+        state = self._dict.get(key)
+        found = None if state is None else state.obj()
+        return default if found is None else found
+
     def _add_unpresent(self, state: Any, key: Any) -> None:
-        instances.adopt_loaded(state)
-        _Plain._add_unpresent(self, state, key)
+        if type(state) is instances.PlainState:
+            state.__class__ = instances.GuardedState
+        self._dict[key] = state
+        state._instance_dict = self._wr
 
 
-def _guard_of(identity_map: Any) -> Guard | None:
-    guard: Guard = identity_map._guard
-    return guard
-
-
-def _get(self: Any, key: Any, default: Any = None) -> Any:
-    """Asked once for each row that is loaded, from inside the operation that loads."""
-    guard = self._guard
-    if guard.operating and guard.inside is guard.asker():
-        return _Plain.get(self, key, default)
-    return look(guard, _Plain.get, self, key, default)
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("_guard")
 
 
 def _keys(self: Any) -> Any:
@@ -49,9 +53,6 @@ for _name, _access in IDENTITY_MAP.items():
     if _access is not None and _name != "get":
         _function = _OWN.get(_name) or getattr(_Plain, _name)
         setattr(_GuardedIdentityMap, _name, guarded(_function, _access, _guard_of))
-
-
-_GuardedIdentityMap.get = _get
 
 
 def guard_identity_map(identity_map: Any, guard: Guard) -> None:

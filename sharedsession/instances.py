@@ -14,6 +14,7 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import sqlalchemy.event as sa_event
@@ -33,33 +34,69 @@ from .operations import (
     guarded,
     look,
     run,
+    write,
 )
 from .terms import LOAD, READ, WRITE, Access
 
 _MISSING: Any = object()
+_find_guard = guards.get
 
 
 # -- the descriptor of an attribute
 
 
-def _get_if_loaded(self: Any, instance: Any, owner: Any) -> Any:
-    """Read what is loaded without a lock if nobody changes anything meanwhile."""
-    if instance is None:
-        return self
-    try:
-        values = instance.__dict__
-        number = values["_sa_instance_state"].session_id
-        if number in guards:
-            guard = guards[number]
+def _in_dict_class(attribute: Any) -> Any:
+    """A class for one attribute whose values are in the dictionaries of its objects.
+
+    Of its own, because what the methods need is at hand in them: asking the attribute
+    for its key or its implementation takes longer than all the rest.
+    """
+    key, impl = attribute.key, attribute.impl
+
+    def __get__(self: Any, instance: Any, owner: Any) -> Any:
+        """Read what is loaded without a lock if nobody changes anything meanwhile."""
+        if instance is None:
+            return self
+        try:
+            values = instance.__dict__
+            guard = _find_guard(values["_sa_instance_state"].session_id)
+            if guard is None:
+                return values[key]
             version = guard.version
-            value = values[self.key]
-            if version & 1 or guard.version != version or guard.attention:
-                return _read(guard, self, instance, values)
-            return value
-        return values[self.key]
-    except KeyError:
-        pass  # not loaded, not mapped, or its session went away at this moment
-    return _get_otherwise(self, instance, owner)
+            value = values[key]
+            if guard.version is version and version is not None:
+                return value
+            return _read(guard, self, instance, values)
+        except KeyError:
+            pass  # not loaded, not mapped, or its session went away at this moment
+        return _get_otherwise(self, instance, owner)
+
+    def __set__(self: Any, instance: Any, value: Any) -> None:
+        """Set as one operation, without the steps from the attribute to the guard."""
+        values = instance.__dict__
+        try:
+            state = values["_sa_instance_state"]
+        except KeyError:
+            _plain_set(self, instance, value)
+            return
+        guard = _find_guard(state.session_id)
+        if guard is None:
+            impl.set_unguarded(state, values, value, None)
+        else:
+            write(guard, impl, state, values, value)
+
+    def set_related(self: Any, instance: Any, value: Any) -> None:
+        guard = guard_of_instance(instance)
+        if guard is not None:
+            guard.check_may_relate()
+        __set__(self, instance, value)
+
+    related = alchemy.is_relationship(type(impl))
+    setter = set_related if related else __set__
+    members = {"__get__": __get__, "__set__": setter, "inherit_cache": True}
+    # Shown: an attribute makes those of aliases from its own class, and comparing the
+    # two goes by whose class is the subclass of whose.
+    return subclass(InstrumentedAttribute, {**members, "_guarded": impl}, shown=True)
 
 
 def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
@@ -77,35 +114,9 @@ def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
     return run(guard, LOAD, _plain_get, self, instance, owner)
 
 
-def _set(self: Any, instance: Any, value: Any) -> None:
-    """Set as one operation, without the steps between the attribute and the guard."""
-    values = instance.__dict__
-    try:
-        state = values["_sa_instance_state"]
-        guard = guards.get(state.session_id)
-    except KeyError:
-        _plain_set(self, instance, value)
-        return
-    impl = self.impl
-    plain = impl._stands_in_for.set
-    if guard is None:
-        plain(impl, state, values, value, None)
-    else:
-        run(guard, WRITE, plain, impl, state, values, value, None)
-
-
 _plain_set: Any = InstrumentedAttribute.__set__
 _plain_get: Any = InstrumentedAttribute.__get__
 
-# Shown: an attribute makes those of aliases from its own class, and comparing the two
-# goes by whose class is the subclass of whose.
-_InDict = subclass(
-    InstrumentedAttribute,
-    {"__get__": _get_if_loaded, "__set__": _set, "inherit_cache": True},
-    shown=True,
-)
-# Relationships by way of the implementation, which asks whether they may change now.
-_Related = subclass(_InDict, {"__set__": _plain_set, "inherit_cache": True}, shown=True)
 _NotInDict = subclass(
     InstrumentedAttribute,
     {"__get__": _get_as_load, "inherit_cache": True},
@@ -126,15 +137,19 @@ def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
 
 
 @per_class
-def _guarded_impl(impl_class: type) -> Any:
+def _guarded_impl(impl_class: Any) -> Any:
     """The guarded subclass of one of SQLAlchemy's attribute implementations."""
     members: dict[str, Any] = {"__slots__": ()}
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
-            related = access is WRITE and alchemy.is_relationship(impl_class)
-            make = _for_related_state if related else _for_state
+            if access is WRITE and alchemy.is_relationship(impl_class):
+                make = _for_related_state
+            else:
+                make = _load_for_state if _is_usual_load(function) else _for_state
             members[name] = make(function, access)
+    is_scalar = impl_class is alchemy.ScalarAttributeImpl
+    members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
     if hasattr(impl_class, "_initialize_collection"):
         members["_initialize_collection"] = _guarded_initializer(impl_class)
     return subclass(impl_class, members)
@@ -160,6 +175,27 @@ def _for_related_state(function: Any, access: Access) -> Any:
         return operation(impl, state, *args, **kw)
 
     return checked
+
+
+def _is_usual_load(function: Any) -> bool:
+    """Whether it can be :func:`_load_for_state`."""
+    return tuple(inspect.signature(function).parameters) == _PARAMETERS_OF_LOADS
+
+
+_PARAMETERS_OF_LOADS = ("self", "state", "dict_", "passive")
+
+
+def _load_for_state(function: Any, access: Access) -> Any:
+    """For what a flush asks for each value: with its own parameters, in fewer steps."""
+    (usual,) = function.__defaults__
+
+    def operation(impl: Any, state: Any, dict_: Any, passive: Any = usual) -> Any:
+        guard = guards.get(state.session_id)
+        if guard is None or guard.running is guard.asker():
+            return function(impl, state, dict_, passive)
+        return run(guard, LOAD, function, impl, state, dict_, passive)
+
+    return operation
 
 
 def _guarded_initializer(impl_class: Any) -> Any:
@@ -235,7 +271,7 @@ _AttributeState = subclass(
 )
 
 #: What the state of an object becomes when it is attached to a guarded session.
-_State = subclass(
+GuardedState = subclass(
     alchemy.InstanceState,
     {
         **_guarded_members(alchemy.InstanceState, STATE, guard_of_state),
@@ -261,11 +297,11 @@ def adopt(state: Any) -> None:
 
 def adopt_loaded(state: Any) -> None:
     """The same for an object that is being loaded: it holds nothing yet."""
-    if type(state) is _PlainState:
-        state.__class__ = _State
+    if type(state) is PlainState:
+        state.__class__ = GuardedState
 
 
-_PlainState = alchemy.InstanceState
+PlainState = alchemy.InstanceState
 
 
 # -- descriptors of other kinds on a mapped class
@@ -346,7 +382,10 @@ def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
 
 def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
     """Guard one attribute of a mapped class; nothing if it is guarded already."""
-    if type(attribute) in (InstrumentedAttribute, _NotInDict):
+    guarded = getattr(type(attribute), "_guarded", None)
+    if guarded is not None and guarded is attribute.impl:
+        return
+    if guarded or type(attribute) in (InstrumentedAttribute, _NotInDict):
         _guard_instrumented(attribute)
     elif getattr(attribute, "_is_internal_proxy", False) and not is_ours(attribute):
         attribute.__class__ = _guarded_proxy(type(attribute), shown=True)
@@ -361,5 +400,4 @@ def _guard_instrumented(attribute: Any) -> None:
         impl.__class__ = _guarded_impl(type(impl))
     plain = alchemy.has_plain_instrumentation(attribute.class_)
     in_dict = impl.supports_population and plain
-    loaded = _Related if alchemy.is_relationship(type(impl)) else _InDict
-    attribute.__class__ = loaded if in_dict else _NotInDict
+    attribute.__class__ = _in_dict_class(attribute) if in_dict else _NotInDict

@@ -12,6 +12,7 @@ import inspect
 from typing import Any, Callable, Mapping
 
 from .guard import Guard
+from .owners import Owner
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
@@ -20,26 +21,30 @@ def run(
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
     me = guard.asker()
-    if guard.inside is me and guard.operating:
-        if access is WRITE and guard.reads_only():
-            guard.refuse_write()  # a listener of a load, say, in a read section
-        result = function(*args, **kw)
-        if access is WRITE and guard.worker is not me:
-            guard.note_work(me)
-        return result
+    if guard.running is me:
+        return _run_within(guard, me, access, function, args, kw)
+    if guard.window is me:
+        guard.close_window(me)  # a listener, say, of what it waits for
+        return _run_within(guard, me, access, function, args, kw)
     held = tuple(guard.holds) if guard.holds else ()
     try:
         if guard.inside is me:
-            guard.operating = True
+            guard.running = me
+        elif guard.come_in(me):
+            guard.since = guard.clock()
+            if guard.attention:
+                guard.attend_to(me, access)
         else:
             guard.enter(me, access)
+        guard.may_open = access is LOAD and not guard.checks_askers
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
             guard.note_work(me)
         return result
     except BaseException as error:
-        guard.failed = me, error.__class__.__name__
-        guard.attention = True
+        if guard.running is me:  # else it was not let in
+            guard.failed = me, error.__class__.__name__
+            guard.attention = guard.unsettled = True
         if guard.holds:
             guard.drop_streams(held)
         raise
@@ -54,25 +59,87 @@ def run(
             raise
 
 
+def _run_within(
+    guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* as a part of the operation that *me* runs already."""
+    if access is WRITE and guard.reads_only():
+        guard.refuse_write()  # a listener of a load, say, in a read section
+    if access is not READ and access is not LOAD:
+        guard.may_open = False
+    result = function(*args, **kw)
+    if access is WRITE and guard.worker is not me:
+        guard.note_work(me)
+    return result
+
+
+def write(guard: Guard, impl: Any, state: Any, values: Any, value: Any) -> None:
+    """Set an attribute as one operation: like :func:`run`, in as few steps as can be.
+
+    No application makes any other operation as often.  So the steps of
+    :meth:`Guard.come_in` and :meth:`Guard.leave` stand here in line, and the operation
+    is not timed.
+    """
+    me = guard.asker()
+    known = guard.sole is me or not guard.checks_askers
+    if guard.running is me or guard.inside is me or not known:
+        run(guard, WRITE, impl.set_unguarded, state, values, value, None)
+        return
+    gate = guard.gate
+    came_in = left = False
+    try:
+        try:
+            came_in = gate.setdefault(0, me) is me and gate[0] is me
+        except KeyError:
+            pass  # see Guard.come_in()
+        if came_in:
+            guard.version = None
+            guard.running = me
+            if guard.attention:
+                guard.attend_to(me, WRITE)
+            impl.set_unguarded(state, values, value, None)
+            if guard.worker is not me:
+                guard.note_work(me)
+            if gate[0] is me and not guard.queue and not guard.unsettled:
+                # No call from here to the end: an interrupt finds all or nothing.
+                guard.running = None
+                guard.last_version += 1
+                guard.version = guard.last_version
+                del gate[0]
+                left = not guard.queue and not guard.forsaken
+    except BaseException as error:
+        guard.failed = me, error.__class__.__name__
+        guard.attention = guard.unsettled = True
+        raise
+    finally:
+        if not left and (came_in or gate.get(0) is me):
+            try:
+                guard.leave(me)
+            except BaseException:
+                guard.leave(me)  # an interrupt at its first line
+                raise
+    if not came_in:
+        run(guard, WRITE, impl.set_unguarded, state, values, value, None)
+
+
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Call *function*, which only looks at loaded state, without a lock if possible.
 
-    What it found counts if nobody could change anything meanwhile: the version was
-    even, and is the same afterwards.  An error it met counts by the same rule.  Where
-    somebody has to be told something, it is an operation like any other.
+    What it found counts if nobody could change anything meanwhile: there was a version,
+    and it is the same afterwards.  An error it met counts by the same rule.
     """
     version = guard.version
-    if version & 1:
-        if guard.operating and guard.inside is guard.asker():
+    if version is None:
+        if guard.running is guard.asker():
             return function(*args, **kw)
-    elif not guard.attention:
+    else:
         try:
             result = function(*args, **kw)
         except Exception:
-            if guard.version == version:
+            if guard.version is version:
                 raise
         else:
-            if guard.version == version:
+            if guard.version is version:
                 return result
     return run(guard, READ, function, *args, **kw)
 
@@ -84,17 +151,20 @@ def guarded(
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature."""
 
+    is_load = access is LOAD
+
     def look_at(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
         if guard is None:
             return function(self, *args, **kw)
+        if guard.version is None and guard.running is guard.asker():
+            return function(self, *args, **kw)  # part of an operation
         return look(guard, function, self, *args, **kw)
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:
         guard = find_guard(self)
-        if guard is None or (guard.operating and guard.inside is guard.asker()):
-            if guard is None or access is not WRITE:
-                return function(self, *args, **kw)  # part of an operation
+        if guard is None or (is_load and guard.running is guard.asker()):
+            return function(self, *args, **kw)  # part of an operation
         return run(guard, access, function, self, *args, **kw)
 
     return like(look_at if access is READ else operation, function)

@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from asyncio import get_running_loop
+from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
 
@@ -98,11 +99,14 @@ class _LastBreath:
 
 
 class _Local(threading.local):
-    owner: Owner | None = None
     last_breath: _LastBreath
 
 
 _local = _Local()
+
+#: Every thread that asked, by its identifier; an entry goes before the thread does, so
+#: before the identifier is given to another one.
+_owners: dict[int, Owner] = {}
 
 #: Keeps the weak references alive whose callbacks tell that a thread ended.
 _watches: set[weakref.ref[_LastBreath]] = set()
@@ -110,18 +114,19 @@ _watches: set[weakref.ref[_LastBreath]] = set()
 
 def current_owner() -> Owner:
     """Return the owner for whoever is asking."""
-    owner = _local.owner
-    if owner is None:
-        owner = _introduce()
-    return owner
+    try:
+        return _owners[get_ident()]
+    except KeyError:
+        return _introduce()
 
 
 def _introduce() -> Owner:
     owner = Owner(threading.current_thread())
-    process = os.getpid()
+    process, ident = os.getpid(), get_ident()
 
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
+        _owners.pop(ident, None)
         owner.alive = False
         if process != os.getpid() or sys.is_finalizing():
             return  # a fork's child, or the end, clears the storage of other threads
@@ -130,5 +135,5 @@ def _introduce() -> Owner:
 
     _local.last_breath = _LastBreath()
     _watches.add(weakref.ref(_local.last_breath, ended))
-    _local.owner = owner
+    _owners[ident] = owner
     return owner

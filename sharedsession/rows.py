@@ -25,8 +25,12 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
-    if type(result) is alchemy.CursorResult and result._soft_closed:
-        return result  # no rows, or settled already: the most frequent case
+    if type(result) is alchemy.CursorResult:  # the most frequent case
+        if result._soft_closed:
+            return result  # no rows, or settled already
+        if not _streams(result, result):
+            _buffer_rows(result)
+            return result
     if not isinstance(result, (alchemy.IteratorResult, alchemy.CursorResult)):
         return result
     cursor_result = _cursor_result(result)
@@ -114,6 +118,7 @@ class _Objects(Iterator[Any]):
             raise
 
     def _make(self, size: int | None) -> None:
+        self._guard.may_open = False  # what is half made is not for others
         was_made, self._is_made = self._is_made, True
         self._guard.promises.discard(self)
         if not was_made:  # nobody came before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, Callable, Iterator, NoReturn, TypeVar
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
-from . import alchemy, containers, forks, instances, rows
+from . import alchemy, containers, forks, instances, looks, rows
 from .affinity import check_second_thread
 from .attachment import guards
 from .connections import guard_connection
@@ -186,16 +187,21 @@ class SharedSessionMixin(Session):
         return rows.settle(guard, result)
 
     def _autoflush(self) -> None:
-        # In a read section nothing is pending, and flush() would be refused.
-        if self.guard is None or not self.guard.reads_only():
-            super()._autoflush()
+        guard = self.guard
+        if guard is not None:
+            # Nothing to flush is no change, and lets others look at what is loaded.
+            if alchemy.is_clean(self) and looks.is_plain(type(self), "flush"):
+                return
+            if guard.reads_only():
+                return  # flush() would be refused
+        super()._autoflush()
 
     # -- what the session is made of
 
     def _autobegin_t(self, begin: bool = False) -> Any:
-        begun = self._transaction
-        transaction = super()._autobegin_t(begin)
-        return transaction if begun else self._guard_transaction(transaction)
+        if self._transaction is not None:
+            return self._transaction
+        return self._guard_transaction(super()._autobegin_t(begin))
 
     def _guard_transaction(self, transaction: Any) -> Any:
         guard = self.guard
@@ -265,7 +271,8 @@ class SharedSessionMixin(Session):
             self._ledger.drop(transaction)
         if not alchemy.is_broken(self._transaction):
             self._failure = None  # what was broken is gone, or was a savepoint only
-        guard.attention = guard.attention or self._ledger.anybody_to_tell()
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
 
     def _note_failure(self, error: BaseException | None) -> None:
         """Remember who broke the transaction, if it is broken."""
@@ -278,7 +285,7 @@ class SharedSessionMixin(Session):
         if self._failure is None and alchemy.is_broken(self._transaction):
             self._failure = Loss(owner, f"had {what}, which broke the transaction")
             assert self.guard is not None
-            self.guard.attention = True
+            self.guard.attention = self.guard.unsettled = True
 
     def _asker(self) -> Owner | None:
         return None if self.guard is None else self.guard.asker()
@@ -311,9 +318,10 @@ class SharedSessionMixin(Session):
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:
             self._ledger.forget(me)
-        guard.attention = (
-            guard.has_chores() or self._failure is not None
+        guard.unsettled = (
+            guard.unfinished_by is not None or self._failure is not None
         ) or self._ledger.anybody_to_tell()
+        guard.attention = guard.unsettled or guard.has_chores()
         if error is not None:
             self._ledger.forget(me)  # as late as can be: it is told once
             raise error
@@ -387,8 +395,15 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
 def _next_in_line(name: str) -> Any:
     """Call the method of the class that the mixin stands before."""
 
+    bases: dict[type, type] = {}
+
     def call(self: Any, *args: Any, **kw: Any) -> Any:
-        return getattr(super(SharedSessionMixin, self), name)(*args, **kw)
+        cls = type(self)
+        base = bases.get(cls)
+        if base is None:
+            line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
+            base = bases[cls] = next(base for base in line if name in vars(base))
+        return base.__dict__[name](self, *args, **kw)
 
     return like(call, getattr(Session, name))
 
@@ -397,8 +412,7 @@ def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-def _guard_of(session: SharedSessionMixin) -> Guard | None:
-    return session.guard
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("guard")
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -440,7 +454,12 @@ def _put_operations_on(cls: Any) -> None:
             operation = guarded(function, access, _guard_of)
             if name in SESSION and access not in (READ, LOAD):
                 operation = _refused_to_readers(operation)
-            setattr(cls, name, with_signature_of(plain, operation))
+            if name in looks.QUICK:
+                operation = looks.QUICK[name](operation)
+            if name == "__contains__":  # has the signature
+                setattr(cls, name, like(operation, plain))
+            else:
+                setattr(cls, name, with_signature_of(plain, operation))
 
 
 def _refused_to_readers(operation: Any) -> Any:

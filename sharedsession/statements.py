@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -27,9 +28,9 @@ def access_of(statement: Any, options: Any = None) -> Access:
     as one as well.
     """
     if isinstance(statement, str):
-        return LOAD if _READS.match(statement) else WRITE
+        return _access_of_text(statement)
     if isinstance(statement, sa.TextClause):
-        return LOAD if _READS.match(statement.text) else WRITE
+        return _access_of_text(statement.text)
     if isinstance(statement, (FromStatement, sa.TextualSelect)):
         return access_of(statement.element, options)
     if _overwrites(statement, options):
@@ -37,6 +38,11 @@ def access_of(statement: Any, options: Any = None) -> Access:
     if getattr(statement, "is_select", False) or isinstance(statement, FunctionElement):
         return LOAD
     return WRITE
+
+
+@functools.lru_cache(1024)
+def _access_of_text(text: str) -> Access:
+    return LOAD if _READS.match(text) else WRITE
 
 
 def is_known_change(statement: Any) -> bool:
@@ -60,8 +66,13 @@ def has_changes_within(statement: Any) -> bool:
 
 
 def _overwrites(statement: Any, options: Any) -> bool:
-    given = (options or {}, getattr(statement, "_execution_options", {}))
-    if any(each.get("populate_existing") for each in given):
+    own = getattr(statement, "_execution_options", None)
+    if own and own.get("populate_existing"):
         return True
-    load_options = given[0].get("_sa_orm_load_options")
-    return bool(load_options and load_options._populate_existing)
+    if not options:
+        return False
+    load_options = options.get("_sa_orm_load_options")
+    return bool(
+        options.get("populate_existing")
+        or (load_options and load_options._populate_existing)
+    )

@@ -64,14 +64,14 @@ class _Place:
     """What the fields of a guard were when somebody else was put in the place."""
 
     __slots__ = (
-        *("_owner", "_loader", "inside", "operating", "_restricted", "holds"),
-        *("_since", "_access", "is_over"),
+        *("_owner", "_loader", "inside", "running", "restricted", "holds"),
+        *("since", "_access", "is_over"),
     )
 
     _owner: Owner | None
-    operating: bool
+    running: Owner | None
     holds: dict[int, str]
-    _restricted: bool
+    restricted: bool
 
     def __init__(self, guard: TaskGuard) -> None:
         #: True if meanwhile the last hold in it was released.
@@ -90,11 +90,12 @@ _FIELDS = _Place.__slots__[:-1]
 class _Step:
     """A step of *owner* beside what another task is doing."""
 
-    __slots__ = ("owner", "failed", "worker", "hides", "place")
+    __slots__ = ("owner", "failed", "unsettled", "worker", "hides", "place")
 
     def __init__(self, owner: Owner, guard: TaskGuard) -> None:
         self.owner = owner
         self.failed = guard.failed
+        self.unsettled = guard.unsettled
         self.worker = guard.worker
         self.hides = False
         self.place = _Place(guard)
@@ -125,6 +126,7 @@ class TaskGuard(Guard):
 
     keeps_promises = False
     _flows = asyncio.Task
+    _may_have_gate = False  # family must be asked for by the monitor
 
     def __init__(
         self,
@@ -175,10 +177,19 @@ class TaskGuard(Guard):
         if step is not None and step.owner is me:
             self._end_step(step)
             return
-        if self.put_off and self.operating and self.inside is me:
+        if self.put_off and self.running is me:
             self._do_put_off()
         super().leave(me)
+        if self.queue and self.inside is me:  # family may wait for its turn
+            with self._mutex:
+                self._pass_on()
+            self._reap()
         self._do_if_free()
+
+    def open_window(self, me: Owner) -> bool:
+        """Never: who looks beside an operation takes a step."""
+        self.may_open = False
+        return False
 
     def note_change(self) -> None:
         """The operation in flight turned out to do more than it was let in for."""
@@ -190,7 +201,7 @@ class TaskGuard(Guard):
         """Whether *owner* is family of whoever holds the guard, and it is its turn."""
         return (
             self._owner is not None
-            and not self.operating
+            and self.running is None
             and bool(self.holds)
             and self.holds.keys() <= owner.sections
         )
@@ -208,11 +219,11 @@ class TaskGuard(Guard):
         if self._owner is None:
             super()._admit(me, mode)
         else:
-            restricted = self._restricted  # what is lent is no more than there was
+            # What is lent is no more than there was: it stays restricted, if it is.
             self._below.append(_Place(self))
             self.holds = {}
+            self.inside = None
             super()._admit(me, EXCLUSIVE)
-            self._restricted = restricted
         if mode is not SHARED:
             self._access = None
 
@@ -221,12 +232,6 @@ class TaskGuard(Guard):
             self._give_back()
         else:
             super()._drop()
-
-    def _drop_alone(self) -> None:
-        if self._below:
-            self._give_back()
-        else:
-            super()._drop_alone()
 
     def _give_back(self) -> None:
         place = self._below.pop()
@@ -248,10 +253,10 @@ class TaskGuard(Guard):
     def _reads_with_family(self, me: Owner) -> bool:
         """Whether *me* was started in a read section that is still open."""
         if self._owner is not None and self._owner is not me:
-            return self._restricted and self._is_family(me)
-        if me in self._readers or self._owner is me or self._loader is me:
+            return self.restricted and self._is_family(me)
+        if me in self.reading or self._owner is me or self._loader is me:
             return False
-        return any(r.holds & me.sections for r in self._readers.values())
+        return any(r.holds & me.sections for r in self.reading.values())
 
     def _join_readers(self, me: Owner) -> None:
         """Let *me* share the read section of its parents, for as long as that lasts."""
@@ -259,10 +264,10 @@ class TaskGuard(Guard):
             return
         with self._mutex:
             shared: set[int] = set()
-            for reading in self._readers.values():
+            for reading in self.reading.values():
                 shared |= reading.holds & me.sections
             if shared:
-                reading = self._readers[me] = Reading(self.clock())
+                reading = self.reading[me] = Reading(self.clock())
                 reading.holds |= shared
         self._reap()
 
@@ -276,7 +281,7 @@ class TaskGuard(Guard):
         note_sections(me)
         if self._reads_with_family(me):
             self._join_readers(me)
-            if me not in self._readers:
+            if me not in self.reading:
                 self.refuse_write()
         return super().hold(what, timeout)
 
@@ -293,8 +298,6 @@ class TaskGuard(Guard):
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
         hold = super()._take(me, mode, what, timeout, restricts)
-        if self._restricted and self._owner is me and not self.operating:
-            self.inside = None
         if isinstance(me, TaskOwner):
             me.keeps(self)
         enter_section(hold.number)
@@ -309,12 +312,12 @@ class TaskGuard(Guard):
     def downgrade(self, hold: Hold) -> None:
         if not self._below:
             super().downgrade(hold)
-        elif not self._restricted:  # what was borrowed is not for others to share
-            hold.restricts = self._restricted = True
-            self.inside = None
+        elif not self.restricted:  # what was borrowed is not for others to share
+            hold.restricts = self.restricted = True
+            self._settle_rights()
 
     def let_go(self, hold: Hold) -> None:
-        if self.put_off and not self.operating and [*self.holds] == [hold.number]:
+        if self.put_off and self.running is None and [*self.holds] == [hold.number]:
             if not self._below:
                 self._do_put_off()
         super().let_go(hold)
@@ -323,7 +326,7 @@ class TaskGuard(Guard):
 
     def _let_go(self, hold: Hold) -> None:
         # Those who were started in a read section read no longer than it lasts.
-        for owner, reading in tuple(self._readers.items()):
+        for owner, reading in tuple(self.reading.items()):
             if owner is not hold.owner and hold.number in reading.holds:
                 reading.holds.discard(hold.number)
                 if not reading.holds and self._loader is not owner:
@@ -337,9 +340,9 @@ class TaskGuard(Guard):
         """The section ended while it was lent: who has it now gives it back later."""
         for place in self._places_below():
             if place.holds.pop(hold.number, None):
-                place.is_over = not place.holds and not place.operating
+                place.is_over = not place.holds and place.running is None
                 if hold.restricts:
-                    place._restricted = False
+                    place.restricted = False
         hold.is_open = False
 
     def bury(self, owner: Owner) -> None:
@@ -348,9 +351,9 @@ class TaskGuard(Guard):
                 if place._owner is owner and place.holds:
                     if any(what != STREAM for what in place.holds.values()):
                         self.unfinished_by = owner
-                        self.attention = True
+                        self.attention = self.unsettled = True
                     place.holds.clear()
-                    place.is_over = not place.operating
+                    place.is_over = place.running is None
         super().bury(owner)
 
     def disown(self) -> None:
@@ -366,7 +369,7 @@ class TaskGuard(Guard):
             return False
         if self._owner is me or self._loader is me:
             return False
-        if me in self._readers or self._reads_with_family(me):
+        if me in self.reading or self._reads_with_family(me):
             return self._owner is not None or self._loader is not None
         if self.failed is not None:
             return True  # it takes who can wait to find out what is broken
@@ -382,14 +385,13 @@ class TaskGuard(Guard):
             changes.watched[self] = {}
             self.worker = me  # its work is noted when it is shown
         with self._mutex:
-            self._owner = self.inside = me
-            self._loader = None
-            self.operating = True
-            self._restricted = False
+            self._owner = self.running = me
+            self._loader = self.inside = None
+            self.restricted = False
             self.holds = {}
             self._access = None
         if self.attention:
-            self._attend(me, access)
+            self.attend_to(me, access)
 
     def _end_step(self, step: _Step) -> None:
         # Whatever of this an interrupt cuts off may be done again.
@@ -400,7 +402,8 @@ class TaskGuard(Guard):
         changes.watched.pop(self, None)
         with self._mutex:
             step.place.restore(self)
-            self.failed = step.failed  # a step breaks nothing
+            # A step breaks nothing.
+            self.failed, self.unsettled = step.failed, step.unsettled
             if step.hides:
                 self.worker = step.worker
             self._step = None
@@ -417,7 +420,7 @@ class TaskGuard(Guard):
 
     def check_may_relate(self) -> None:
         me = self.asker()
-        if self.inside is me and self.operating:
+        if self.running is me:
             if self._step is not None and self._step.hides:
                 self._refuse_to_lose(me)
             return
@@ -437,12 +440,13 @@ class TaskGuard(Guard):
         if self.reads_only():
             self.refuse_write()
         if self.attention:
-            self._attend(me, WRITE)  # to be told what it lost
+            self.attend_to(me, WRITE)  # to be told what it lost
 
     def is_free_for(self, me: Owner) -> bool:
         """Whether something that cannot wait may be done now, as if it could."""
         note_sections(me)
-        if self.kind in (Kind.DETECT, Kind.CONFINE) or self.inside is me:
+        mine = self.inside is me or self.running is me
+        if mine or self.kind in (Kind.DETECT, Kind.CONFINE):
             return True  # or is refused
         return not self._must_step(me, WRITE)
 
@@ -453,14 +457,14 @@ class TaskGuard(Guard):
             for number, what in holds.items()
             if what != STREAM and number not in me.sections
         }
-        if strange and not self._restricted:
+        if strange and not self.restricted:
             self._refuse_in_section(me)
         if access is READ or access is LOAD:
             return
-        reads = self._restricted or me in self._readers
+        reads = self.restricted or me in self.reading
         if not strange and (reads or self._reads_with_family(me)):
             self.refuse_write()
-        if strange or self._readers:
+        if strange or self.reading:
             self._refuse_in_section(me)
         if access is not WRITE:
             self._refuse_beside(me)
@@ -470,7 +474,7 @@ class TaskGuard(Guard):
         session = self.session()
         if session is not None and alchemy.is_flushing(session):
             return False
-        if not self.operating:
+        if self.running is None:
             return bool(self.holds)  # between two steps of a stream
         return self._access is READ or self._access is LOAD
 
@@ -481,7 +485,7 @@ class TaskGuard(Guard):
         session = self.session()
         if session is None or alchemy.is_broken(session._transaction):
             return  # a rollback has to come first, and would undo it
-        if self._readers or self._loader is not None:
+        if self.reading or self._loader is not None:
             return  # nothing changes under those who read
         for it in tuple(self.put_off):
             if it in self.put_off and self._is_due(it):
@@ -498,7 +502,7 @@ class TaskGuard(Guard):
 
     def _is_due(self, it: PutOff) -> bool:
         holds = [place.holds for place in self._below]
-        if self.operating:
+        if self.running is not None:
             holds.append(self.holds)
         kept = {n for each in holds for n, what in each.items() if what != STREAM}
         return kept <= it.owner.sections
@@ -507,9 +511,9 @@ class TaskGuard(Guard):
         with self._mutex:
             place = _Place(self)
             self._below.append(place)
-            self._owner = self.inside = it.owner
-            self.operating = True
-            self._restricted = False
+            self._owner = self.running = it.owner
+            self.inside = None
+            self.restricted = False
             self.holds = {}
         try:
             with acting_for(it.owner):
@@ -528,13 +532,13 @@ class TaskGuard(Guard):
 
     def _lets_wait(self, me: Owner) -> bool:
         """Its owner takes turns with those who were started in the owner's section."""
-        ours = me is self._sole or self._is_family(me)
+        ours = me is self.sole or self._is_family(me)
         return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
 
     def _check_asker(self, me: Owner) -> None:
         if self.kind is Kind.CONFINE and self._is_family(me):
             lender = self._below[0]._owner if self._below else self._owner
-            if lender is self._sole:
+            if lender is self.sole:
                 return
         super()._check_asker(me)
 

@@ -77,6 +77,20 @@ class Promise(Protocol):
     def __hash__(self) -> int: ...
 
 
+class Gate(Protocol):
+    """Where one owner at most puts itself, in one step: a dictionary."""
+
+    def get(self, key: int, /) -> object: ...
+
+    def __getitem__(self, key: int, /) -> object: ...
+
+    def setdefault(self, key: int, value: object, /) -> object: ...
+
+    def __setitem__(self, key: int, value: object, /) -> None: ...
+
+    def __delitem__(self, key: int, /) -> None: ...
+
+
 class Lock(Protocol):
     """The primitive that a guard stands on: a plain lock, not reentrant."""
 

@@ -6,15 +6,16 @@ is made.
 
 from __future__ import annotations
 
+import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .affinity import check_engine
-from .connections import guard_connection
+from .connections import guard_connection, is_guarded
 from .guard import Guard
 from .holds import Hold
 from .operations import guarded, run
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from .session import SharedSessionMixin
 
 
-def _guard_of(transaction: Any) -> Guard | None:
-    guard: Guard | None = transaction.session.guard
-    return guard
+_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
 
 
 _Plain = sa_orm.SessionTransaction
@@ -161,6 +160,9 @@ class GuardedTransaction(_Plain):
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         connection = super()._connection_for_bind(bind, execution_options)
+        return connection if is_guarded(connection) else self._guard(connection)
+
+    def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)
         assert guard is not None
         if guard.is_shared:

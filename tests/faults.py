@@ -400,8 +400,8 @@ def check_free(guard: Any) -> None:
     check(not guard.readers, f"read: {guard.explain()}")
     check(not guard.waiting, f"waited for: {guard.explain()}")
     check(not guard.holds, f"open: {guard.holds}")
-    check(guard.inside is None and not guard.operating, "somebody is inside")
-    check(guard.version % 2 == 0, "the version is odd")
+    check(guard.inside is None and guard.running is None, "somebody is inside")
+    check(guard.version is not None or guard.unsettled, "there is no version")
     if guard._lock is not None:
         check(not guard._lock.blockers(), "the application's lock is held")
         check(Worker(lambda: _can_have(guard._lock)).result(), "and nobody has it")

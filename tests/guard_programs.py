@@ -38,6 +38,7 @@ PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
     run=operations.run,
     look=operations.look,
+    write=operations.write,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
 )
@@ -82,6 +83,7 @@ class World:
             asker=self.asker,
             clock=self.scheduler.clock,
             make_lock=self.scheduler.lock,
+            make_gate=self.scheduler.gate,
         )
         made.attend = lambda me, access: self._attend(made)
         return made
@@ -91,7 +93,7 @@ class World:
         if made.held == "exclusive":
             self.left_unfinished += made.unfinished_by is not None
             made.unfinished_by = None
-            made.attention = False
+            made.attention = made.unsettled = False
 
     def asker(self) -> Owner:
         task = self.scheduler._current
@@ -113,8 +115,8 @@ class World:
         self.under_way.add(me)
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
-        waiting = [w for w in self.guard._queue if w.mode is EXCLUSIVE]
-        if self.owners[me] is self.guard._owner:
+        waiting = [(w, w.is_due) for w in self.guard.queue if w.mode is EXCLUSIVE]
+        if self.guard._is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
         try:
@@ -131,7 +133,7 @@ class World:
             else:
                 assert self.kind == "confine", "refused, where one waits"
                 # Its new owner also, while the last one ends inside.
-                stranger = self.guard._sole is not self.owners[me]
+                stranger = self.guard.sole is not self.owners[me]
                 assert stranger or me in self.overlapped, "refused its owner"
             self.refused += 1
         finally:
@@ -147,11 +149,12 @@ class World:
         assert self.inside[me] == [], "still inside"
         for session in self.sessions:
             g = session.guard
-            if g._forsaken or g._mutex.taken:
+            if g.forsaken or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
-            assert owner not in g._readers, "still a reader"
-            assert all(w.owner is not owner for w in g._queue), "still waits"
+            assert g.gate.get(0) is not owner, "still in by the gate"
+            assert owner not in g.reading, "still a reader"
+            assert all(w.owner is not owner for w in g.queue), "still waits"
         assert owner.waiting_for is None, "is still thought to wait"
 
     @contextmanager
@@ -159,7 +162,7 @@ class World:
         """Be inside as ``exclusive``, as a ``reader``, or a ``loader`` beside them."""
         me = self.scheduler.current
         self._check_others(me, what)
-        self._check_order(me)
+        self._check_order(me, shares=what == "reader" and self.guard._shares)
         self.inside[me].append(what)
         try:
             yield
@@ -177,13 +180,17 @@ class World:
             assert "exclusive" not in modes, f"{me} is {what}, {task} is {modes}"
             assert not (what == "loader" and "loader" in modes), "two loaders"
 
-    def _check_order(self, me: Task) -> None:
-        """Nobody overtakes who waited to be exclusive when this operation began."""
+    def _check_order(self, me: Task, shares: bool) -> None:
+        """Nobody overtakes who waited to be exclusive when this operation began.
+
+        Unless it is exclusive itself, and the other was not due yet.
+        """
         if self.inside[me]:
             return
-        for waiter in self.ahead[me]:
-            waits = waiter in self.guard._queue and not waiter.admitted
-            assert not waits, f"{me} overtook {waiter.owner.name}"
+        for waiter, was_due in self.ahead[me]:
+            waits = waiter in self.guard.queue and not waiter.admitted
+            overtook = waits and (was_due or shares)
+            assert not overtook, f"{me} overtook {waiter.owner.name}"
 
     # -- at the end of a run
 
@@ -211,11 +218,13 @@ class World:
 
 def check_free(g: Any) -> None:
     assert g._owner is None and g._loader is None and g.inside is None
-    assert not g._readers and not g._queue and not g._before and not g.holds
-    assert not g.operating and not g._restricted
-    assert not g._forsaken, "a forgotten hold was never released"
-    is_odd = g.version % 2 == 1
-    assert is_odd is (g.kind is Kind.CONFINE), "the version is odd, and nobody is in"
+    assert not g.reading and not g.queue and not g._before and not g.holds
+    assert g.running is None and not g.restricted
+    assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
+    assert not g.forsaken, "a forgotten hold was never released"
+    has_none = g.version is None
+    may_have_none = g.kind is Kind.CONFINE or g.unsettled
+    assert has_none <= may_have_none, "no version, and nobody is in"
     assert not g._mutex.taken
     if g._lock is not None:
         assert not g._lock._held and g._lock._lock.depth == 0
@@ -285,6 +294,20 @@ def change(world: World) -> None:
     world.code.run(world.guard, WRITE, _change_inside, world)
 
 
+class FakeAttribute:
+    """What setting an attribute asks of its implementation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def set_unguarded(self, *args: Any) -> None:
+        _change_inside(self._world)
+
+
+def set_attribute(world: World) -> None:
+    world.code.write(world.guard, FakeAttribute(world), None, None, None)
+
+
 def change_and_leave_pending(world: World) -> None:
     def body() -> None:
         _change_inside(world)
@@ -299,6 +322,32 @@ def load(world: World) -> None:
             world.scheduler.step(interruptible=False)
 
     world.code.run(world.guard, LOAD, body)
+
+
+def _wait_in_window(world: World, meanwhile: Callable[[], None]) -> None:
+    """A load, which waits before it changes anything."""
+    owner = world.owners[world.scheduler.current]
+
+    def body() -> None:
+        opened = world.guard.may_open and world.guard.open_window(owner)
+        try:
+            world.scheduler.step()
+            meanwhile()
+        finally:
+            if opened:
+                world.guard.close_window(owner)
+        _change_inside(world)
+
+    world.code.run(world.guard, LOAD, body)
+
+
+def load_in_window(world: World) -> None:
+    _wait_in_window(world, lambda: None)
+
+
+def change_in_window(world: World) -> None:
+    """A listener that changes something while the database is waited for."""
+    _wait_in_window(world, lambda: change(world))
 
 
 def look(world: World) -> int:
@@ -473,8 +522,11 @@ def both(first: int, second: int) -> Callable[[World], None]:
 
 OPERATIONS: dict[str, Callable[[World], None]] = {
     "change": change,
+    "set": set_attribute,
     "leave-pending": change_and_leave_pending,
     "load": load,
+    "load-window": load_in_window,
+    "change-window": change_in_window,
     "look": look,  # type: ignore[dict-item]
     "critical": critical,
     "critical-timeout": critical_with_timeout,
@@ -490,8 +542,10 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "collect": collect,
     "end-inside": end_inside,
     "change-interrupted": interrupted(change),
+    "set-interrupted": interrupted(set_attribute),
     "critical-interrupted": interrupted(critical),
     "read-interrupted": interrupted(read),
+    "load-window-interrupted": interrupted(load_in_window),
     "read-load-interrupted": interrupted(read_and_load),
     "a-in-b": both(1, 0),
     "b-in-a": both(0, 1),

@@ -40,6 +40,7 @@ class Mutant:
 SCHEDULES = "tests/test_schedules.py"
 MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
+WINDOWS = "tests/test_windows.py"
 
 MUTANTS = [
     Mutant(
@@ -50,17 +51,88 @@ MUTANTS = [
         SCHEDULES,
     ),
     Mutant(
-        "an operation does not look who reads",
+        "the gate opens while somebody reads",
         "guard",
-        "                and not self._readers\n",
+        "not taken and not self.reading:",
+        "not taken:",
+        SCHEDULES,
+    ),
+    Mutant(
+        "who leaves by the gate does not look who queued meanwhile",
+        "guard",
+        "            if not self.queue and not self.forsaken:\n"
+        "                return\n",
+        "            return\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "the monitor lets somebody in without closing the gate",
+        "guard",
+        "            return False  # an operation is in, by the gate\n",
+        "            pass\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "who waits is overtaken for ever",
+        "guard",
+        "                waiter.is_due = waiter.is_due or dozes\n",
         "",
         SCHEDULES,
     ),
     Mutant(
+        "setting an attribute does not hide what it changes",
+        "operations",
+        "            guard.version = None\n",
+        "",
+        SCHEDULES,
+    ),
+    Mutant(
+        "setting an attribute does not look who queued meanwhile",
+        "operations",
+        "                left = not guard.queue and not guard.forsaken\n",
+        "                left = True\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a window stays open when its owner changes something",
+        "guard",
+        "        if self.window is me:\n            self.version = None\n",
+        "        if self.window is me:\n",
+        SCHEDULES,
+    ),
+    Mutant(
+        "a window opens inside a section",
+        "guard",
+        "        if self.holds or not self._is_exclusive(me):\n",
+        "        if not self._is_exclusive(me):\n",
+        WINDOWS,
+    ),
+    Mutant(
+        "a window opens after a flush",
+        "operations",
+        "        guard.may_open = False\n",
+        "        pass\n",
+        WINDOWS,
+    ),
+    Mutant(
+        "a window opens while rows become objects",
+        "rows",
+        "        self._guard.may_open = False  # what is half made is not for others\n",
+        "",
+        WINDOWS,
+    ),
+    Mutant(
+        "get() does not ask whether the version changed",
+        "looks",
+        "    return found if session.guard.version is version else None\n",
+        "    return found\n",
+        f"{MATRIX} {WINDOWS}",
+    ),
+    Mutant(
         "a reader overtakes who waits to be exclusive",
         "guard",
-        "        if self._queue and me not in self._readers:\n            return False",
-        "        if False:\n            return False",
+        "        if self.queue and me not in self.reading and not self._may",
+        "        if False and not self._may",
         SCHEDULES,
     ),
     Mutant(
@@ -73,28 +145,28 @@ MUTANTS = [
     Mutant(
         "an operation that ends lets nobody in",
         "guard",
-        "            if self._queue:\n                self._pass_on()\n",
-        "",
+        "                    self._drop()\n            self._pass_on()\n        if",
+        "                    self._drop()\n        if",
         SCHEDULES,
     ),
     Mutant(
-        "the version stays even during an operation",
+        "there is a version during an operation",
         "guard",
-        "                self.version |= 1\n                self._owner",
-        "                self._owner",
+        "                self.version = None\n                self.running = me\n",
+        "                self.running = me\n",
         SCHEDULES,
     ),
     Mutant(
         "a look does not ask whether the version changed",
         "operations",
-        "            if guard.version == version:\n                return result\n",
+        "            if guard.version is version:\n                return result\n",
         "            return result\n",
         SCHEDULES,
     ),
     Mutant(
         "a look starts beside the exclusive one",
         "operations",
-        "    if version & 1:\n",
+        "    if version is None:\n",
         "    if False:\n",
         SCHEDULES,
     ),
@@ -115,8 +187,8 @@ MUTANTS = [
     Mutant(
         "a read section may write",
         "guard",
-        "        if access is not READ and access is not LOAD:\n"
-        "            self.refuse_write()\n",
+        "                if access is not READ and access is not LOAD:\n"
+        "                    self.refuse_write()\n",
         "",
         f"{SCHEDULES} tests/test_guard.py",
     ),
@@ -165,8 +237,8 @@ MUTANTS = [
     Mutant(
         "setting an attribute is not guarded",
         "instances",
-        "        run(guard, WRITE, plain, impl, state, values, value, None)\n",
-        "        plain(impl, state, values, value, None)\n",
+        "            write(guard, impl, state, values, value)\n",
+        "            impl.set_unguarded(state, values, value, None)\n",
         MATRIX,
     ),
     Mutant(

@@ -26,6 +26,7 @@ from typing import Any, Iterator
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from sharedsession.guard import Guard
 from sharedsession.terms import END
 from sharedsession.tripwire import tripwire
 
@@ -197,23 +198,24 @@ def is_one_operation(way: Way) -> bool:
 
 
 def _when_admitted(guard: Any, note: Any) -> None:
-    enter, take = guard.enter, guard._take
+    class Noting(Guard):
+        __slots__ = ()
 
-    def noting_enter(me: Any, access: Any) -> None:
-        try:
-            enter(me, access)
-        finally:
-            note()
-
-    def noting_take(*args: Any, **kw: Any) -> Any:
-        inside = guard.held
-        try:
-            return take(*args, **kw)
-        finally:
-            if inside is None:
+        def enter(self, me: Any, access: Any) -> None:
+            try:
+                super().enter(me, access)
+            finally:
                 note()
 
-    guard.enter, guard._take = noting_enter, noting_take
+        def _take(self, *args: Any, **kw: Any) -> Any:
+            inside = self.held
+            try:
+                return super()._take(*args, **kw)
+            finally:
+                if inside is None:
+                    note()
+
+    guard.__class__ = Noting
 
 
 def block(session: Any, needed: bool) -> Any:

@@ -77,6 +77,22 @@ class Lock:
         self.release()
 
 
+class Gate(dict[int, object]):
+    """A dictionary, for the tasks of one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def setdefault(self, key: int, value: object = None) -> object:
+        self._scheduler.step()
+        return super().setdefault(key, value)
+
+    def __delitem__(self, key: int) -> None:
+        # Not a call, so an interrupt cannot come here.
+        self._scheduler.step(interruptible=False)
+        super().__delitem__(key)
+
+
 @dataclass
 class Point:
     """One decision of a run: what could have happened, and at what cost."""
@@ -104,6 +120,9 @@ class Scheduler:
 
     def lock(self) -> Lock:
         return Lock(self)
+
+    def gate(self) -> Gate:
+        return Gate(self)
 
     def clock(self) -> float:
         return self.now

@@ -21,6 +21,8 @@ from .switch_everywhere import stepping_code
 SMALL: list[Program] = [
     *(("change", "change"), ("change", "look"), ("change", "load"), ("load", "look")),
     *(("change-interrupted", "look"), ("change", "collect")),
+    *(("set", "set"), ("set", "look"), ("set", "change")),
+    *(("load-window", "look"), ("change-window", "look")),
 ]
 
 #: What three owners do at once.

@@ -71,6 +71,7 @@ def stepping_code(hook: Callable[[], None]) -> SimpleNamespace:
         Guard=guards["Guard"],
         run=ops["run"],
         look=ops["look"],
+        write=ops["write"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],
     )

@@ -34,7 +34,8 @@ def theirs():
     import asyncio
     from sqlalchemy.ext.asyncio import AsyncSession
     asyncio.run(AsyncSession().connection())
-assert error_of(theirs) is error_of(ours) is not None, (error_of(theirs), error_of(ours))
+errors = error_of(theirs), error_of(ours)
+assert errors[0] is errors[1] is not None, errors
 """
 
 

@@ -58,8 +58,9 @@ def test_control_without_waiting_a_shared_session_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def enter_at_once(guard: Any, me: Any, access: Any) -> None:
-        guard.inside, guard.operating = me, True
+        guard.running = me
 
+    monkeypatch.setattr(Guard, "come_in", lambda guard, me: False)
     monkeypatch.setattr(Guard, "enter", enter_at_once)
     assert not all(explained(seed, "rlock") for seed in range(60))
 

@@ -252,15 +252,18 @@ def test_an_interrupt_after_a_commit_leaves_no_committed_session(session: Any) -
 
 def test_an_interrupt_in_a_release_is_made_good(session: Any) -> None:
     """The error is kept, as a notebook keeps it, and with it every frame."""
+    interrupts = [KeyboardInterrupt]
+
+    class Interrupted(Guard):
+        __slots__ = ()
+
+        def let_go(self, hold: Any) -> None:
+            if interrupts:
+                raise interrupts.pop()
+            super().let_go(hold)
+
     guard = session.guard
-    plain, interrupts = guard.let_go, [KeyboardInterrupt]
-
-    def interrupted(hold: Any) -> None:
-        if interrupts:
-            raise interrupts.pop()
-        plain(hold)
-
-    guard.let_go = interrupted
+    guard.__class__ = Interrupted
     with pytest.raises(KeyboardInterrupt) as kept:
         with session.critical_section():
             pass

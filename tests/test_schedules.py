@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sharedsession.guard import Guard
+from sharedsession.guard import CLOSED, Guard
+from sharedsession.terms import EXCLUSIVE
 
 from .guard_programs import KINDS, ON_ONE_GUARD, PLAIN_CODE, program
 from .scheduler import Explored, Scheduler, explore, try_chance
@@ -44,6 +45,8 @@ def test_three_owners(kind: str, first: str) -> None:
         ("change look", "read change"),
         ("leave-pending read", "look read-load"),
         ("read-twice read", "critical-timeout change"),
+        ("change critical", "critical change"),
+        ("set change", "load-window set"),
     ],
     ids=" beside ".join,
 )
@@ -105,13 +108,20 @@ def no_guard(name: str, replacement: Any) -> Any:
             ("critical", "change"),
             "is exclusive|still exclusive",
         ),
-        ("_pass_on", lambda self: None, ("critical", "change"), "cannot go on"),
+        ("_pass_on", lambda self: None, ("critical", "change"), "cannot|the gate"),
         ("_reap", lambda self: None, ("forget-stream", "change"), "cannot go on"),
         (
             "_may_enter_now",
-            lambda self, me, mode: self._fits(mode, me),
+            lambda self, me, mode: self.gate.setdefault(0, CLOSED) is CLOSED
+            and self._fits(mode, me),
             ("read", "critical", "read"),
             "overtook",
+        ),
+        (
+            "_may_overtake",
+            lambda self, mode: self._has_gate and mode is EXCLUSIVE,
+            ("critical", "change critical", "critical"),
+            "overtook|no end|cannot go on",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

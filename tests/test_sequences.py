@@ -639,7 +639,7 @@ def cut(*names: str) -> Any:
 @cut("exclusion", "fairness", "streams")
 def everybody_fits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Guard, "_may_enter_now", lambda *args: True)
-    patch.setattr(Guard, "_enter_if_free", lambda *args: False)
+    patch.setattr(Guard, "come_in", lambda *args: False)
     patch.setattr(Guard, "_acquire_foreign", lambda *args: None)
     patch.setattr(Guard, "_check_asker", lambda *args: None)
 

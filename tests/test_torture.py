@@ -56,8 +56,9 @@ def test_so_it_does_on_a_server(tmp_path: Any, name: str) -> None:
 
 def test_control_without_waiting_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def enter_at_once(guard: Any, me: Any, access: Any) -> None:
-        guard.inside, guard.operating = me, True
+        guard.running = me
 
+    monkeypatch.setattr(Guard, "come_in", lambda guard, me: False)
     monkeypatch.setattr(Guard, "enter", enter_at_once)
     different = 0
     for seed in range(4):

@@ -99,7 +99,8 @@ class Scheduler:
         assert isinstance(task, Task)
         return task
 
-    def wait_for(self, lock: TurnLock) -> None:
+    def wait_for(self, lock: TurnLock | None) -> None:
+        """Let others go on, until *lock* is free, or for some turns of theirs."""
         task = self._task()
         task.waits_for = lock
         self._give_back(task)
@@ -128,6 +129,9 @@ class TurnLock:
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         if not self._scheduler.is_running_here():
             return self._lock.acquire(blocking, timeout)
+        if blocking and timeout >= 0 and self.taken:
+            self._scheduler.wait_for(None)
+            return self._lock.acquire(False)  # the time is up
         while not self._lock.acquire(False):
             if not blocking:
                 return False

@@ -1,0 +1,86 @@
+"""Looks at the objects of a session that need no lock: ``get()`` and ``in``.
+
+Each finds what the session's own method would find, if nobody changes anything
+meanwhile, and else leaves it to that method, as an operation.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Callable
+
+from sqlalchemy.orm import Session
+
+from . import alchemy
+
+#: Identities of one column that ``get()`` takes as they are.
+_ONE_VALUE = (int, str, uuid.UUID)
+
+_Operation = Callable[..., Any]
+
+
+def quick_get(operation: _Operation) -> _Operation:
+    """``Session.get()`` that first looks whether the object is there, loaded."""
+    defaults = Session.get.__kwdefaults__
+
+    def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
+        if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
+            found = _find_loaded(self, entity, ident)
+            if found is not None:
+                return found
+        return operation(self, entity, ident, **kw)
+
+    return get
+
+
+def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
+    version = session.guard.version
+    if version is None:
+        return None
+    mapper = alchemy.mapper_of_class(entity)
+    if mapper is None or mapper.inherits or mapper.always_refresh:
+        return None
+    if type(ident) in _ONE_VALUE:
+        ident = (ident,)
+    if type(ident) is not tuple or len(ident) != len(mapper.primary_key):
+        return None
+    found = alchemy.find_unexpired(
+        session.identity_map, mapper.identity_key_from_primary_key(ident)
+    )
+    return found if session.guard.version is version else None
+
+
+def quick_contains(operation: _Operation) -> _Operation:
+    """``instance in session`` as a mere look."""
+
+    def __contains__(self: Any, instance: object) -> Any:
+        guard = self.guard
+        version = None if guard is None else guard.version
+        if version is not None and is_plain(type(self), "__contains__"):
+            try:
+                found = alchemy.is_present(self, alchemy.instance_state(instance))
+            except AttributeError:
+                pass  # not mapped, which the operation will say
+            else:
+                if guard.version is version:
+                    return found
+        return operation(self, instance)
+
+    return __contains__
+
+
+QUICK = {"__contains__": quick_contains, "get": quick_get}
+
+
+_plain: dict[tuple[type, str], bool] = {}
+
+
+def is_plain(cls: type, name: str) -> bool:
+    """Whether no class but ``Session`` has its own method *name*, or way to find."""
+    found = _plain.get((cls, name))
+    if found is None:
+        line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
+        ways = (name, "_identity_lookup")  # the latter may look in several shards
+        has = [next(base for base in line if way in vars(base)) for way in ways]
+        found = _plain[cls, name] = all(base is Session for base in has)
+    return found

@@ -1,0 +1,200 @@
+"""Windows: who waits for the database lets others look at what is loaded.
+
+The database is made to wait by an SQL function, ``hold_on()``, that returns when the
+test says so.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from sharedsession import ConcurrentAccessError, SharedSession
+
+from .models import Address, User
+from .threads import PATIENCE, Worker, passes, wait_for, wait_until
+
+HOLD_ON = sa.text("SELECT hold_on()")
+
+
+class Database:
+    """Waits inside ``hold_on()``, and for nobody if nobody is to wait."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.create_function("hold_on", 0, self._hold_on)
+
+    def _hold_on(self) -> int:
+        self.waits.set()
+        wait_for(self.goes_on)
+        return 1
+
+
+@pytest.fixture
+def database(engine: sa.Engine) -> Database:
+    return Database(engine)
+
+
+@pytest.fixture
+def user(session: Any) -> Any:
+    """Loaded, in a session that two threads have used."""
+    user = session.get(User, 1)
+    assert len(user.addresses) == 3
+    Worker(session.in_transaction).result()
+    return user
+
+
+@pytest.fixture
+def waiting(database: Database) -> Iterator[Any]:
+    """Starts a thread and returns when it waits for the database; ends it at last."""
+    workers = []
+
+    def start(function: Any) -> Worker:
+        workers.append(Worker(function, "waiting"))
+        wait_until(lambda: database.waits.is_set() or workers[0].done.is_set())
+        assert not workers[0].done.is_set(), workers[0].error
+        return workers[0]
+
+    yield start
+    database.goes_on.set()
+    for worker in workers:
+        worker.join(PATIENCE)
+
+
+def look(user: User) -> Worker:
+    return Worker(lambda: user.name, "looking")
+
+
+def test_looks_go_on_beside_a_select(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    selecting = waiting(lambda: session.scalar(HOLD_ON))
+    assert look(user).result() == "ann"
+    assert Worker(lambda: [a.email for a in user.addresses]).result()
+    assert Worker(lambda: session.get(User, 1) is user).result()
+    assert Worker(lambda: user in session).result()
+    assert session.guard.owner is selecting and selecting.is_alive()
+    database.goes_on.set()
+    assert selecting.result() == 1
+
+
+def test_a_change_waits_for_the_select(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    waiting(lambda: session.scalar(HOLD_ON))
+    change = Worker(lambda: setattr(user, "name", "changed"), "changing")
+    assert not passes(change, session.guard)
+    assert look(user).result() == "ann"  # still, and whoever waits
+    database.goes_on.set()
+    change.result()
+    assert user.name == "changed"
+
+
+def test_looks_go_on_beside_a_lazy_load(
+    session: Any, engine: sa.Engine, user: Any, database: Database, waiting: Any
+) -> None:
+    other = session.get(User, 2)
+
+    @sa.event.listens_for(engine, "do_execute")
+    def wait_first(cursor: Any, statement: str, *args: Any) -> None:
+        if "addresses" in statement:
+            cursor.execute("SELECT hold_on()")
+
+    loading = waiting(lambda: len(other.addresses))
+    assert look(user).result() == "ann"
+    database.goes_on.set()
+    assert loading.result() == 3
+
+
+@pytest.mark.parametrize("kind", ["critical", "begin"])
+def test_nobody_looks_into_a_section(
+    session: Any, user: Any, database: Database, waiting: Any, kind: str
+) -> None:
+    def select() -> None:
+        with session.critical_section() if kind == "critical" else session.begin():
+            session.scalar(HOLD_ON)
+
+    session.commit()
+    session.refresh(user)
+    session.commit()
+    assert session.scalar(sa.select(User.name).where(User.id == 1)) == "ann"
+    session.rollback()
+    waiting(select)
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    looking.result()
+
+
+def test_nobody_looks_after_a_flush_in_the_same_operation(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    def select() -> None:
+        session.add(User(name="new"))
+        session.scalar(sa.select(User.id).where(sa.func.hold_on() == 1))  # autoflushes
+
+    waiting(select)
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    assert looking.result() == "ann"
+
+
+def test_nobody_looks_while_rows_become_objects(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    @sa.event.listens_for(Address, "load")
+    def select(*args: Any) -> None:
+        session.scalar(HOLD_ON)
+
+    try:
+        waiting(lambda: session.get(User, 2).addresses)
+        looking = look(user)
+        assert not passes(looking, session.guard)
+        database.goes_on.set()
+        assert looking.result() == "ann"
+    finally:
+        sa.event.remove(Address, "load", select)
+
+
+def test_a_change_of_its_own_closes_the_window(
+    session: Any, engine: sa.Engine, user: Any, database: Database, waiting: Any
+) -> None:
+    """A listener is called with the window open."""
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def change(*args: Any) -> None:
+        if session.guard.window is not None:
+            assert Worker(lambda: user.name).result() == "ann"
+            user.name = "changed"
+
+    waiting(lambda: session.scalar(HOLD_ON))
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    assert looking.result() == "changed"
+
+
+def test_detect_lets_nobody_look(
+    engine: sa.Engine, database: Database, waiting: Any
+) -> None:
+    with SharedSession(engine, lock="detect") as session:
+        user = session.get_one(User, 1)
+        Worker(session.in_transaction).result()
+        selecting = waiting(lambda: session.scalar(HOLD_ON))
+        with pytest.raises(ConcurrentAccessError, match="'looking'.*'waiting'"):
+            look(user).result()
+        database.goes_on.set()
+        selecting.result()
+
+
+def test_an_error_of_the_database_leaves_no_window(session: Any, user: Any) -> None:
+    with pytest.raises(sa.exc.OperationalError):
+        session.scalar(sa.text("SELECT nothing FROM nowhere"))
+    assert session.guard.window is None and session.guard.owner is None
+    assert Worker(lambda: user.name).result() == "ann"
