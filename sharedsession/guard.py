@@ -1044,6 +1044,9 @@ class Guard:
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
+    def check_may_execute(self) -> None:
+        """Refuse a statement where another one is under way."""
+
     def check_may_relate(self) -> None:
         """Refuse a change to what belongs to what, where it would be lost."""
 

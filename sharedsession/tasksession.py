@@ -23,13 +23,24 @@ class TaskSessionMixin(SharedSessionMixin):
     _for_tasks = True
     _guard_class: type[Guard] = TaskGuard
 
-    def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
-        guard = self.guard
-        if isinstance(guard, TaskGuard):
-            guard.check_may_execute()
-            if access_of(statement, kw.get("execution_options")) is not LOAD:
-                guard.note_change()
-        return super()._execute_internal(statement, *args, **kw)
+    # What ends in statements begins here, or where the transaction finds a connection.
+
+    def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
+        assert isinstance(guard, TaskGuard)
+        guard.check_may_execute()
+        if access_of(statement, kw.get("execution_options")) is not LOAD:
+            guard.note_change()
+        return super()._execute_settled(guard, statement, args, kw)
+
+    def _flush(self, *args: Any, **kw: Any) -> None:
+        if self.guard is not None:
+            self.guard.check_may_execute()
+        super()._flush(*args, **kw)
+
+    def _bulk_save_mappings(self, *args: Any, **kw: Any) -> None:
+        if self.guard is not None:
+            self.guard.check_may_execute()
+        super()._bulk_save_mappings(*args, **kw)
 
     def _attend(self, me: Owner, access: Access) -> None:
         """Put right what others left, where that can be awaited; else only tell."""

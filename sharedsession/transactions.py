@@ -159,6 +159,8 @@ class GuardedTransaction(_Plain):
         return self.session._guard_transaction(super()._begin(nested))
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        if self.session.guard is not None:
+            self.session.guard.check_may_execute()
         connection = super()._connection_for_bind(bind, execution_options)
         return connection if is_guarded(connection) else self._guard(connection)
 
