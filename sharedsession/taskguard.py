@@ -148,6 +148,7 @@ class TaskGuard(Guard):
         self._access: Access | None = None
         #: In the order in which it was asked for.
         self.put_off: deque[PutOff] = deque()
+        self._is_tidying = False
         #: What came of it when it was done, for whoever asked for it.
         self._errors: weakref.WeakKeyDictionary[Owner, Exception] = (
             weakref.WeakKeyDictionary()
@@ -494,11 +495,18 @@ class TaskGuard(Guard):
 
     def _do_if_free(self) -> None:
         """Do it where whoever left could not, as it was let in for reading only."""
-        if self.put_off and self._owner is None and not self.attention:
-            owner = self.put_off[0].owner
-            if self._may_enter_now(owner, EXCLUSIVE):
+        if not self.put_off or self._is_tidying or self.attention:
+            return
+        owner = self.put_off[0].owner
+        if self._owner is None and self._may_enter_now(owner, EXCLUSIVE):
+            self._is_tidying = True
+            try:
                 with acting_for(owner):
                     run(self, CHANGE, _nothing)
+            except Exception as error:
+                self._errors[owner] = error  # it is not whoever leaves here that asked
+            finally:
+                self._is_tidying = False
 
     def _is_due(self, it: PutOff) -> bool:
         holds = [place.holds for place in self._below]

@@ -547,3 +547,26 @@ async def test_a_family_has_the_same_table(tmp_path: Any) -> None:
             assert object_session(new) is w.session.sync_session
             await w.session.commit()
             assert {"new", "set"} <= await w.db.names()
+
+
+@aio
+async def test_errors_beside_a_read_section_are_for_who_asked(tmp_path: Any) -> None:
+    async with world(tmp_path, "rw") as w:
+        twice = Parent(name="x")
+        sa.inspect(twice).key = sa.inspect(w.one).key
+        asked, tell = asyncio.Event(), asyncio.Event()
+
+        async def ask() -> None:
+            w.session.add(twice)
+            asked.set()
+            await tell.wait()
+            with pytest.raises(sa_exc.InvalidRequestError, match="already present"):
+                await w.session.scalar(COUNT)
+
+        async with w.session.read_section():
+            asking = stranger(ask())
+            await asked.wait()
+        assert not w.session.guard.put_off
+        await w.session.scalar(COUNT)  # not this one's
+        tell.set()
+        await asking
