@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import gc
 import os
 import shutil
 import sqlite3
@@ -241,6 +242,7 @@ async def database(
             async with plain.begin() as connection:
                 await connection.execute(sa.schema.DropSchema(schema, cascade=True))
         await engine.dispose()
+        gc.collect()  # what drivers have to say is about this test, and no later one
 
 
 @functools.lru_cache(maxsize=None)

@@ -42,6 +42,12 @@ from .aio import (
 )
 from .threads import Worker, inside, wait_for
 
+# Sessions that a test leaves open have connections that aiosqlite would see closed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 both = pytest.mark.parametrize("lock", ["rlock", "rw"])
 
 COUNT = sa.select(sa.func.count()).select_from(Parent)

@@ -24,7 +24,7 @@ COUNT = sa.select(sa.func.count()).select_from(Parent)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
-    # psycopg, on the cursors of connections that were thrown away.
+    # The drivers, on cursors and connections that were thrown away.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

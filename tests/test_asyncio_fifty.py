@@ -17,8 +17,10 @@ TASKS = 50
 
 pytestmark = [
     pytest.mark.parametrize("name", DATABASES),
-    # A cancelled task's connection is thrown away, and the pool says so.
+    # A cancelled task's connection is thrown away, and pool and driver say so.
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 

@@ -18,6 +18,12 @@ from sharedsession import ConcurrentAccessError, UpgradeError
 
 from .aio import Child, Parent, aio, child, database, gather, stranger
 
+# Sessions that a test leaves open have connections that aiosqlite would see closed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 both = pytest.mark.parametrize("lock", ["rlock", "rw"])
 
 COUNT = sa.select(sa.func.count()).select_from(Parent)

@@ -29,6 +29,12 @@ from sharedsession.asyncio import AsyncSharedSession, async_shared_session
 
 from .aio import Parent, aio, database, gather, passes, stranger
 
+# Sessions that a test leaves open have connections that aiosqlite would see closed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 COUNT = sa.select(sa.func.count()).select_from(Parent)
 
 
