@@ -8,7 +8,8 @@ Where 2.0 and 2.1 call the same thing by two names, both are looked up here, onc
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import sys
+from typing import Any, Callable
 
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as _cursor
@@ -17,18 +18,22 @@ from sqlalchemy.event import attr as _event_attr
 from sqlalchemy.ext import associationproxy as _associationproxy
 from sqlalchemy.ext import mutable as _mutable
 from sqlalchemy.orm import attributes as _attributes
+from sqlalchemy.orm import base as _base
 from sqlalchemy.orm import collections as _collections
 from sqlalchemy.orm import identity as _identity
 from sqlalchemy.orm import instrumentation as _instrumentation
 from sqlalchemy.orm import session as _session
 from sqlalchemy.orm import state as _state
 from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.util import concurrency as _concurrency
 
 
 def _named(module: Any, name: str) -> Any:
     """2.1 marks as private, with an underscore, what 2.0 did not mark."""
     return getattr(module, f"_{name}", None) or getattr(module, name)
 
+
+NO_VALUE: Any = _base.NO_VALUE
 
 # Reading and writing attributes of attached objects is guarded at the implementation
 # object behind each attribute, which every public function ends up at.
@@ -46,6 +51,10 @@ def instance_state(instance: object) -> Any:
 ScalarAttributeImpl: Any = _named(_attributes, "ScalarAttributeImpl")
 _NoListeners: Any = _event_attr._EmptyListener
 _NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
+
+
+#: The guards for which changes are noted now, see changes.py; nearly always empty.
+watched: dict[Any, Any] = {}
 
 
 def set_scalar(
@@ -67,6 +76,7 @@ def set_scalar(
         and type(listeners) is _NoListeners
         and not listeners.parent_listeners
         and value is not _NO_SET
+        and not watched
     ):
         values[impl.key] = value
     else:
@@ -99,6 +109,35 @@ ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 def rows_in_memory(rows: Any) -> Any:
     """A strategy for a cursor result whose rows are all here, its cursor closed."""
     return _cursor.FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+
+
+def is_relationship(impl_class: Any) -> bool:
+    """Whether it is behind attributes that hold other mapped objects."""
+    return issubclass(impl_class, _RELATIONSHIPS)
+
+
+_RELATIONSHIPS = (
+    _named(_attributes, "ScalarObjectAttributeImpl"),
+    _named(_attributes, "CollectionAttributeImpl"),
+)
+
+
+def unflag(state: Any) -> None:
+    """Let an object that was changed count as unchanged."""
+    identity_map = state._instance_dict()
+    if identity_map is not None:
+        identity_map._modified.discard(state)
+    state.modified = False
+    state._strong_obj = None
+
+
+def described(state: Any) -> str:
+    """An object, as SQLAlchemy's errors describe it."""
+    return str(_base.state_str(state))
+
+
+def is_flushing(session: Any) -> bool:
+    return bool(session._flushing)
 
 
 def session_of_state(state: Any) -> sa_orm.Session | None:
@@ -197,6 +236,49 @@ def binds_of(session: Any) -> list[Any]:
     if transaction is not None:
         binds += transaction._connections
     return [bind for bind in binds if bind is not None]
+
+
+def sync_session_of(target: Any) -> sa_orm.Session | None:
+    """The Session behind an AsyncSession, or a registry of one; ``None`` for others."""
+    # Importing it takes greenlet, and who has one of these has imported it.
+    module: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    if module is None or not hasattr(module, "async_scoped_session"):
+        return None
+    if isinstance(target, module.async_scoped_session):
+        target = target.registry()
+    if isinstance(target, module.AsyncSession):
+        session: sa_orm.Session = target.sync_session
+        return session
+    return None
+
+
+def async_session_of(session: sa_orm.Session) -> Any:
+    """The AsyncSession before a Session."""
+    module: Any = sys.modules["sqlalchemy.ext.asyncio"]
+    return module.async_session(session)
+
+
+# -- greenlets, without which SQLAlchemy's asyncio does not work, but this library does
+
+
+def in_greenlet() -> bool:
+    """Whether ``await_only()`` works here: inside of ``greenlet_spawn()``."""
+    return bool(_concurrency.in_greenlet())
+
+
+def await_only(awaitable: Any) -> Any:
+    return _concurrency.await_only(awaitable)
+
+
+async def greenlet_spawn(function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+    """Call a function that may wait for the event loop, and wait with it."""
+    return await _concurrency.greenlet_spawn(function, *args, **kw)
+
+
+def current_greenlet() -> Any:
+    """The greenlet that runs; ``None`` where nothing ever used one."""
+    greenlet = sys.modules.get("greenlet")
+    return None if greenlet is None else greenlet.getcurrent()
 
 
 def boundary(transaction: Any) -> Any:

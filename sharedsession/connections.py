@@ -104,6 +104,7 @@ def _executing(function: Any) -> Any:
         guard = _guard_of(self)
         if guard is None:
             return function(self, statement, *args, **kw)
+        guard.check_may_execute()
         me = guard.asker()
         if guard.reads_only():
             if has_changes_within(statement):
@@ -144,5 +145,6 @@ def _in_window(
 def _execute(
     guard: Guard, function: Any, connection: Any, statement: Any, args: Any, kw: Any
 ) -> Any:
+    guard.check_may_execute()
     result = function(connection, statement, *args, **kw)
     return rows.settle(guard, result)

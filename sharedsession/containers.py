@@ -63,7 +63,10 @@ def _guarded_adapter() -> Any:
     members: dict[str, Any] = {}
     for name, access in COLLECTION_ADAPTER.items():
         if access is not None:
-            members[name] = guarded(getattr(base, name), access, _guard_of_adapter)
+            operation = guarded(getattr(base, name), access, _guard_of_adapter)
+            if access is WRITE:
+                operation = _if_it_may_relate(operation, _guard_of_adapter)
+            members[name] = operation
     return subclass(base, members)
 
 
@@ -184,8 +187,19 @@ def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
         return guarded(_snapshot_of(function), LOAD, find_guard)
     write = guarded(_snapshot_of(function), WRITE, find_guard)
     if find_guard is _guard_of_collection:
+        write = _if_it_may_relate(write, find_guard)
         return _unless_loading(function, write, find_guard)
     return write
+
+
+def _if_it_may_relate(write: Any, find_guard: _FindGuard) -> Any:
+    def checked(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = find_guard(self)
+        if guard is not None:
+            guard.check_may_relate()
+        return write(self, *args, **kw)
+
+    return like(checked, write)
 
 
 # -- looks at a collection, each without the steps between it and its guard

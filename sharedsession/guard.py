@@ -93,7 +93,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Callable, Literal, NoReturn
+from typing import Any, Callable, Literal, NoReturn
 
 from . import waiting
 from .errors import (
@@ -145,7 +145,7 @@ class Guard:
     """
 
     __slots__ = (
-        *("number", "kind", "timeout", "asker", "clock", "gate", "running"),
+        *("number", "kind", "timeout", "asker", "clock", "gate", "running", "session"),
         *("version", "last_version"),
         *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
         *("unsettled", "window", "may_open", "_windows"),
@@ -156,6 +156,13 @@ class Guard:
         *("_timeouts", "_wait_seconds", "_longest_wait", "_longest_hold"),
         "__weakref__",
     )
+
+    #: What :meth:`hand_over` takes.
+    _flows: type[Any] = threading.Thread
+    #: Whether objects may be made of rows later, if no other owner came in before.
+    keeps_promises = True
+    #: Whether the gate may be used at all.
+    _may_have_gate = True
 
     def __init__(
         self,
@@ -178,6 +185,8 @@ class Guard:
         self.version: int | None = 0
         self.running: Owner | None = None
         self.inside: Owner | None = None
+        #: The session, if there is one, and it is alive.
+        self.session: Callable[[], Any] = _no_session
         #: The owner whose work in the present transaction was noted last.
         self.worker: Owner | None = None
         #: Called with an owner that left work in the transaction.
@@ -198,7 +207,8 @@ class Guard:
         self._mutex = make_lock()
         self.gate = make_gate()
         #: A lock of the application's, and a check at each entry, are the monitor's.
-        self._has_gate = lock is None and kind is not Kind.CONFINE
+        usable = lock is None and kind is not Kind.CONFINE
+        self._has_gate = usable and self._may_have_gate
         if not self._has_gate:
             self.gate[0] = CLOSED
         self._owner: Owner | None = None
@@ -565,9 +575,13 @@ class Guard:
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return False  # an operation is in, by the gate
-        if self.queue and me not in self.reading and not self._may_overtake(mode):
+        if self.queue and not self._goes_first(me) and not self._may_overtake(mode):
             return False  # those who came before go before
-        return self._fits(mode)
+        return self._fits(mode, me)
+
+    def _goes_first(self, owner: Owner) -> bool:
+        """Whether others in the queue wait for something that *owner* is part of."""
+        return owner in self.reading
 
     def _may_overtake(self, mode: Mode) -> bool:
         """Whether one who comes may go before the first in the queue."""
@@ -575,7 +589,7 @@ class Guard:
         both_exclusive = mode is EXCLUSIVE and first.mode is EXCLUSIVE
         return self._has_gate and both_exclusive and not first.is_due
 
-    def _fits(self, mode: Mode) -> bool:
+    def _fits(self, mode: Mode, owner: Owner) -> bool:
         if self._owner is not None:
             return False
         if mode is SHARED:
@@ -644,9 +658,9 @@ class Guard:
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self.queue):
             if not waiter.admitted:
-                if closed and waiter.owner not in self.reading:
+                if closed and not self._goes_first(waiter.owner):
                     continue
-                if not self._fits(waiter.mode):
+                if not self._fits(waiter.mode, waiter.owner):
                     closed = closed or waiter.mode is not BESIDE
                     continue
                 if self._may_overtake(waiter.mode):
@@ -669,9 +683,11 @@ class Guard:
             del self.gate[0]
 
     def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
-        if self.kind in (Kind.DETECT, Kind.CONFINE):
+        if not self._lets_wait(me):
             self._refuse_overlap(me)
-        waiter = Waiter(self, me, mode, self._make_lock())
+        if not me.can_wait():
+            self._refuse_to_wait(me)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
         waiter.parked.acquire()
         try:
             with self._mutex:
@@ -688,6 +704,9 @@ class Guard:
             self._end_wait(waiter)
         if not waiter.admitted:
             self._refuse_timeout(me, mode, waiter)
+
+    def _lets_wait(self, me: Owner) -> bool:
+        return self.kind not in (Kind.DETECT, Kind.CONFINE)
 
     def _park(self, waiter: Waiter, timeout: float | None) -> None:
         """Wait until it is let in, or the time is up."""
@@ -713,7 +732,7 @@ class Guard:
         """Let it in that was nudged, if nobody came in before."""
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return
-        if self.queue[0] is waiter and self._fits(waiter.mode):
+        if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
             waiter.is_due = True
         self._pass_on()
 
@@ -737,7 +756,9 @@ class Guard:
         """Take the application's lock, on which the next one waits for the last."""
         if lock.acquire(mode, me, self, 0):
             return
-        waiter = Waiter(self, me, mode, self._make_lock())
+        if not me.can_wait():
+            self._refuse_to_wait(me)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
         me.waiting_for = lock
         try:
             with self._mutex:
@@ -791,9 +812,17 @@ class Guard:
 
     def _refuse_overlap(self, me: Owner) -> NoReturn:
         raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into a session while another thread was "
-            f"inside. {self.explain()} Two threads shared it: give each its own "
+            f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
+            f"was inside. {self.explain()} Two {me.noun}s shared it: give each its own "
             "session, or let them take turns with lock='rlock' or 'rw'."
+        )
+
+    def _refuse_to_wait(self, me: Owner) -> NoReturn:
+        raise SharedSessionError(
+            f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
+            f"the event loop that runs in it would stand still. {self.explain()} "
+            "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
+            "tasks share an AsyncSharedSession."
         )
 
     def refuse_write(self) -> NoReturn:
@@ -831,7 +860,7 @@ class Guard:
             )
         with self._mutex:
             sole = self.sole
-            free = sole is None or sole is me.thread or self._is_free_to_take(sole)
+            free = sole is None or sole is me.flow or self._is_free_to_take(sole)
             if free:
                 self.sole = me
         self._reap()
@@ -850,16 +879,19 @@ class Guard:
             return not sole.alive
         return sole.ident is not None and not sole.is_alive()
 
-    def _refuse_stranger(self, me: Owner, sole: Owner | threading.Thread) -> NoReturn:
-        thread = sole.thread if isinstance(sole, Owner) else sole
+    def _refuse_stranger(self, me: Owner, sole: Any) -> NoReturn:
+        owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
         raise ConcurrentAccessError(
-            f"This session is confined to thread {thread.name!r}; {me.name}, at "
-            f"{me.where()}, used it or one of its objects. Give this thread a session "
-            "of its own and copy objects with merge_into(), or let the owner pass it "
-            "on with session.guard.hand_over()."
+            f"This session is confined to {owner}; {me.name}, at "
+            f"{me.where()}, used it or one of its objects. Give this {me.noun} a "
+            "session of its own and copy objects with merge_into(), or let the owner "
+            "pass it on with session.guard.hand_over()."
         )
 
-    def hand_over(self, thread: threading.Thread | None = None) -> None:
+    def _name_of(self, flow: Any) -> str:
+        return f"thread {flow.name!r}"
+
+    def hand_over(self, thread: Any = None) -> None:
         """Pass a confined session on.
 
         :param thread: the thread that owns it from now on; ``None``, the default, for
@@ -872,8 +904,10 @@ class Guard:
             raise SharedSessionError(
                 f"Only lock='confine' has an owner to change; this is {self!r}."
             )
-        if thread is not None and not isinstance(thread, threading.Thread):
-            raise SharedSessionError(f"hand_over() takes a Thread, not {thread!r}.")
+        if thread is not None and not isinstance(thread, self._flows):
+            raise SharedSessionError(
+                f"hand_over() takes a {self._flows.__name__}, not {thread!r}."
+            )
         me = self.asker()
         if self.sole is not me:
             self._check_asker(me)
@@ -902,30 +936,30 @@ class Guard:
         return not self.checks_askers
 
     @property
-    def owner(self) -> threading.Thread | None:
-        """The thread that is exclusive, if one is."""
+    def owner(self) -> Any:
+        """The thread (or the task) that is exclusive, if one is."""
         owner = self._owner or self._in_by_gate()
-        return None if owner is None else owner.thread
+        return None if owner is None else owner.flow
 
     def _in_by_gate(self) -> Owner | None:
         owner = self.gate.get(0)
         return owner if isinstance(owner, Owner) else None
 
     @property
-    def readers(self) -> tuple[threading.Thread, ...]:
-        """The threads in read sections that share."""
+    def readers(self) -> tuple[Any, ...]:
+        """The threads (or the tasks) in read sections that share."""
         with self._mutex:
-            readers = tuple(owner.thread for owner in self.reading)
+            readers = tuple(owner.flow for owner in self.reading)
         self._reap()
         return readers
 
     @property
-    def waiting(self) -> tuple[threading.Thread, ...]:
-        """The threads that wait, in the order of their arrival."""
+    def waiting(self) -> tuple[Any, ...]:
+        """The threads (or the tasks) that wait, in the order of their arrival."""
         with self._mutex:
             waiters = [*self._before, *self.queue]
         self._reap()
-        return tuple(waiter.owner.thread for waiter in waiters)
+        return tuple(waiter.owner.flow for waiter in waiters)
 
     def blockers(self, waiter: Waiter) -> list[Owner]:
         """Whom *waiter* waits for here.
@@ -1010,6 +1044,12 @@ class Guard:
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
+    def check_may_execute(self) -> None:
+        """Refuse a statement where another one is under way."""
+
+    def check_may_relate(self) -> None:
+        """Refuse a change to what belongs to what, where it would be lost."""
+
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
         self._mutex = self._make_lock()  # the old one may be held by nobody
@@ -1022,6 +1062,10 @@ class Guard:
         self.holds = {}
         self.reading = {}
         self.queue = deque()
+
+
+def _no_session() -> None:
+    """For a guard that somebody made to look at."""
 
 
 def _no_note(owner: Owner) -> None:

@@ -22,7 +22,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, containers
+from . import alchemy, changes, containers
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .guard import Guard
@@ -85,7 +85,15 @@ def _in_dict_class(attribute: Any) -> Any:
         else:
             write(guard, impl, state, values, value)
 
-    members = {"__get__": __get__, "__set__": __set__, "inherit_cache": True}
+    def set_related(self: Any, instance: Any, value: Any) -> None:
+        guard = guard_of_instance(instance)
+        if guard is not None:
+            guard.check_may_relate()
+        __set__(self, instance, value)
+
+    related = alchemy.is_relationship(type(impl))
+    setter = set_related if related else __set__
+    members = {"__get__": __get__, "__set__": setter, "inherit_cache": True}
     # Shown: an attribute makes those of aliases from its own class, and comparing the
     # two goes by whose class is the subclass of whose.
     return subclass(InstrumentedAttribute, {**members, "_guarded": impl}, shown=True)
@@ -135,7 +143,10 @@ def _guarded_impl(impl_class: Any) -> Any:
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
-            make = _load_for_state if _is_usual_load(function) else _for_state
+            if access is WRITE and alchemy.is_relationship(impl_class):
+                make = _for_related_state
+            else:
+                make = _load_for_state if _is_usual_load(function) else _for_state
             members[name] = make(function, access)
     is_scalar = impl_class is alchemy.ScalarAttributeImpl
     members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
@@ -152,6 +163,18 @@ def _for_state(function: Any, access: Access) -> Any:
         return run(guard, access, function, impl, state, *args, **kw)
 
     return operation
+
+
+def _for_related_state(function: Any, access: Access) -> Any:
+    operation = _for_state(function, access)
+
+    def checked(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
+        guard = guards.get(state.session_id)
+        if guard is not None:
+            guard.check_may_relate()
+        return operation(impl, state, *args, **kw)
+
+    return checked
 
 
 def _is_usual_load(function: Any) -> bool:
@@ -203,9 +226,16 @@ def _modified_event(
     # else comes from inside an operation on an attribute.
     guard = guards.get(state.session_id) if is_userland else None
     if guard is None:
+        if changes.watched:
+            changes.note(state, attribute, previous)
         return _flag(state, values, attribute, previous, collection, is_userland)
     args = (state, values, attribute, previous, collection, is_userland)
-    return run(guard, WRITE, _flag, *args)
+    return run(guard, WRITE, _flag_and_note, *args)
+
+
+def _flag_and_note(state: Any, values: Any, attribute: Any, *args: Any) -> Any:
+    changes.note(state, attribute, *args[:1])
+    return _flag(state, values, attribute, *args)
 
 
 def _attrs(state: Any) -> Any:

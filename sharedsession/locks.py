@@ -36,15 +36,19 @@ LockArgument = Union[str, RLockLike, RWLockLike, None]
 KINDS = (*(kind.value for kind in Kind), "off")
 
 
-def make_guard(lock: LockArgument, timeout: float | None = None) -> Guard | None:
+def make_guard(
+    lock: LockArgument,
+    timeout: float | None = None,
+    guard_class: type[Guard] = Guard,
+) -> Guard | None:
     """Return a new guard for what was given as ``lock=``; ``None`` for off."""
     if lock is None or lock == "off":
         return None
     if isinstance(lock, str):
         if lock not in KINDS:
             raise ValueError(f"lock={lock!r} is not a kind of lock; {_CHOICE}")
-        return Guard(Kind(lock), timeout=timeout)
-    return Guard(Kind.RLOCK, lock=_foreign(lock), timeout=timeout)
+        return guard_class(Kind(lock), timeout=timeout)
+    return guard_class(Kind.RLOCK, lock=_foreign(lock), timeout=timeout)
 
 
 _CHOICE = (

@@ -2,6 +2,7 @@
 
 An :class:`Owner` stands for one flow of control.  Guards never look at threads
 themselves; they ask :func:`current_owner` and compare what it returns by identity.
+(Those of asyncio sessions ask for tasks instead, see ``tasks.py``.)
 A thread's identifier would not do: the system gives the number of a thread that
 ended to the next one, which would then hold whatever the first one left held.
 """
@@ -12,12 +13,16 @@ import os
 import sys
 import threading
 import weakref
+from asyncio import get_running_loop
 from threading import get_ident
 from types import FrameType
-from typing import Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from .terms import Lock
 
 #: Frames of these packages are ours, or work for us, when a holder's line is named.
-_INNER_PACKAGES = ("sharedsession", "sqlalchemy", "contextlib", "threading")
+_INNER_PACKAGES = ("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio")
 
 #: Called with each owner whose thread ended; the guards register themselves here.
 on_death: list[Callable[[Owner], None]] = []
@@ -34,6 +39,11 @@ class Owner:
 
     __slots__ = ("thread", "alive", "waiting_for", "__weakref__")
 
+    #: What it is called in a message.
+    noun: ClassVar[str] = "thread"
+    #: The numbers of the holds whose family it is of: only tasks have families.
+    sections: frozenset[int] = frozenset()
+
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread
         #: False once the thread has ended; written by its last breath only.
@@ -42,14 +52,31 @@ class Owner:
         self.waiting_for: Waitable | None = None
 
     @property
+    def flow(self) -> Any:
+        """What it stands for, as a user knows it."""
+        return self.thread
+
+    @property
     def name(self) -> str:
         return f"thread {self.thread.name!r}"
+
+    def can_wait(self) -> bool:
+        """Whether nobody but itself stands still while it waits."""
+        try:
+            get_running_loop()
+        except RuntimeError:
+            return True
+        return False
+
+    def parking(self, make_lock: Callable[[], Lock]) -> Lock:
+        """What it waits on: a lock that it acquires twice, and others release."""
+        return make_lock()
 
     def where(self) -> str:
         """The application's line that this owner is at now, as ``file:line``."""
         ident = self.thread.ident
         frame = None if ident is None else sys._current_frames().get(ident)
-        while frame is not None and _is_inner(frame):
+        while frame is not None and is_inner(frame):
             frame = frame.f_back
         if frame is None or not self.alive:
             return "a line that is not known"
@@ -59,9 +86,10 @@ class Owner:
         return f"<Owner {self.name}{'' if self.alive else ', ended'}>"
 
 
-def _is_inner(frame: FrameType) -> bool:
+def is_inner(frame: FrameType, packages: tuple[str, ...] = _INNER_PACKAGES) -> bool:
+    """Whether its line is none of the application's."""
     module: str = frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] in _INNER_PACKAGES
+    return module.partition(".")[0] in packages
 
 
 class _LastBreath:

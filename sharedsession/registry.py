@@ -14,58 +14,66 @@ from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin, share
 
 _S = TypeVar("_S", bound=Session)
+_T = TypeVar("_T")
 
 
-class _OneForAll(ScopedRegistry[_S]):
+class OneForAll(ScopedRegistry[_T]):
     """Like SQLAlchemy's ``ScopedRegistry``, with one scope; it knows who used it.
 
     The mutex protects both fields.  It is held while the factory runs, so that two
     threads get one session; the factory must not come back here.
     """
 
-    def __init__(self, createfunc: Callable[[], _S]) -> None:
+    def __init__(
+        self,
+        createfunc: Callable[[], _T],
+        asker: Callable[[], Owner],
+        guarded: Callable[[_T], _T],
+    ) -> None:
         self.createfunc = createfunc
+        self._asker = asker
+        self._guarded = guarded
         self.scopefunc = lambda: None
         self.mutex = threading.RLock()
-        self._session: _S | None = None
+        self._session: _T | None = None
         self._users: set[Owner] = set()
 
-    def __call__(self) -> _S:
-        me = current_owner()
+    def __call__(self) -> _T:
+        me = self._asker()
         session = self._session
         if session is not None and me in self._users:
             return session
         with self.mutex:
             if self._session is None:
-                self._session = _guarded(self.createfunc())
+                self._session = self._guarded(self.createfunc())
             self._users.add(me)
             return self._session
 
     def has(self) -> bool:
         return self._session is not None
 
-    def set(self, obj: _S) -> None:
+    def set(self, obj: _T) -> None:
         with self.mutex:
-            self._session = _guarded(obj)
-            self._users.add(current_owner())
+            self._session = self._guarded(obj)
+            self._users.add(self._asker())
 
     def clear(self) -> None:
         with self.mutex:
             self._session = None
             self._users.clear()
 
-    def present(self) -> _S | None:
+    def present(self) -> _T | None:
         """The session, if there is one; this does not use it."""
         return self._session
 
-    def leave(self) -> _S | None:
+    def leave(self) -> _T | None:
         """Leave; return the session if no thread that used it is left."""
         with self.mutex:
-            self._users.discard(current_owner())
+            self._users.discard(self._asker())
             nobody = not any(user.alive for user in self._users)
             return self._session if nobody else None
 
-    def discard(self, session: _S) -> None:
+    def discard(self, session: _T) -> None:
         """Forget *session*, which is closed; a newer one stays."""
         with self.mutex:
             if self._session is session:
@@ -120,12 +128,12 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
       :func:`share`.
     """
 
-    registry: _OneForAll[_S]
+    registry: OneForAll[_S]
 
     def __init__(self, session_factory: Callable[..., _S]) -> None:
         factory: Any = session_factory
         super().__init__(factory, scopefunc=_everybody)
-        self.registry = _OneForAll(session_factory)
+        self.registry = OneForAll(session_factory, current_owner, _guarded)
 
     def __call__(self, **kw: Any) -> _S:
         """Like calling a ``scoped_session``; two threads at once get one session."""

@@ -98,8 +98,11 @@ class _Objects(Iterator[Any]):
         self._is_made = False
         self._made: Iterator[Any] = iter(())
         self._error: BaseException | None = None
-        guard.promises.add(self)
-        guard.attention = True
+        if guard.keeps_promises:
+            guard.promises.add(self)
+            guard.attention = True
+        else:
+            self.keep()  # at once: who asks later may be unable to wait
 
     def keep(self) -> None:
         """Make them for whoever asks later; an error is for that one, too."""

@@ -52,6 +52,10 @@ class SharedSessionMixin(Session):
     #: The guard; ``None`` if the lock is off.
     guard: Guard | None = None
 
+    #: Whether it is behind an AsyncSession, so that tasks use it and not threads.
+    _for_tasks = False
+    _guard_class: type[Guard] = Guard
+
     # Only there, and only used, if there is a guard; used inside it.
     _ledger: Ledger
     _failure: Loss | None
@@ -67,7 +71,8 @@ class SharedSessionMixin(Session):
         lock_timeout: float | None = None,
         **session_kwargs: Any,
     ) -> None:
-        guard = make_guard(lock, lock_timeout)  # first: a bad value leaves nothing
+        # First: a bad value leaves nothing.
+        guard = make_guard(lock, lock_timeout, self._guard_class)
         super().__init__(*args, **session_kwargs)
         if guard is not None:
             _put_guard(self, guard)
@@ -306,6 +311,10 @@ class SharedSessionMixin(Session):
         if self._is_left_to_finish(me) and guard.exclude_others(me):
             guard.do_chores(me)
             self._finish_for_others(guard, me)
+        self._tell(guard, me, access)
+
+    def _tell(self, guard: Guard, me: Owner, access: Access) -> None:
+        """Raise if *me* lost something, unless it throws the rest away itself."""
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:
             self._ledger.forget(me)
@@ -513,6 +522,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._failure = None
     session._owed = set()
     session._blocks = {}
+    guard.session = weakref.ref(session)
     guard.note_work = _weakly(session._note_work)
     guard.attend = _weakly(session._attend)
     guard.second_owner = _weakly(session._second_owner)

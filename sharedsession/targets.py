@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from .alchemy import instance_state, session_of_state
+from .alchemy import instance_state, session_of_state, sync_session_of
 from .attachment import guard_of_instance
 from .errors import SharedSessionError
 from .guard import Guard
@@ -40,6 +40,9 @@ def _find(target: Any) -> Session | None:
     if isinstance(target, scoped_session):
         session: Session = target.registry()
         return session
+    behind = sync_session_of(target)
+    if behind is not None:
+        return behind
     try:
         return session_of_state(instance_state(target))
     except AttributeError:
@@ -57,7 +60,7 @@ def guard_of(target: Any) -> Guard | None:
     :param target: what may have a guard.
     :return: the guard; ``None`` if there is none.
     """
-    if isinstance(target, (Session, scoped_session)):
+    if isinstance(target, (Session, scoped_session)) or sync_session_of(target):
         guard: Guard | None = getattr(_find(target), "guard", None)
         return guard
     return guard_of_instance(target)

@@ -133,7 +133,9 @@ class GuardedTransaction(_Plain):
         except Exception:
             raise
         except BaseException:
-            if not alchemy.is_closed(self):  # by half it would leave what is undone
+            if self.session._transaction is None:
+                _Plain.close(self)  # it was closing already
+            elif not alchemy.is_closed(self):  # by half it would leave what is undone
                 alchemy.restore_snapshot(self)
                 _Plain.rollback(self, _capture_exception, _to_root)
             raise
@@ -157,6 +159,8 @@ class GuardedTransaction(_Plain):
         return self.session._guard_transaction(super()._begin(nested))
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        if self.session.guard is not None:
+            self.session.guard.check_may_execute()
         connection = super()._connection_for_bind(bind, execution_options)
         return connection if is_guarded(connection) else self._guard(connection)
 

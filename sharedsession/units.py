@@ -6,8 +6,11 @@ import functools
 import inspect
 import sys
 from collections.abc import Generator
-from typing import Any, Callable, Literal, TypeVar, Union
+from typing import Any, Callable, Literal, NoReturn, TypeVar, Union
 
+from sqlalchemy.orm import Session, scoped_session
+
+from .alchemy import async_session_of
 from .errors import ConcurrentAccessError, SharedSessionError
 from .guard import check_timeout
 from .owners import Owner, current_owner
@@ -59,6 +62,33 @@ class _SectionOf:
             )
         section.__exit__(*exc_info)
 
+    # -- as a block of a coroutine
+
+    async def __aenter__(self) -> Any:
+        if isinstance(self._target, str) or self._open is not None:
+            self.__enter__()  # refuses
+        section = self._async_section(session_of(self._target))
+        session = await section.__aenter__()
+        self._open = section
+        return session
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        section, self._open = self._open, None
+        if section is None:
+            self.__exit__()  # refuses
+        await section.__aexit__(*exc_info)
+
+    def _async_section(self, session: SharedSessionMixin) -> Any:
+        if not session._for_tasks:
+            raise SharedSessionError(
+                f"{self._name}() of a session for threads cannot be awaited: waiting "
+                "would stop the event loop. Enter it with 'with' in a function that "
+                "asyncio.to_thread() runs, or share an AsyncSharedSession."
+            )
+        from .coroutines import AsyncSection  # what is for tasks may take greenlet
+
+        return AsyncSection(async_session_of(session), self._section(session))
+
     # -- as a decorator
 
     def __call__(self, function: _F) -> _F:
@@ -67,11 +97,8 @@ class _SectionOf:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
             function
         ):
-            raise SharedSessionError(
-                f"{self._name}() of a session for threads cannot decorate the "
-                f"coroutine function {function.__qualname__}: waiting would stop the "
-                "event loop. Decorate a function and run it with asyncio.to_thread()."
-            )
+            coroutine: _F = self._decorate_coroutine(function)
+            return coroutine
         if not callable(function):
             raise SharedSessionError(
                 f"{self._name}() decorates functions and methods, not {function!r}."
@@ -86,6 +113,27 @@ class _SectionOf:
                 return function(*args, **kw)
 
         return in_section  # type: ignore[return-value]
+
+    def _decorate_coroutine(self, function: Any) -> Any:
+        if _is_for_threads(self._target):
+            self._refuse_coroutine(function)
+        from .coroutines import in_sections
+
+        def make_section(args: tuple[Any, ...]) -> Any:
+            session = self._session_for(function, args)
+            if not session._for_tasks:
+                self._refuse_coroutine(function)
+            return self._async_section(session)
+
+        return in_sections(make_section, function)
+
+    def _refuse_coroutine(self, function: Any) -> NoReturn:
+        raise SharedSessionError(
+            f"{self._name}() of a session for threads cannot decorate the "
+            f"coroutine function {function.__qualname__}: waiting would stop the "
+            "event loop. Decorate a function and run it with asyncio.to_thread(), or "
+            "share an AsyncSharedSession."
+        )
 
     def _decorate_generator(self, function: Any) -> Any:
         @functools.wraps(function)
@@ -107,6 +155,13 @@ class _SectionOf:
         return session_of(getattr(args[0], self._target))
 
 
+def _is_for_threads(target: Any) -> bool:
+    """Whether that is known already; a registry's session may not be there yet."""
+    if isinstance(target, Session):
+        return not getattr(target, "_for_tasks", False)
+    return isinstance(target, scoped_session)
+
+
 class critical_section(_SectionOf):
     """Keep every other thread out of a session for a block or a whole function.
 
@@ -121,11 +176,14 @@ class critical_section(_SectionOf):
             def run(self): ...
 
     Decorates functions, methods, classmethods, staticmethods, and generators, for which
-    the section is held while the generator is open.
+    the section is held while the generator is open.  Of a session that tasks share it
+    decorates coroutine functions and async generators, and is entered with
+    ``async with``.
 
-    :param target: a :class:`SharedSession`, a :class:`shared_session`, an object that
-      is attached to one, a callable that returns one of these, or, for methods, the
-      name of an attribute of ``self``.  Found anew each time the section is entered.
+    :param target: a :class:`SharedSession`, a :class:`shared_session` (or those of
+      ``sharedsession.asyncio``), an object that is attached to one, a callable that
+      returns one of these, or, for methods, the name of an attribute of ``self``.
+      Found anew each time the section is entered.
     :param timeout: seconds to wait at most; ``None``, the default, for the
       ``lock_timeout`` of the session.
     :param transaction: ``"commit"``: the section is one unit of work, committed at its

@@ -27,8 +27,8 @@ class Loss:
         return WorkLostError(
             f"Work of {victim.name} in this session is lost: {self.by.name}, at "
             f"{self.where}, {self.why} at {self.when:%H:%M:%S}, and the transaction "
-            "that both worked in was rolled back. Do this thread's work again; its "
-            "own rollback() or close() would have cleared this error, and so has "
+            f"that both worked in was rolled back. Do this {victim.noun}'s work again; "
+            "its own rollback() or close() would have cleared this error, and so has "
             "raising it."
         )
 

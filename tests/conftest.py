@@ -120,7 +120,13 @@ def session(engine: sa.Engine, lock: str) -> Iterator[SharedSession]:
 
 def make_world(engine: sa.Engine, lock: Any) -> Any:
     """A session with objects in every state that a way in may need."""
-    registry = shared_session(sessionmaker(engine, class_=SharedSession, lock=lock))
+    return fill_world(
+        engine,
+        shared_session(sessionmaker(engine, class_=SharedSession, lock=lock)),
+    )
+
+
+def fill_world(engine: Any, registry: Any) -> Any:
     session = registry()
     user, fresh, expired, spare = (session.get_one(User, id_) for id_ in (1, 2, 3, 4))
     for value in ("addresses", "tags", "notes", "keywords", "books", "point", "pin"):

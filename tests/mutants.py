@@ -42,8 +42,76 @@ SCHEDULES = "tests/test_schedules.py"
 MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
 WINDOWS = "tests/test_windows.py"
+TASKS = "tests/test_asyncio.py"
+NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
 
 MUTANTS = [
+    Mutant(
+        "a task waits like a stranger in the section that it was started in",
+        "taskguard",
+        "            and self.holds.keys() <= owner.sections\n",
+        "            and False\n",
+        f"{TASKS} -k gather_in_a_section",
+    ),
+    Mutant(
+        "every task counts as started in the section",
+        "taskguard",
+        "            and self.holds.keys() <= owner.sections\n",
+        "",
+        TASKS,
+    ),
+    Mutant(
+        "a flush in flight sees what is set beside it",
+        "changes",
+        "            alchemy.unflag(self.state)\n",
+        "            pass\n",
+        NOT_AWAITED,
+    ),
+    Mutant(
+        "what is set beside a flush is not shown after it",
+        "changes",
+        "        self.state._modified_event(values, self.attribute, self.previous)\n",
+        "",
+        NOT_AWAITED,
+    ),
+    Mutant(
+        "what was put off waits for the next one to come in",
+        "taskguard",
+        "        if self.put_off and self.running is me:\n"
+        "            self._do_put_off()\n",
+        "",
+        NOT_AWAITED,
+    ),
+    Mutant(
+        "who does not wait sees into sections",
+        "taskguard",
+        "        if strange and not self.restricted:\n"
+        "            self._refuse_in_section(me)\n",
+        "",
+        NOT_AWAITED,
+    ),
+    Mutant(
+        "a relationship changes beside a flush that would lose it",
+        "taskguard",
+        "            if not self._is_quiet():\n"
+        "                self._refuse_to_lose(me)\n",
+        "            pass\n",
+        NOT_AWAITED,
+    ),
+    Mutant(
+        "a task that ended keeps its section",
+        "tasks",
+        "            guard.bury(self)\n",
+        "            pass\n",
+        f"{TASKS} -k leaves_nothing",
+    ),
+    Mutant(
+        "a reader that was just let in is put out by another one's end",
+        "taskguard",
+        "owner is not hold.owner and hold.number in reading.holds:",
+        "owner is not hold.owner:",
+        "tests/test_asyncio_cancel.py -k test_schedules",
+    ),
     Mutant(
         "an operation goes in beside the exclusive one",
         "guard",
@@ -217,7 +285,7 @@ MUTANTS = [
     Mutant(
         "objects are made of rows after others came in",
         "rows",
-        "        guard.promises.add(self)\n",
+        "            guard.promises.add(self)\n",
         "",
         "tests/test_rows.py",
     ),

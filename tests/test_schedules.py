@@ -110,7 +110,7 @@ def no_guard(name: str, replacement: Any) -> Any:
     [
         (
             "_fits",
-            lambda self, mode: True,
+            lambda self, mode, owner: True,
             ("critical", "change"),
             "is exclusive|still exclusive",
         ),
@@ -119,7 +119,7 @@ def no_guard(name: str, replacement: Any) -> Any:
         (
             "_may_enter_now",
             lambda self, me, mode: self.gate.setdefault(0, CLOSED) is CLOSED
-            and self._fits(mode),
+            and self._fits(mode, me),
             ("read", "critical", "read"),
             "overtook",
         ),

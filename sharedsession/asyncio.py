@@ -1,0 +1,438 @@
+"""One AsyncSession for several tasks of an event loop.
+
+What is awaited waits for its turn.  What is not awaited cannot wait; this is what it
+does while another task is inside, for each kind of lock that lets tasks wait:
+
+==================================== ==================================================
+not awaited                          while another task's operation is in flight
+==================================== ==================================================
+``add()``, ``add_all()``,            done as soon as the operation ends, in the order
+``expire()``, ``expire_all()``,      in which they were asked for, and before anything
+``expunge()``, ``expunge_all()``     that this task awaits next.  What SQLAlchemy would
+                                     refuse at once is refused at once
+``in``, ``new``, iteration           at once; they know what this task has put off
+reading a loaded attribute or        at once
+collection; ``dirty``, ``deleted``,
+``is_active``, ``in_transaction()``,
+``get_transaction()``,
+``is_modified()``, ``inspect()``
+reading an attribute that is not     refused: await it, by ``awaitable_attrs``
+loaded
+setting or deleting a column's       at once.  A flush, commit or rollback in flight
+attribute; mutable values,           does not see it; it counts as set when that has
+``flag_modified()``                  ended, so it is not lost
+setting a relationship, changing a   at once beside a mere load; refused beside what
+collection                           would lose it
+``bind_mapper()``, ``bind_table()``, refused
+setting ``autoflush`` or ``bind``,
+``no_autoflush``
+==================================== ==================================================
+
+Refused means :class:`ConcurrentAccessError`, nothing changed: ``session.run_sync()``
+and ``async with session.critical_section()`` wait.  Beside another task's *section*
+everything is refused that is not put off, since a section shows nothing of what it
+does; beside a read section what only reads is done.  Kinds that let nobody wait refuse
+everything, as they do for threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Concatenate, Generic, Iterator, ParamSpec, TypeVar
+
+import sqlalchemy.exc as sa_exc
+import sqlalchemy.orm.exc as sa_orm_exc
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    AsyncSessionTransaction,
+    async_scoped_session,
+)
+from sqlalchemy.orm import Session, object_session
+from sqlalchemy.util import IdentitySet
+
+from . import alchemy
+from .coroutines import AsyncSection
+from .errors import SharedSessionError
+from .locks import LockArgument
+from .operations import like
+from .registry import OneForAll
+from .sections import CriticalSection, ReadSection
+from .signatures import with_signature_of
+from .taskguard import PutOff, TaskGuard
+from .tasks import current_task_owner, to_the_end
+from .tasksession import TaskSession, task_session_class
+
+__all__ = ["AsyncSharedSession", "async_shared_session"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_AS = TypeVar("_AS", bound="AsyncSharedSession")
+
+
+class AsyncSharedSession(AsyncSession):
+    """Like :class:`sqlalchemy.ext.asyncio.AsyncSession`, for several tasks at once.
+
+    Plug it in where the application makes its sessions::
+
+        Session = async_sessionmaker(engine, class_=AsyncSharedSession, lock="rw")
+
+    Then ``asyncio.gather()`` over one session works: what is awaited waits for its
+    turn.  What is not awaited, :meth:`add` and attributes say, takes effect without
+    touching another task's operation in flight, or raises
+    :class:`ConcurrentAccessError`; the module's documentation has the table.
+
+    :param bind: the engine or connection, as for ``AsyncSession``.
+    :param sync_session_class: as for ``AsyncSession``; any class of sessions.
+    :param lock: the kind of lock, see :class:`SharedSession`; not an object.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
+    :param session_kwargs: everything else that ``AsyncSession`` takes.
+    :raises ValueError: for a lock or a timeout that is none.
+    """
+
+    sync_session_class: type[Session] = TaskSession
+    sync_session: TaskSession
+
+    def __init__(
+        self,
+        bind: Any = None,
+        *,
+        binds: Any = None,
+        sync_session_class: type[Session] | None = None,
+        lock: LockArgument = "rlock",
+        lock_timeout: float | None = None,
+        **session_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            bind,
+            binds=binds,
+            sync_session_class=task_session_class(
+                sync_session_class or self.sync_session_class
+            ),
+            lock=lock,
+            lock_timeout=lock_timeout,
+            **session_kwargs,
+        )
+
+    @property
+    def guard(self) -> TaskGuard | None:
+        """The guard; ``None`` if the lock is off."""
+        guard = self.sync_session.guard
+        assert guard is None or isinstance(guard, TaskGuard)
+        return guard
+
+    # -- sections
+
+    def critical_section(self: _AS, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Keep every other task out: ``async with session.critical_section():``
+
+        Like holding an ``asyncio.Lock`` around the block, but reentrant, and what the
+        block does to the session's objects and connections is covered too.  Tasks that
+        are started inside belong to the section: they take turns with each other and
+        with this task, so ``gather()`` works in it.  Yields the session.
+
+        :param timeout: seconds to wait at most; ``None``, the default, for the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        :raises DeadlockError: if the wait would never end.
+        :raises UpgradeError: inside a read section of the same task.
+        """
+        section = CriticalSection(self.sync_session, timeout)
+        return AsyncSection(self, section)
+
+    def read_section(self: _AS, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Keep every change out for a block that only reads; readers share it.
+
+        Like :meth:`critical_section`, but under ``lock="rw"`` any number of tasks may
+        be in read sections at once.  See :meth:`SharedSession.read_section`.
+
+        :param timeout: seconds to wait at most; ``None``, the default, for the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        """
+        section: Any = ReadSection(self.sync_session, timeout)
+        return AsyncSection(self, section)
+
+    async def run_sync(
+        self, fn: Callable[Concatenate[Session, _P], _T], *arg: _P.args, **kw: _P.kwargs
+    ) -> _T:
+        """Like ``AsyncSession.run_sync()``, and keeps other tasks out meanwhile."""
+        result: _T = await alchemy.greenlet_spawn(self._run_whole, fn, arg, kw)
+        return result
+
+    def _run_whole(self, function: Any, args: Any, kw: Any) -> Any:
+        session = self.sync_session
+        if session.guard is None or session.guard.reads_only():
+            return function(session, *args, **kw)
+        with CriticalSection(session, None):
+            return function(session, *args, **kw)
+
+    # -- blocks
+
+    def begin(self) -> AsyncSessionTransaction:
+        """Like ``AsyncSession.begin()``; the block keeps other tasks out.
+
+        It joins a transaction that another task's work began by itself.
+        """
+        return _SharedTransaction(self)
+
+    def begin_nested(self) -> AsyncSessionTransaction:
+        """Like ``AsyncSession.begin_nested()``; the block keeps other tasks out."""
+        return _SharedTransaction(self, nested=True)
+
+    async def __aenter__(self: _AS) -> _AS:
+        self.sync_session.__enter__()
+        return self
+
+    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close, unless other tasks are inside with-blocks of this session still."""
+        leave = self.sync_session.__exit__
+        await to_the_end(alchemy.greenlet_spawn, leave, type_, value, traceback)
+
+    def _maker_context_manager(self) -> Any:
+        return _SessionBlock(self)
+
+    # -- what is not awaited and may be put off
+
+    def __contains__(self, instance: object) -> bool:
+        for it in reversed(self._put_off()):
+            if it.name in _ADDS and any(each is instance for each in it.instances):
+                return True
+            if it.name in _EXPUNGES and it.concerns(instance):
+                return False
+        return super().__contains__(instance)
+
+    def __iter__(self) -> Iterator[object]:
+        """Like iterating an ``AsyncSession``, with what this task has put off."""
+        there = IdentitySet(super().__iter__())
+        return iter(list(self._as_put_off(there)))
+
+    @property
+    def new(self) -> IdentitySet:
+        """Like ``AsyncSession.new``, with what this task has put off."""
+        pending: IdentitySet = self._as_put_off(IdentitySet(super().new))
+        return pending
+
+    def _as_put_off(self, there: Any) -> Any:
+        for it in self._put_off():
+            if it.name in _ADDS:
+                there.update(each for each in it.instances if _is_new(each))
+            elif it.name in _EXPUNGES:
+                there = IdentitySet(each for each in there if not it.concerns(each))
+        return there
+
+    def _put_off(self) -> list[PutOff]:
+        """What this task has put off, in order."""
+        guard = self.guard
+        if guard is None or not guard.put_off:
+            return []
+        me = guard.asker()
+        return [it for it in guard.put_off if it.owner is me]
+
+    def _do_or_put_off(self, name: str, plain: Any, args: Any, kw: Any) -> Any:
+        guard = self.guard
+        if name == "add_all":
+            args = ([*args[0]],) if args else ()
+            kw = {key: [*value] for key, value in kw.items()}
+        me = None if guard is None else guard.asker()
+        if guard is None or me is None or guard.is_free_for(me):
+            return plain(self, *args, **kw)
+        guard.check_may_put_off(me)
+        given = [*args, *kw.values()]
+        instances = given[0] if name == "add_all" else given[:1]
+        for instance in instances:
+            _check(self, name, instance)
+        do = functools.partial(plain, self, *args, **kw)
+        guard.put_off.append(PutOff(me, name, do, instances))
+
+
+_ADDS = frozenset({"add", "add_all"})
+_EXPUNGES = frozenset({"expunge", "expunge_all"})
+
+
+def _check(session: AsyncSharedSession, name: str, instance: Any) -> None:
+    """Raise at once what SQLAlchemy would raise, had it been asked at once."""
+    try:
+        state = alchemy.instance_state(instance)
+    except AttributeError:
+        raise sa_orm_exc.UnmappedInstanceError(instance) from None
+    if name not in _ADDS:
+        if instance not in session:
+            raise sa_exc.InvalidRequestError(
+                f"Instance {alchemy.described(state)} is not present in this Session"
+            )
+        return
+    present = object_session(instance)
+    if present is not None and present is not session.sync_session:
+        raise sa_exc.InvalidRequestError(
+            f"Object {alchemy.described(state)} is already attached to another session "
+            f"{present!r} (this is {session.sync_session!r})"
+        )
+
+
+def _is_new(instance: Any) -> bool:
+    return alchemy.instance_state(instance).key is None
+
+
+def _put_off_if_need_be(name: str) -> Any:
+    plain = getattr(AsyncSession, name)
+
+    def operation(self: AsyncSharedSession, *args: Any, **kw: Any) -> Any:
+        return self._do_or_put_off(name, plain, args, kw)
+
+    return with_signature_of(plain, like(operation, plain))
+
+
+for _name in ("add", "add_all", "expire", "expire_all", "expunge", "expunge_all"):
+    setattr(AsyncSharedSession, _name, _put_off_if_need_be(_name))
+
+
+class _SharedTransaction(AsyncSessionTransaction):
+    """Like ``AsyncSessionTransaction``, whose block begins in one step."""
+
+    __slots__ = ()
+
+    async def start(self, is_ctxmanager: bool = False) -> AsyncSessionTransaction:
+        if not is_ctxmanager:
+            return await super().start()
+        begun = await alchemy.greenlet_spawn(self._begin_block)
+        self.sync_transaction = self._assign_proxied(begun)
+        return self
+
+    def _begin_block(self) -> Any:
+        session = self.session.sync_session
+        with CriticalSection(session, None):  # nobody comes in between
+            begun = session.begin_nested() if self.nested else session.begin()
+            begun.__enter__()
+        return begun
+
+
+class _SessionBlock(Generic[_AS]):
+    """What ``async_sessionmaker.begin()`` returns: a transaction, then the end."""
+
+    def __init__(self, session: _AS) -> None:
+        self._session = session
+        self._transaction = session.begin()
+
+    async def __aenter__(self) -> _AS:
+        await self._transaction.__aenter__()
+        return self._session
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await to_the_end(self._end, *exc_info)
+
+    async def _end(self, *exc_info: Any) -> None:
+        try:
+            await self._transaction.__aexit__(*exc_info)
+        finally:
+            await self._session.__aexit__(*exc_info)
+
+
+class async_shared_session(async_scoped_session[_AS], Generic[_AS]):
+    """Like :class:`sqlalchemy.ext.asyncio.async_scoped_session`, one session for all.
+
+    ::
+
+        Session = async_shared_session(
+            async_sessionmaker(engine, class_=AsyncSharedSession)
+        )
+
+    ``Session()`` is the same session in every task, and the registry has all of the
+    session's own methods besides.
+
+    :param session_factory: makes the session at its first use; an
+      ``async_sessionmaker``, or anything callable that makes an
+      :class:`AsyncSharedSession`.
+    """
+
+    registry: OneForAll[_AS]
+
+    def __init__(self, session_factory: Callable[..., _AS]) -> None:
+        factory: Any = session_factory
+        super().__init__(factory, scopefunc=_everybody)
+        self.registry = OneForAll(session_factory, current_task_owner, _checked)
+
+    async def remove(self) -> None:
+        """Say that this task is done with the session.
+
+        Like ``async_scoped_session.remove()``, but the session is closed and discarded
+        when no task that used it is left; tasks that have ended do not count.
+        """
+        await self._close(self.registry.leave())
+
+    async def close_all(self) -> None:  # type: ignore[override]
+        """Close and discard the session now, whoever uses it.
+
+        Tasks that had work in it get :class:`WorkLostError` if they go on with it.
+        """
+        await self._close(self.registry.present())
+
+    async def _close(self, session: _AS | None) -> None:
+        if session is not None:
+            await session.close()  # first: if this fails, the session is still here
+            self.registry.discard(session)
+
+    # -- what the session has and async_scoped_session does not pass on
+
+    @property
+    def guard(self) -> TaskGuard | None:
+        """The guard of the current session."""
+        return self._proxied.guard
+
+    @property
+    def sync_session(self) -> TaskSession:
+        """Like ``AsyncSession.sync_session``."""
+        return self._proxied.sync_session
+
+    def critical_section(self, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Like :meth:`AsyncSharedSession.critical_section`."""
+        return self._proxied.critical_section(timeout)
+
+    def read_section(self, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Like :meth:`AsyncSharedSession.read_section`."""
+        return self._proxied.read_section(timeout)
+
+    async def run_sync(
+        self, fn: Callable[Concatenate[Session, _P], _T], *arg: _P.args, **kw: _P.kwargs
+    ) -> _T:
+        """Like :meth:`AsyncSharedSession.run_sync`."""
+        return await self._proxied.run_sync(fn, *arg, **kw)
+
+    def bind_mapper(self, mapper: Any, bind: Any) -> None:
+        """Like ``AsyncSession.bind_mapper()``, where SQLAlchemy has it."""
+        session: Any = self._proxied
+        session.bind_mapper(mapper, bind)
+
+    def bind_table(self, table: Any, bind: Any) -> None:
+        """Like ``AsyncSession.bind_table()``, where SQLAlchemy has it."""
+        session: Any = self._proxied
+        session.bind_table(table, bind)
+
+    def get_nested_transaction(self) -> AsyncSessionTransaction | None:
+        """Like ``AsyncSession.get_nested_transaction()``."""
+        return self._proxied.get_nested_transaction()
+
+    def get_transaction(self) -> AsyncSessionTransaction | None:
+        """Like ``AsyncSession.get_transaction()``."""
+        return self._proxied.get_transaction()
+
+    def in_nested_transaction(self) -> bool:
+        """Like ``AsyncSession.in_nested_transaction()``."""
+        return self._proxied.in_nested_transaction()
+
+    def in_transaction(self) -> bool:
+        """Like ``AsyncSession.in_transaction()``."""
+        return self._proxied.in_transaction()
+
+
+def _checked(session: _AS) -> _AS:
+    if not isinstance(session, AsyncSharedSession):
+        raise SharedSessionError(
+            f"The factory of an async_shared_session made {session!r}, which tasks "
+            "cannot share. Give it async_sessionmaker(..., class_=AsyncSharedSession)."
+        )
+    return session
+
+
+def _everybody() -> None:
+    """The scope of all tasks."""

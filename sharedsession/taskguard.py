@@ -1,0 +1,635 @@
+"""The guard of a session that asyncio tasks share.
+
+It is the guard that threads have, with two things more.
+
+**Lending.**  Whoever is in a section, and not inside an operation at the moment, lends
+the guard to the tasks that were started in it, for one operation or one section at a
+time, and then gets it back.  So family takes turns inside, while strangers wait for the
+section to end.  Turns are lent from the same queue that everybody waits in.
+
+**Steps.**  What is not awaited cannot wait.  If the guard is not free for it, it may
+still be done at once as a step beside an operation in flight: that one waits for the
+database, at an ``await``, and a step ends before anything else runs.  What that
+operation would undo is hidden from it, see ``changes.py``; what cannot be hidden is
+put off until it ends, or refused.
+
+Both put somebody else in the holder's place for a time, so the guard has a stack of
+places.  Its fields are about the topmost, as everybody expects of a guard; ``_below``
+is what they were before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import weakref
+from collections import deque
+from typing import Any, Callable, NoReturn, Sequence
+
+from . import alchemy, changes
+from .errors import ConcurrentAccessError
+from .guard import Guard
+from .holds import Hold, Reading, Waiter
+from .operations import run
+from .owners import Owner
+from .tasks import (
+    TaskOwner,
+    acting_for,
+    current_task_owner,
+    enter_section,
+    leave_section,
+    note_sections,
+)
+from .terms import (
+    BESIDE,
+    CHANGE,
+    END,
+    EXCLUSIVE,
+    LOAD,
+    READ,
+    SHARED,
+    STREAM,
+    WRITE,
+    Access,
+    ForeignLock,
+    Kind,
+    Mode,
+)
+
+logger = logging.getLogger("sharedsession")
+
+
+class _Place:
+    """What the fields of a guard were when somebody else was put in the place."""
+
+    __slots__ = (
+        *("_owner", "_loader", "inside", "running", "restricted", "holds"),
+        *("since", "_access", "is_over"),
+    )
+
+    _owner: Owner | None
+    running: Owner | None
+    holds: dict[int, str]
+    restricted: bool
+
+    def __init__(self, guard: TaskGuard) -> None:
+        #: True if meanwhile the last hold in it was released.
+        self.is_over = False
+        for name in _FIELDS:
+            setattr(self, name, getattr(guard, name))
+
+    def restore(self, guard: TaskGuard) -> None:
+        for name in _FIELDS:
+            setattr(guard, name, getattr(self, name))
+
+
+_FIELDS = _Place.__slots__[:-1]
+
+
+class _Step:
+    """A step of *owner* beside what another task is doing."""
+
+    __slots__ = ("owner", "failed", "unsettled", "worker", "hides", "place")
+
+    def __init__(self, owner: Owner, guard: TaskGuard) -> None:
+        self.owner = owner
+        self.failed = guard.failed
+        self.unsettled = guard.unsettled
+        self.worker = guard.worker
+        self.hides = False
+        self.place = _Place(guard)
+
+
+class PutOff:
+    """Something that was asked for and is done as soon as it can be."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        function: Callable[[], Any],
+        instances: Sequence[Any] = (),
+    ) -> None:
+        self.owner = owner
+        self.name = name
+        self.function = function
+        self.instances = instances
+
+    def concerns(self, instance: object) -> bool:
+        """Whether it is about that object; if it names none, it is about all."""
+        return not self.instances or any(each is instance for each in self.instances)
+
+
+class TaskGuard(Guard):
+    """Decides which task may be inside a session."""
+
+    keeps_promises = False
+    _flows = asyncio.Task
+    _may_have_gate = False  # family must be asked for by the monitor
+
+    def __init__(
+        self,
+        kind: Kind = Kind.RLOCK,
+        *,
+        lock: ForeignLock | None = None,
+        timeout: float | None = None,
+        **primitives: Any,
+    ) -> None:
+        if lock is not None:
+            raise ValueError(
+                "A lock object keeps threads apart, and the tasks of an event loop "
+                "are in one thread: give an asyncio session the name of a kind."
+            )
+        super().__init__(kind, timeout=timeout, asker=current_task_owner, **primitives)
+        self._below: list[_Place] = []
+        self._step: _Step | None = None
+        #: What the operation in flight does; ``None`` if that is not known.
+        self._access: Access | None = None
+        #: In the order in which it was asked for.
+        self.put_off: deque[PutOff] = deque()
+        self._is_tidying = False
+        #: What came of it when it was done, for whoever asked for it.
+        self._errors: weakref.WeakKeyDictionary[Owner, Exception] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    # -- operations
+
+    def enter(self, me: Owner, access: Access) -> None:
+        note_sections(me)
+        if self._must_step(me, access):
+            self._begin_step(me, access)
+            return
+        if self._reads_with_family(me):
+            if access is not READ and access is not LOAD:
+                self.refuse_write()
+            self._join_readers(me)
+        super().enter(me, access)
+        self._access = access
+        if access is not END:
+            self._do_put_off()
+            error = self._errors.pop(me, None)
+            if error is not None:
+                raise error
+
+    def leave(self, me: Owner) -> None:
+        step = self._step
+        if step is not None and step.owner is me:
+            self._end_step(step)
+            return
+        if self.put_off and self.running is me:
+            self._do_put_off()
+        super().leave(me)
+        if self.queue and self.inside is me:  # family may wait for its turn
+            with self._mutex:
+                self._pass_on()
+            self._reap()
+        self._do_if_free()
+
+    def open_window(self, me: Owner) -> bool:
+        """Never: who looks beside an operation takes a step."""
+        self.may_open = False
+        return False
+
+    def note_change(self) -> None:
+        """The operation in flight turned out to do more than it was let in for."""
+        self._access = None
+
+    # -- lending
+
+    def _lends_to(self, owner: Owner) -> bool:
+        """Whether *owner* is family of whoever holds the guard, and it is its turn."""
+        return (
+            self._owner is not None
+            and self.running is None
+            and bool(self.holds)
+            and self.holds.keys() <= owner.sections
+        )
+
+    def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
+        return self._lends_to(me) or super()._may_enter_now(me, mode)
+
+    def _goes_first(self, owner: Owner) -> bool:
+        return self._lends_to(owner) or super()._goes_first(owner)
+
+    def _fits(self, mode: Mode, owner: Owner) -> bool:
+        return self._lends_to(owner) or super()._fits(mode, owner)
+
+    def _admit(self, me: Owner, mode: Mode) -> None:
+        if self._owner is None:
+            super()._admit(me, mode)
+        else:
+            # What is lent is no more than there was: it stays restricted, if it is.
+            self._below.append(_Place(self))
+            self.holds = {}
+            self.inside = None
+            super()._admit(me, EXCLUSIVE)
+        if mode is not SHARED:
+            self._access = None
+
+    def _drop(self) -> None:
+        if self._below:
+            self._give_back()
+        else:
+            super()._drop()
+
+    def _give_back(self) -> None:
+        place = self._below.pop()
+        place.restore(self)
+        if place.is_over:
+            self._drop()
+
+    def _places_below(self) -> list[_Place]:
+        step = self._step
+        return self._below if step is None else [*self._below, step.place]
+
+    # -- family
+
+    def _is_family(self, me: Owner) -> bool:
+        """Whether *me* was started in the section that keeps strangers out."""
+        holds = self._below[0].holds if self._below else self.holds
+        return self._owner is not None and bool(holds) and holds.keys() <= me.sections
+
+    def _reads_with_family(self, me: Owner) -> bool:
+        """Whether *me* was started in a read section that is still open."""
+        if self._owner is not None and self._owner is not me:
+            return self.restricted and self._is_family(me)
+        if me in self.reading or self._owner is me or self._loader is me:
+            return False
+        return any(r.holds & me.sections for r in self.reading.values())
+
+    def _join_readers(self, me: Owner) -> None:
+        """Let *me* share the read section of its parents, for as long as that lasts."""
+        if self._owner is not None:
+            return
+        with self._mutex:
+            shared: set[int] = set()
+            for reading in self.reading.values():
+                shared |= reading.holds & me.sections
+            if shared:
+                reading = self.reading[me] = Reading(self.clock())
+                reading.holds |= shared
+        self._reap()
+
+    def reads_only(self) -> bool:
+        me = self.asker()
+        note_sections(me)
+        return super().reads_only() or self._reads_with_family(me)
+
+    def hold(self, what: str, timeout: float | None = None) -> Hold:
+        me = self.asker()
+        note_sections(me)
+        if self._reads_with_family(me):
+            self._join_readers(me)
+            if me not in self.reading:
+                self.refuse_write()
+        return super().hold(what, timeout)
+
+    def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
+        me = self.asker()
+        note_sections(me)
+        if self._reads_with_family(me):
+            self._join_readers(me)
+        if self._owner is not me and self._is_family(me):
+            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
+        return super().hold_shared(what, timeout)
+
+    def _take(
+        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
+    ) -> Hold:
+        hold = super()._take(me, mode, what, timeout, restricts)
+        if isinstance(me, TaskOwner):
+            me.keeps(self)
+        enter_section(hold.number)
+        return hold
+
+    def keep(self, what: str) -> Hold:
+        me = self.asker()
+        if isinstance(me, TaskOwner):
+            me.keeps(self)
+        return super().keep(what)
+
+    def downgrade(self, hold: Hold) -> None:
+        if not self._below:
+            super().downgrade(hold)
+        elif not self.restricted:  # what was borrowed is not for others to share
+            hold.restricts = self.restricted = True
+            self._settle_rights()
+
+    def let_go(self, hold: Hold) -> None:
+        if self.put_off and self.running is None and [*self.holds] == [hold.number]:
+            if not self._below:
+                self._do_put_off()
+        super().let_go(hold)
+        leave_section(hold.number)
+        self._do_if_free()
+
+    def _let_go(self, hold: Hold) -> None:
+        # Those who were started in a read section read no longer than it lasts.
+        for owner, reading in tuple(self.reading.items()):
+            if owner is not hold.owner and hold.number in reading.holds:
+                reading.holds.discard(hold.number)
+                if not reading.holds and self._loader is not owner:
+                    self._drop_reader(owner)
+        if any(hold.number in place.holds for place in self._places_below()):
+            self._let_go_below(hold)
+        else:
+            super()._let_go(hold)
+
+    def _let_go_below(self, hold: Hold) -> None:
+        """The section ended while it was lent: who has it now gives it back later."""
+        for place in self._places_below():
+            if place.holds.pop(hold.number, None):
+                place.is_over = not place.holds and place.running is None
+                if hold.restricts:
+                    place.restricted = False
+        hold.is_open = False
+
+    def bury(self, owner: Owner) -> None:
+        with self._mutex:
+            for place in self._below:
+                if place._owner is owner and place.holds:
+                    if any(what != STREAM for what in place.holds.values()):
+                        self.unfinished_by = owner
+                        self.attention = self.unsettled = True
+                    place.holds.clear()
+                    place.is_over = place.running is None
+        super().bury(owner)
+
+    def disown(self) -> None:
+        super().disown()
+        self._below = []
+        self._step = None
+        self.put_off.clear()
+
+    # -- steps beside an operation in flight
+
+    def _must_step(self, me: Owner, access: Access) -> bool:
+        if me.can_wait() or self.kind in (Kind.DETECT, Kind.CONFINE):
+            return False
+        if self._owner is me or self._loader is me:
+            return False
+        if me in self.reading or self._reads_with_family(me):
+            return self._owner is not None or self._loader is not None
+        if self.failed is not None:
+            return True  # it takes who can wait to find out what is broken
+        mode = BESIDE if access is READ and self._shares else EXCLUSIVE
+        return not self._may_enter_now(me, mode)
+
+    def _begin_step(self, me: Owner, access: Access) -> None:
+        with self._mutex:
+            self._step = step = _Step(me, self)
+        self._check_step(me, access)
+        step.hides = access is WRITE and not self._is_quiet()
+        if step.hides:
+            changes.watched[self] = {}
+            self.worker = me  # its work is noted when it is shown
+        with self._mutex:
+            self._owner = self.running = me
+            self._loader = self.inside = None
+            self.restricted = False
+            self.holds = {}
+            self._access = None
+        if self.attention:
+            self.attend_to(me, access)
+
+    def _end_step(self, step: _Step) -> None:
+        # Whatever of this an interrupt cuts off may be done again.
+        for change in changes.watched.get(self, {}).values():
+            change.hide()
+            show = functools.partial(self._show, change)
+            self.put_off.append(PutOff(step.owner, "set", show))
+        changes.watched.pop(self, None)
+        with self._mutex:
+            step.place.restore(self)
+            # A step breaks nothing.
+            self.failed, self.unsettled = step.failed, step.unsettled
+            if step.hides:
+                self.worker = step.worker
+            self._step = None
+            if step.place.is_over:  # a stream was collected meanwhile
+                self._drop()
+                self._pass_on()
+        self._reap()
+
+    def _show(self, change: changes.Change) -> None:
+        change.show()
+        owner = self.asker()
+        if self.worker is not owner:
+            self.note_work(owner)
+
+    def check_may_relate(self) -> None:
+        me = self.asker()
+        if self.running is me:
+            if self._step is not None and self._step.hides:
+                self._refuse_to_lose(me)
+            return
+        note_sections(me)
+        if self._must_step(me, WRITE):
+            self._check_step(me, WRITE)
+            if not self._is_quiet():
+                self._refuse_to_lose(me)
+
+    def check_may_execute(self) -> None:
+        """Refuse a statement beside another one: nothing but a step asks for that."""
+        if self._step is not None:
+            self._refuse_beside(self.asker())
+
+    def check_may_put_off(self, me: Owner) -> None:
+        """Refuse to put off what would be refused if it were its turn."""
+        if self.reads_only():
+            self.refuse_write()
+        if self.attention:
+            self.attend_to(me, WRITE)  # to be told what it lost
+
+    def is_free_for(self, me: Owner) -> bool:
+        """Whether something that cannot wait may be done now, as if it could."""
+        note_sections(me)
+        mine = self.inside is me or self.running is me
+        if mine or self.kind in (Kind.DETECT, Kind.CONFINE):
+            return True  # or is refused
+        return not self._must_step(me, WRITE)
+
+    def _check_step(self, me: Owner, access: Access) -> None:
+        strange = {
+            number
+            for holds in [self.holds, *(place.holds for place in self._below)]
+            for number, what in holds.items()
+            if what != STREAM and number not in me.sections
+        }
+        if strange and not self.restricted:
+            self._refuse_in_section(me)
+        if access is READ or access is LOAD:
+            return
+        reads = self.restricted or me in self.reading
+        if not strange and (reads or self._reads_with_family(me)):
+            self.refuse_write()
+        if strange or self.reading:
+            self._refuse_in_section(me)
+        if access is not WRITE:
+            self._refuse_beside(me)
+
+    def _is_quiet(self) -> bool:
+        """Whether what is in flight would leave a change as it is."""
+        session = self.session()
+        if session is not None and alchemy.is_flushing(session):
+            return False
+        if self.running is None:
+            return bool(self.holds)  # between two steps of a stream
+        return self._access is READ or self._access is LOAD
+
+    # -- what is put off
+
+    def _do_put_off(self) -> None:
+        """Do what can be done now; to be called while nothing is in flight."""
+        session = self.session()
+        if session is None or alchemy.is_broken(session._transaction):
+            return  # a rollback has to come first, and would undo it
+        if self.reading or self._loader is not None:
+            return  # nothing changes under those who read
+        for it in tuple(self.put_off):
+            if it in self.put_off and self._is_due(it):
+                self.put_off.remove(it)
+                self._do(it)
+
+    def _do_if_free(self) -> None:
+        """Do it where whoever left could not, as it was let in for reading only."""
+        if not self.put_off or self._is_tidying or self.attention:
+            return
+        owner = self.put_off[0].owner
+        if self._owner is None and self._may_enter_now(owner, EXCLUSIVE):
+            self._is_tidying = True
+            try:
+                with acting_for(owner):
+                    run(self, CHANGE, _nothing)
+            except Exception as error:
+                self._errors[owner] = error  # it is not whoever leaves here that asked
+            finally:
+                self._is_tidying = False
+
+    def _is_due(self, it: PutOff) -> bool:
+        holds = [place.holds for place in self._below]
+        if self.running is not None:
+            holds.append(self.holds)
+        kept = {n for each in holds for n, what in each.items() if what != STREAM}
+        return kept <= it.owner.sections
+
+    def _do(self, it: PutOff) -> None:
+        with self._mutex:
+            place = _Place(self)
+            self._below.append(place)
+            self._owner = self.running = it.owner
+            self.inside = None
+            self.restricted = False
+            self.holds = {}
+        try:
+            with acting_for(it.owner):
+                it.function()
+        except Exception as error:
+            if it.owner.alive:
+                self._errors[it.owner] = error
+            else:
+                logger.error("%s of %s failed", it.name, it.owner.name, exc_info=error)
+        finally:
+            with self._mutex:
+                self._below.remove(place)
+                place.restore(self)
+
+    # -- confine
+
+    def _lets_wait(self, me: Owner) -> bool:
+        """Its owner takes turns with those who were started in the owner's section."""
+        ours = me is self.sole or self._is_family(me)
+        return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
+
+    def _check_asker(self, me: Owner) -> None:
+        if self.kind is Kind.CONFINE and self._is_family(me):
+            lender = self._below[0]._owner if self._below else self._owner
+            if lender is self.sole:
+                return
+        super()._check_asker(me)
+
+    def _is_free_to_take(self, sole: Any) -> bool:
+        if isinstance(sole, asyncio.Task):
+            return self.kind is Kind.CONFINE and sole.done()
+        return super()._is_free_to_take(sole)
+
+    def _name_of(self, flow: Any) -> str:
+        return f"task {flow.get_name()!r}"
+
+    # -- refusals
+
+    def _refuse_to_wait(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, would have to wait, and here it cannot: "
+            f"this is not awaited. {self.explain()} Nothing was changed. Do it in "
+            "session.run_sync(), or enter 'async with session.critical_section()' "
+            "first."
+        )
+
+    def _refuse_in_section(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, came into another task's section with what "
+            f"is not awaited, so it cannot wait for the end. {self.explain()} Nothing "
+            "was changed. Do it in session.run_sync(), or enter 'async with "
+            "session.critical_section()' first; attributes can be awaited, too, by "
+            "AsyncAttrs.awaitable_attrs."
+        )
+
+    def _refuse_beside(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, did what is not awaited, so it cannot wait, "
+            f"while another task's operation was in flight. {self.explain()} Nothing "
+            "was changed. Do it in session.run_sync(), or enter 'async with "
+            "session.critical_section()' first."
+        )
+
+    def _refuse_to_lose(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, changed a relationship while another task's "
+            f"operation was in flight that would lose it. {self.explain()} Nothing was "
+            "changed. Do it in session.run_sync(), or enter 'async with "
+            "session.critical_section()' first."
+        )
+
+    # -- what a person wants to know
+
+    def blockers(self, waiter: Waiter) -> list[Owner]:
+        lenders = [place._owner for place in self._below]
+        blockers = super().blockers(waiter)
+        return blockers + [
+            owner
+            for owner in lenders
+            if owner is not None
+            and owner is not waiter.owner
+            and not waiter.owner.sections & {*self._holds_of(owner)}
+        ]
+
+    def _holds_of(self, owner: Owner) -> list[int]:
+        return [
+            n for place in self._below if place._owner is owner for n in place.holds
+        ]
+
+    def explain(self) -> str:
+        step = self._step
+        if step is not None and self._owner is step.owner:
+            return self._explain_below(step.place)
+        said = super().explain()
+        lenders = [place._owner for place in self._below if place._owner is not None]
+        for owner in dict.fromkeys(lenders):
+            said += f" It is lent by {owner.name}, in whose section this happens."
+        return said
+
+    def _explain_below(self, place: _Place) -> str:
+        """Say whom a step is beside, from inside the step."""
+        now = _Place(self)
+        try:
+            place.restore(self)
+            return self.explain()
+        finally:
+            now.restore(self)
+
+
+def _nothing() -> None:
+    """An operation for the sake of coming in."""

@@ -1,0 +1,281 @@
+"""Asyncio tasks as owners: which one asks, what it belongs to, and how it waits.
+
+A task that is started inside a section belongs to it: it inherits the context, and in
+the context is the number of the hold that the section keeps the guard by.  The numbers
+of sections that have ended mean nothing to any guard, so a task that outlives its
+section is a stranger again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import weakref
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, Awaitable, Callable, ClassVar, Coroutine, Iterator, TypeVar
+
+from . import alchemy
+from .owners import Owner, current_owner, is_inner
+from .terms import Lock
+
+_T = TypeVar("_T")
+
+#: The numbers of the holds of all sections that the task is in, or was started in.
+_sections: ContextVar[frozenset[int]] = ContextVar(
+    "sharedsession_sections", default=frozenset()
+)
+
+#: Whom the running code acts for, if not for the task that it runs in.
+_acting_for: ContextVar[Owner | None] = ContextVar(
+    "sharedsession_acting_for", default=None
+)
+
+
+class TaskOwner(Owner):
+    """One task, as the guards see it."""
+
+    __slots__ = ("_task", "_name", "sections", "_guards")
+
+    noun: ClassVar[str] = "task"
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        super().__init__(_no_thread)
+        # Weakly: a guard may remember an owner long after everybody forgot the task.
+        self._task = weakref.ref(task)
+        self._name = task.get_name()
+        self._guards: weakref.WeakSet[Any] | None = None
+        self.sections = frozenset()
+
+    @property
+    def alive(self) -> bool:
+        task = self._task()
+        return task is not None and not task.done()
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        """A task tells by itself."""
+
+    @property
+    def flow(self) -> asyncio.Task[Any] | None:
+        return self._task()
+
+    @property
+    def name(self) -> str:
+        task = self._task()
+        if task is not None:
+            self._name = task.get_name()
+        return f"task {self._name!r}"
+
+    def where(self) -> str:
+        task = self._task()
+        if task is not None and not task.done():
+            running = task is _running_task()
+            for frame in _running_frames() if running else _suspended_frames(task):
+                if not is_inner(frame):
+                    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return "a line that is not known"
+
+    def can_wait(self) -> bool:
+        return alchemy.in_greenlet()
+
+    def parking(self, make_lock: Callable[[], Lock]) -> Lock:
+        return _Parking()
+
+    def keeps(self, guard: Any) -> None:
+        """Have ``guard.bury()`` called with this owner once the task has ended."""
+        task = self._task()
+        if self._guards is None and task is not None:
+            self._guards = weakref.WeakSet()
+            task.add_done_callback(self._ended)
+        if self._guards is not None:
+            self._guards.add(guard)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        for guard in tuple(self._guards or ()):
+            guard.bury(self)
+
+
+_no_thread: Any = None
+
+#: Weakly by task, as an owner must not outlive what it stands for.
+_owners: weakref.WeakKeyDictionary[asyncio.Task[Any], TaskOwner] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def current_task_owner() -> Owner:
+    """Return the owner for the task that is asking; outside of tasks, the thread's."""
+    acting_for = _acting_for.get()
+    if acting_for is not None:
+        return acting_for
+    task = _running_task()
+    if task is None:
+        return current_owner()
+    owner = _owners.get(task)
+    if owner is None:
+        owner = _owners[task] = TaskOwner(task)
+    return owner
+
+
+@contextlib.contextmanager
+def acting_for(owner: Owner) -> Iterator[None]:
+    """Let the block count as done by *owner*, which does nothing else meanwhile."""
+    token = _acting_for.set(owner)
+    try:
+        yield
+    finally:
+        _acting_for.reset(token)
+
+
+# -- sections
+
+
+def note_sections(me: Owner) -> None:
+    """Note what the owner that is asking belongs to, for others to look at."""
+    if isinstance(me, TaskOwner):
+        me.sections = _sections.get()
+
+
+def enter_section(number: int) -> None:
+    _sections.set(_sections.get() | {number})
+
+
+def leave_section(number: int) -> None:
+    """Forget it; a task that inherited it forgets nothing, and need not."""
+    sections = _sections.get()
+    if number in sections:
+        _sections.set(sections - {number})
+
+
+# -- waiting
+
+
+class _Parking:
+    """What a task waits on: like a lock that is acquired once and then waited for.
+
+    The greenlet that SQLAlchemy runs the operation in is suspended, and the task with
+    it, so the loop goes on.  May be released from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._released: asyncio.Future[None] | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if self._released is None:
+            self._released = self._loop.create_future()
+            return True
+        got: bool = alchemy.await_only(self._wait(self._released, timeout))
+        return got
+
+    async def _wait(self, released: asyncio.Future[None], timeout: float) -> bool:
+        if timeout < 0:
+            await released
+            return True
+        await asyncio.wait({released}, timeout=timeout)
+        return released.done()
+
+    def release(self) -> None:
+        if _running_loop() is self._loop:
+            self._wake()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        assert self._released is not None
+        if not self._released.done():  # it may have been cancelled
+            self._released.set_result(None)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.release()
+
+
+async def to_the_end(
+    function: Callable[..., Coroutine[Any, Any, _T]], *args: Any
+) -> _T:
+    """Await ``function(*args)`` to its end even if this task is cancelled meanwhile.
+
+    It runs in a task of its own, which acts for this one.
+    """
+    owner = current_task_owner()
+    sections = _sections.get()
+
+    async def act() -> _T:
+        try:
+            with acting_for(owner):
+                return await function(*args)
+        finally:
+            ended.update(sections - _sections.get())
+
+    ended: set[int] = set()
+    task = asyncio.create_task(act())
+    cancelled: BaseException | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    _sections.set(_sections.get() - ended)
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # it counts as looked at
+        raise cancelled
+    return task.result()
+
+
+# -- where a task is
+
+_OPERATIONS = ("sharedsession", "sqlalchemy")
+
+
+def _running_frames() -> Iterator[FrameType]:
+    """From the innermost outwards, through the greenlets that SQLAlchemy makes."""
+    frame: FrameType | None = sys._getframe(1)
+    greenlet = alchemy.current_greenlet()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+        if frame is None and greenlet is not None:
+            greenlet = greenlet.parent
+            frame = None if greenlet is None else greenlet.gr_frame
+
+
+def _suspended_frames(task: asyncio.Task[Any]) -> list[FrameType]:
+    """From the innermost outwards, without what the driver of a database does."""
+    frames: list[FrameType] = []
+    coroutine: Any = task.get_coro()
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is None:
+            frame = getattr(coroutine, "gi_frame", None)
+        if frame is not None:
+            if is_inner(frame, _OPERATIONS):
+                break
+            frames.append(frame)
+        coroutine = _awaited_by(coroutine)
+    return frames[::-1]
+
+
+def _awaited_by(coroutine: Awaitable[Any]) -> Any:
+    awaited = getattr(coroutine, "cr_await", None)
+    return getattr(coroutine, "gi_yieldfrom", None) if awaited is None else awaited

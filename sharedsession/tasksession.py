@@ -1,0 +1,83 @@
+"""The Session behind an AsyncSession that several tasks share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy.orm as sa_orm
+
+from . import alchemy
+from .disguise import per_class
+from .errors import SharedSessionError
+from .guard import Guard
+from .owners import Owner
+from .session import SharedSession, SharedSessionMixin
+from .statements import access_of
+from .taskguard import TaskGuard
+from .terms import LOAD, Access
+
+
+class TaskSessionMixin(SharedSessionMixin):
+    """Like :class:`SharedSessionMixin`, for a session whose users are tasks."""
+
+    _for_tasks = True
+    _guard_class: type[Guard] = TaskGuard
+
+    # What ends in statements begins here, or where the transaction finds a connection.
+
+    def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
+        assert isinstance(guard, TaskGuard)
+        guard.check_may_execute()
+        if access_of(statement, kw.get("execution_options")) is not LOAD:
+            guard.note_change()
+        return super()._execute_settled(guard, statement, args, kw)
+
+    def _flush(self, *args: Any, **kw: Any) -> None:
+        if self.guard is not None:
+            self.guard.check_may_execute()
+        super()._flush(*args, **kw)
+
+    def _bulk_save_mappings(self, *args: Any, **kw: Any) -> None:
+        if self.guard is not None:
+            self.guard.check_may_execute()
+        super()._bulk_save_mappings(*args, **kw)
+
+    def _attend(self, me: Owner, access: Access) -> None:
+        """Put right what others left, where that can be awaited; else only tell."""
+        guard = self.guard
+        assert guard is not None
+        if alchemy.in_greenlet():
+            super()._attend(me, access)
+            if self._failure is not None and self._is_left_to_finish(me):
+                raise self._failure.error(me)  # in a read section nobody may
+        else:
+            try:
+                self._tell(guard, me, access)
+            finally:
+                guard.attention = True  # still, for one that can wait
+
+
+class TaskSession(TaskSessionMixin, SharedSession):
+    """What an AsyncSharedSession runs in its greenlets."""
+
+
+def task_session_class(cls: Any) -> type[sa_orm.Session]:
+    """The class to make the session of, for what was given as ``sync_session_class``.
+
+    :raises SharedSessionError: if it is no class of sessions.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, sa_orm.Session):
+        raise SharedSessionError(
+            f"sync_session_class={cls!r} is no Session class, so it cannot be guarded. "
+            "Give a subclass of Session."
+        )
+    if issubclass(cls, TaskSessionMixin):
+        return cls
+    made: type[sa_orm.Session] = _made_for(cls)
+    return made
+
+
+@per_class
+def _made_for(plain: type) -> Any:
+    members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    return type(f"Task{plain.__name__}", (TaskSessionMixin, plain), members)
