@@ -10,9 +10,11 @@ import gc
 import os
 import shutil
 import sqlite3
+import threading
 import uuid
 from typing import Any, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
+import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import (
     AsyncAttrs,
@@ -60,11 +62,42 @@ class Child(Base):
 def aio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a test that is a coroutine function in a loop of its own."""
 
+    async def main(*args: Any, **kw: Any) -> None:
+        before = _driver_threads()
+        try:
+            await asyncio.wait_for(test(*args, **kw), PATIENCE)
+        finally:
+            await asyncio.wait_for(_let_drivers_end(before), PATIENCE)
+
     @functools.wraps(test)
     def run(*args: Any, **kw: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kw), PATIENCE))
+        asyncio.run(main(*args, **kw))
 
     return run
+
+
+def _driver_threads() -> set[threading.Thread]:
+    """Those of aiosqlite, which has one for each connection."""
+    name = "_connection_worker_thread"
+    return {thread for thread in threading.enumerate() if name in thread.name}
+
+
+async def _let_drivers_end(before: set[threading.Thread]) -> None:
+    """End connections that a cancelled task left open, while there is a loop to tell.
+
+    Their threads would tell it later, in the middle of another test.
+    """
+    for attempt in range(100):
+        if not _driver_threads() - before:
+            return
+        await asyncio.sleep(0.001)
+    gc.collect()
+    for connection in gc.get_objects():
+        if isinstance(connection, aiosqlite.Connection):
+            if connection._thread in _driver_threads() - before:
+                connection.stop()
+    while _driver_threads() - before:
+        await asyncio.sleep(0.001)
 
 
 # -- tasks
