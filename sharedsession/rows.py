@@ -25,21 +25,18 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
-    if type(result) is alchemy.CursorResult:  # the most frequent case
-        if result._soft_closed:
-            return result  # no rows, or settled already
-        if not _streams(result, result):
-            _buffer_rows(result)
-            return result
-    if not isinstance(result, (alchemy.IteratorResult, alchemy.CursorResult)):
+    if isinstance(result, alchemy.CursorResult):
+        cursor_result: Any = result
+    elif isinstance(result, alchemy.IteratorResult):
+        cursor_result = _cursor_result(result)
+    else:
         return result
-    cursor_result = _cursor_result(result)
     if cursor_result is not None and _streams(result, cursor_result):
         _stream(guard, result, cursor_result)
-    elif isinstance(result, alchemy.IteratorResult):
+    elif cursor_result is not result:
         _promise_objects(guard, result)
-    elif not cursor_result._soft_closed:
-        _buffer_rows(cursor_result)
+    elif not result._soft_closed:  # else it has no rows, or is settled already
+        _buffer_rows(result)
     return result
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds for the tests of one mutant; one that hangs them is caught as well.
-PATIENCE = 300
+PATIENCE = 900
 
 
 @dataclass(frozen=True)
@@ -272,13 +272,13 @@ MUTANTS = [
         "one method of collections only looks, as the table has it, and changes",
         "operations",
         '        *("copy", "get", "items", "keys", "values"),\n',
-        '        *("copy", "get", "items", "keys", "values", "append"),\n',
+        '        *("copy", "get", "items", "keys", "values", "reverse"),\n',
         MATRIX,
     ),
     Mutant(
         "rows are fetched after the operation",
         "rows",
-        "        _buffer_rows(cursor_result)\n",
+        "        _buffer_rows(result)\n",
         "        pass\n",
         "tests/test_rows.py",
     ),
@@ -299,8 +299,8 @@ MUTANTS = [
     Mutant(
         "one method of Session is not guarded",
         "operations",
-        '    "expunge": CHANGE,\n',
-        '    "expunge": None,\n',
+        '    "dirty": READ,\n',
+        '    "dirty": None,\n',
         MATRIX,
     ),
     Mutant(
