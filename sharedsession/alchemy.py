@@ -1,7 +1,8 @@
 """The private parts of SQLAlchemy that this library stands on, all in this module.
 
-Each name says why it is needed; ``tests/test_private_api.py`` holds each of them to
-what is assumed here, so that a release that changes one shows up as a failing test.
+Each name says why it is needed; ``tests/test_tables.py`` and ``tests/test_looks.py``
+hold them to what is assumed here, so that a release that changes one shows up as a
+failing test.
 Where 2.0 and 2.1 call the same thing by two names, both are looked up here, once.
 """
 

@@ -105,7 +105,10 @@ class Lock(Protocol):
 
 @dataclass(frozen=True)
 class GuardStats:
-    """What a guard has seen since it was made; times in seconds."""
+    """What a guard has seen since it was made; times in seconds.
+
+    An operation counts when it has ended.  Setting a single attribute is not timed.
+    """
 
     acquisitions: int = 0
     contended: int = 0
