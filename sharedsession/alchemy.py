@@ -8,6 +8,7 @@ Where 2.0 and 2.1 call the same thing by two names, both are looked up here, onc
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from typing import Any, Callable
@@ -46,6 +47,10 @@ def instance_state(instance: object) -> Any:
     """The state of a mapped object; ``AttributeError`` if it has none."""
     # Looked up each time: sqlalchemy.ext.instrumentation puts others in its place.
     return _attributes.instance_state(instance)
+
+
+#: Where the state of an object is in its ``__dict__``.
+STATE_KEY = _base.DEFAULT_STATE_ATTR
 
 
 #: The implementation of an attribute that holds one plain value.
@@ -98,6 +103,23 @@ WeakInstanceDict: type[Any] = _named(_identity, "WeakInstanceDict")
 #: What a collection's events go through; public functions hand it out.
 CollectionAdapter: type[Any] = _collections.CollectionAdapter
 
+
+def adapter_of(collection: Any) -> Any:
+    """The adapter of a collection that belongs to an object; else ``None``."""
+    return getattr(collection, "_sa_adapter", None)
+
+
+def loaded_collections(state: Any, values: Any) -> set[str]:
+    """The names of the collections among an object's *values*."""
+    names: set[str] = state.manager._collection_impl_keys.intersection(values)
+    return names
+
+
+def stands_before_others(attribute: Any) -> bool:
+    """Whether it is a descriptor like a composite's or a synonym's."""
+    return bool(getattr(attribute, "_is_internal_proxy", False))
+
+
 #: Where a tracked mutable value meets its parents.
 MutableBase: type[Any] = _mutable.MutableBase
 AssociationCollection: type[Any] = _associationproxy._AssociationCollection
@@ -112,6 +134,42 @@ def rows_in_memory(rows: Any) -> Any:
     return _cursor.FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
 
 
+def is_exhausted(result: Any) -> bool:
+    """Whether a cursor result has no rows to fetch any more."""
+    return bool(result._soft_closed)
+
+
+def comes_piece_by_piece(result: Any, cursor_result: Any) -> bool:
+    """Whether a result was asked for in pieces, by itself or in its dialect's way."""
+    return bool(result._yield_per or cursor_result.context._is_server_side)
+
+
+def let_go_of_cursor(cursor_result: Any) -> None:
+    """What a cursor result does at its end, once its cursor is closed."""
+    cursor_result.cursor = None
+    cursor_result._soft_closed = True
+
+
+def closer_of_cursor(cursor_result: Any) -> Callable[[], None]:
+    """What closes the cursor that a result has now, whatever becomes of the result."""
+    connection = cursor_result.connection
+    return functools.partial(connection._safe_close_cursor, cursor_result.cursor)
+
+
+def options_of_statement(statement: Any) -> Any:
+    """The execution options of a statement; ``None`` if it takes none.
+
+    ``get_execution_options()`` is not there for all that can be executed.
+    """
+    return getattr(statement, "_execution_options", None)
+
+
+def query_overwrites(options: Any) -> bool:
+    """Whether a Query that executes with *options* has ``populate_existing()``."""
+    load_options = options.get("_sa_orm_load_options")
+    return bool(load_options and load_options._populate_existing)
+
+
 def is_relationship(impl_class: Any) -> bool:
     """Whether it is behind attributes that hold other mapped objects."""
     return issubclass(impl_class, _RELATIONSHIPS)
@@ -121,6 +179,22 @@ _RELATIONSHIPS = (
     _named(_attributes, "ScalarObjectAttributeImpl"),
     _named(_attributes, "CollectionAttributeImpl"),
 )
+
+
+def is_changed(state: Any, key: str) -> bool:
+    """Whether an attribute was changed since it was loaded or flushed."""
+    return key in state.committed_state
+
+
+def forget_change(state: Any, key: str) -> None:
+    """Let an attribute count as unchanged."""
+    state.committed_state.pop(key, None)
+
+
+def note_change(state: Any, values: Any, attribute: Any, previous: Any) -> None:
+    """Let an attribute count as changed, as if it were set now."""
+    state.expired_attributes.discard(attribute.key)
+    state._modified_event(values, attribute, previous)
 
 
 def unflag(state: Any) -> None:
@@ -174,6 +248,11 @@ def is_clean(session: Any) -> bool:
     """Like ``Session._is_clean()``, without asking the identity map's guard."""
     modified = session.identity_map._modified
     return not modified and not session._deleted and not session._new
+
+
+def states_in(session: Any) -> list[Any]:
+    """The states of all objects that are pending or persistent in a session."""
+    return [*session.identity_map.all_states(), *session._new]
 
 
 def is_present(session: Any, state: Any) -> bool:

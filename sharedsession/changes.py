@@ -30,7 +30,7 @@ class Change:
         self.attribute = attribute
         self.key = attribute.key
         #: Whether an operation in flight may know already that it was set.
-        self.was_dirty = self.key in state.committed_state
+        self.was_dirty = alchemy.is_changed(state, self.key)
         self.was_modified = state.modified
         self.previous = alchemy.NO_VALUE if self.was_dirty else previous
         self.value: Any = _ABSENT
@@ -38,7 +38,7 @@ class Change:
     def hide(self) -> None:
         self.value = self.state.dict.get(self.key, _ABSENT)
         if not self.was_dirty:
-            self.state.committed_state.pop(self.key, None)
+            alchemy.forget_change(self.state, self.key)
         if not self.was_modified:
             alchemy.unflag(self.state)
 
@@ -48,8 +48,7 @@ class Change:
             values.pop(self.key, None)
         else:
             values[self.key] = self.value
-        self.state.expired_attributes.discard(self.key)
-        self.state._modified_event(values, self.attribute, self.previous)
+        alchemy.note_change(self.state, values, self.attribute, self.previous)
 
 
 def note(state: Any, attribute: Any, previous: Any) -> None:

@@ -45,15 +45,15 @@ _METHOD_TYPES = (FunctionType, type(list.append), type(list.__len__))
 
 def guard_collection(collection: Any) -> None:
     """Guard the collection of an attached object, and its adapter."""
-    if not is_ours(collection) and hasattr(collection, "_sa_adapter"):
-        adapter = collection._sa_adapter
+    adapter = alchemy.adapter_of(collection)
+    if not is_ours(collection) and adapter is not None:
         if type(adapter) is alchemy.CollectionAdapter:
             adapter.__class__ = _guarded_adapter()
         become(collection, _guarded_class(type(collection), _guard_of_collection))
 
 
 def _guard_of_collection(collection: Any) -> Guard | None:
-    adapter = getattr(collection, "_sa_adapter", None)
+    adapter = alchemy.adapter_of(collection)
     return None if adapter is None else guards.get(adapter.owner_state.session_id)
 
 

@@ -10,6 +10,8 @@ from .guard import Guard
 from .operations import IDENTITY_MAP, guarded, look
 
 _Plain: Any = alchemy.WeakInstanceDict
+_find: Any = _Plain.get
+_add: Any = _Plain._add_unpresent
 
 
 class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
@@ -18,22 +20,18 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     __class__ = property(lambda self: _Plain)
     _guard: Guard
 
-    # The two that a load asks for each row do themselves what the plain ones do, with
-    # no call of theirs in between.
+    # A load asks for these two at each row.
 
     def get(self, key: Any, default: Any = None) -> Any:
         guard = self._guard
-        if guard.running is not guard.asker():
-            return look(guard, _Plain.get, self, key, default)
-        state = self._dict.get(key)
-        found = None if state is None else state.obj()
-        return default if found is None else found
+        if guard.running is guard.asker():
+            return _find(self, key, default)
+        return look(guard, _find, self, key, default)
 
     def _add_unpresent(self, state: Any, key: Any) -> None:
         if type(state) is instances.PlainState:
             state.__class__ = instances.GuardedState
-        self._dict[key] = state
-        state._instance_dict = self._wr
+        _add(self, state, key)
 
 
 _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("_guard")

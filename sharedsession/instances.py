@@ -51,7 +51,7 @@ def _in_dict_class(attribute: Any) -> Any:
     Of its own, because what the methods need is at hand in them: asking the attribute
     for its key or its implementation takes longer than all the rest.
     """
-    key, impl = attribute.key, attribute.impl
+    key, impl, state_key = attribute.key, attribute.impl, alchemy.STATE_KEY
 
     def __get__(self: Any, instance: Any, owner: Any) -> Any:
         """Read what is loaded without a lock if nobody changes anything meanwhile."""
@@ -59,7 +59,7 @@ def _in_dict_class(attribute: Any) -> Any:
             return self
         try:
             values = instance.__dict__
-            guard = _find_guard(values["_sa_instance_state"].session_id)
+            guard = _find_guard(values[state_key].session_id)
             if guard is None:
                 return values[key]
             version = guard.version
@@ -75,7 +75,7 @@ def _in_dict_class(attribute: Any) -> Any:
         """Set as one operation, without the steps from the attribute to the guard."""
         values = instance.__dict__
         try:
-            state = values["_sa_instance_state"]
+            state = values[state_key]
         except KeyError:
             _plain_set(self, instance, value)
             return
@@ -288,7 +288,7 @@ def adopt(state: Any) -> None:
     """Guard an object's state, and what it holds, as its session is guarded."""
     adopt_loaded(state)
     values = state.dict
-    for key in state.manager._collection_impl_keys.intersection(values):
+    for key in alchemy.loaded_collections(state, values):
         containers.guard_collection(values[key])
     for value in tuple(values.values()):
         if isinstance(value, alchemy.MutableBase):
@@ -387,7 +387,7 @@ def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
         return
     if guarded or type(attribute) in (InstrumentedAttribute, _NotInDict):
         _guard_instrumented(attribute)
-    elif getattr(attribute, "_is_internal_proxy", False) and not is_ours(attribute):
+    elif alchemy.stands_before_others(attribute) and not is_ours(attribute):
         attribute.__class__ = _guarded_proxy(type(attribute), shown=True)
 
 

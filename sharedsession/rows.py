@@ -10,7 +10,6 @@ kept until its end.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any, Callable, Iterator
 
@@ -35,7 +34,7 @@ def settle(guard: Guard, result: Any) -> Any:
         _stream(guard, result, cursor_result)
     elif cursor_result is not result:
         _promise_objects(guard, result)
-    elif not result._soft_closed:  # else it has no rows, or is settled already
+    elif not alchemy.is_exhausted(result):  # it is if it has no rows, or is settled
         _buffer_rows(result)
     return result
 
@@ -47,14 +46,13 @@ def _cursor_result(result: Any) -> Any:
 
 
 def _streams(result: Any, cursor_result: Any) -> bool:
-    if cursor_result._soft_closed:
+    if alchemy.is_exhausted(cursor_result):
         return False
     options = cursor_result.context.execution_options
     return bool(
-        result._yield_per
-        or options.get("stream_results")
+        options.get("stream_results")
         or options.get("yield_per")
-        or cursor_result.context._is_server_side
+        or alchemy.comes_piece_by_piece(result, cursor_result)
     )
 
 
@@ -238,8 +236,7 @@ class _Streaming:
 
     def _end(self, result: Any) -> None:
         # What the result would do next, while the guard is still kept for it.
-        result.cursor = None
-        result._soft_closed = True
+        alchemy.let_go_of_cursor(result)
         guard = self.hold.guard
         if guard.asker() is self.hold.owner:
             run(guard, LOAD, self.close_cursor)
@@ -273,8 +270,6 @@ def _streaming(result: Any, hold: Hold) -> Any:
         for name in getattr(cls, "__slots__", ()):
             if hasattr(plain, name):
                 setattr(streaming, name, getattr(plain, name))
-    streaming.close_cursor = functools.partial(
-        result.connection._safe_close_cursor, result.cursor
-    )
+    streaming.close_cursor = alchemy.closer_of_cursor(result)
     streaming.hold = hold  # last: with it, it is complete
     return streaming

@@ -238,14 +238,14 @@ class SharedSessionMixin(Session):
             guard.unfinished_by is not None or guard.failed is not None
         )
         left = left or self._failure is not None or self._ledger.anybody_to_tell()
-        return left or (self.autoflush and not self._is_clean())
+        return left or (self.autoflush and not alchemy.is_clean(self))
 
     # -- work, failures and losses
 
     def _note_work(self, owner: Owner) -> None:
         transaction = self._transaction
         guard = self.guard
-        if transaction is None or guard is None or self._flushing:
+        if transaction is None or guard is None or alchemy.is_flushing(self):
             return  # a flush writes what was noted when it was pending
         self._ledger.note(alchemy.boundary(transaction), owner)
         guard.worker = owner
@@ -546,7 +546,7 @@ def _weakly(method: Any) -> Any:
 
 def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
     # Asked before it is guarded: making a session is no use of it yet.
-    states = [*session.identity_map.all_states(), *session._new]
+    states = alchemy.states_in(session)
     guard_identity_map(session.identity_map, guard)
     for state in states:
         instances.adopt(state)

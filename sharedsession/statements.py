@@ -11,6 +11,7 @@ from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
+from . import alchemy
 from .terms import LOAD, WRITE, Access
 
 _CHANGES = re.compile(
@@ -66,13 +67,9 @@ def has_changes_within(statement: Any) -> bool:
 
 
 def _overwrites(statement: Any, options: Any) -> bool:
-    own = getattr(statement, "_execution_options", None)
+    own = alchemy.options_of_statement(statement)
     if own and own.get("populate_existing"):
         return True
     if not options:
         return False
-    load_options = options.get("_sa_orm_load_options")
-    return bool(
-        options.get("populate_existing")
-        or (load_options and load_options._populate_existing)
-    )
+    return bool(options.get("populate_existing")) or alchemy.query_overwrites(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_a_result_fetches_through_its_strategy(engine: sa.Engine) -> None:
         assert len([row for chunk in objects.chunks(None) for row in chunk]) == 4
 
 
+def test_a_query_tells_whether_it_overwrites(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        states: list[Any] = []
+        sa.event.listen(session, "do_orm_execute", lambda state: states.append(state))
+        session.query(User).all()
+        session.query(User).populate_existing().all()
+        found = [{"_sa_orm_load_options": state.load_options} for state in states]
+        assert [alchemy.query_overwrites(each) for each in found] == [False, True]
+
+
 def test_a_transaction_tells_its_state(engine: sa.Engine) -> None:
     with Session(engine) as session:
         session.connection()
@@ -172,18 +183,98 @@ def test_all_mappers_are_found() -> None:
     assert User.__mapper__ in alchemy.all_mappers()
 
 
+#: Private names that are not in ``alchemy``, and why they cannot be.
+PRIVATE_ELSEWHERE = {
+    # What a subclass overrides, or asks of its base, stands in the subclass.
+    **dict.fromkeys(("_assign_proxied", "_proxied"), "asyncio and the registries"),
+    "_identity_lookup": "another class's own way to find is looked for by its name",
+    "_parents": "documented for subclasses of MutableBase",
+    "_sa_adapter": "the quick looks at collections: a call would double their time",
+    "_sa_initiator": "a parameter of the methods of collections",
+}
+
+
+def names_made_in(tree: ast.AST) -> set[str]:
+    made = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            if isinstance(node.ctx, ast.Store):
+                made.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return made
+
+
 def test_private_names_are_used_in_one_module() -> None:
-    """Modules of ours that SQLAlchemy marks as private come from ``alchemy`` only."""
+    """What SQLAlchemy marks as private comes from ``alchemy`` only.
+
+    The tables of operations name what they guard, and other tests here ask whether it
+    is there.
+    """
     folder = Path(sharedsession.__file__).parent
-    for path in folder.glob("*.py"):
-        if path.name == "alchemy.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "sqlalchemy"
-            ):
-                private = [a.name for a in node.names if a.name.startswith("_")]
-                assert not private, f"{path.name} imports {private}"
+    trees = {path.name: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+    ours = set().union(*map(names_made_in, trees.values()))
+    ours |= {"_current_frames", "_getframe", "_replace"}  # Python's
+    for name in ("alchemy.py", "operations.py"):
+        del trees[name]
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            used = set()
+            if isinstance(node, ast.ImportFrom):
+                if (node.module or "").startswith("sqlalchemy"):
+                    used = {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                used = {node.attr} - ours
+            private = {n for n in used if re.match("_[a-z]", n)}
+            assert private <= set(PRIVATE_ELSEWHERE), f"{path} uses {private}"
+
+
+def test_what_subclasses_override_is_there() -> None:
+    overridden = {
+        sa.orm.Session: (
+            *("_after_attach", "_autobegin_t", "_autoflush", "_bulk_save_mappings"),
+            *("_connection_for_bind", "_execute_internal", "_flush"),
+            *("_identity_lookup",),
+        ),
+        SessionTransaction: ("_begin", "_connection_for_bind"),
+        alchemy.WeakInstanceDict: ("_add_unpresent",),
+        alchemy.InstanceState: ("_modified_event",),
+    }
+    for cls, names in overridden.items():
+        for name in names:
+            assert inspect.isfunction(getattr(cls, name)), (cls, name)
+    kept = {"_transaction", "_flushing", "_new", "_deleted"}
+    assert kept <= set(vars(Session()))
+
+
+def test_a_change_can_be_hidden_and_shown_again(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        user = session.get_one(User, 1)
+        state = sa.inspect(user)
+        before = user.name
+        user.name = "changed"
+        assert alchemy.is_changed(state, "name")
+        assert user in session.dirty
+        alchemy.forget_change(state, "name")
+        alchemy.unflag(state)
+        assert not session.is_modified(user)
+        assert user not in session.dirty
+        impl = User.name.impl  # type: ignore[attr-defined]
+        alchemy.note_change(state, state.dict, impl, before)
+        assert session.is_modified(user)
+        assert sa.inspect(user).attrs.name.history.deleted == [before]
+
+
+def test_a_result_tells_whether_it_comes_piece_by_piece(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        result: Any = session.execute(sa.text("SELECT 1 UNION SELECT 2"))
+        assert not alchemy.comes_piece_by_piece(result, result)
+        assert not alchemy.is_exhausted(result)
+        assert alchemy.comes_piece_by_piece(result.yield_per(1), result)
+        alchemy.closer_of_cursor(result)()
+        alchemy.let_go_of_cursor(result)
+        assert alchemy.is_exhausted(result)
+    assert alchemy.options_of_statement(sa.text("SELECT 1")) is not None
 
 
 def test_a_plain_session_stays_plain(engine: sa.Engine) -> None:
