@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import asbool
 
-from .guard import check_timeout
 from .locks import make_guard
 from .session import SharedSession
+from .terms import check_timeout
 
 #: The environment variable that overrides the kind of lock.
 VARIABLE = "SHAREDSESSION_LOCK"

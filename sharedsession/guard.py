@@ -1,87 +1,8 @@
-"""The guard: who may be inside a session now, and who waits.
+"""The guard of a session: one owner inside, and what the library and people ask of it.
 
-A guard is a monitor.  All of its state is changed under one small mutex that is never
-held while anything else runs: no user code, no wait, no logging.  (One exception: the
-``release()`` and ``downgrade()`` of a lock that the application brought along, which
-must not come back here.)  Three kinds of admission exist, called *modes*:
-
-``EXCLUSIVE``
-    One owner, nobody else.  Every operation that is not a mere look, every critical
-    section, and everything at all under a kind that does not share.
-``SHARED``
-    Any number of owners, none of whom changes anything: the read sections of ``"rw"``.
-``BESIDE``
-    One operation at a time beside the shared ones: a load inside a read section, or a
-    look at loaded state that came while it could not be taken without a lock.
-
-Admission is handed over by whoever leaves, in the order of arrival, so that neither
-readers nor writers starve; owners that are in a read section already go first, since
-everybody else waits for them.
-
-With one exception, for each handing over takes the system longer than a short section.
-The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
-comes in if nobody else does before it runs.  If somebody did, it waits for one turn
-more, some milliseconds at most, and is *due* then: nobody overtakes it any more.
-
-Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
-there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
-is one ``setdefault()``, which is a single step of the interpreter, and leaving is one
-``del``.  An entry is the owner of the one operation that is in, or ``CLOSED``: then the
-monitor decides.  The monitor admits somebody only after it closed the gate itself, and
-opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
-it, and who queues looks at the gate after it queued, so one of the two sees the other.
-
-While an operation that has changed nothing so far waits for the database, nothing
-changes for anybody.  Then it opens a *window*: there is a version for its duration, and
-who looks at what is loaded goes on.  Whatever the owner itself does meanwhile, in a
-listener, say, closes the window first.
-
-Fields, and how each is published:
-
-``gate``
-    The owner of an operation puts itself there if nothing is there, and takes itself
-    away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
-    and taken away under the mutex.
-``_owner``, ``_loader``, ``reading``, ``queue``
-    Changed under the mutex, with the gate closed (the queue also while it is not; and
-    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
-    ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
-    the mutex: only that owner puts itself there or takes itself away.
-``holds``
-    What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
-    owner that is gone.
-``running``
-    The owner whose operation runs now.  Written by that owner alone (or on its behalf
-    once it is gone), so comparing it with oneself needs no mutex.  While it is set, the
-    end of a hold does not give the guard away; so the end of an operation clears it
-    first, and looks for holds then.
-``inside``
-    The owner that has full rights between operations, too: by a section, a block or a
-    stream.  Published like ``running``.
-``window``, ``may_open``
-    Written by the owner that is exclusive alone.
-``version``, ``last_version``
-    ``version`` is ``None`` while somebody may be changing things, or has left things
-    ``unsettled``, and otherwise a number that was never there before.  It is written by
-    who is exclusive alone: before the first change and after the last one.  A value
-    that was read between two looks at the very same version was not changed meanwhile.
-    ``last_version`` is where the next number comes from, and is written by who is
-    exclusive, too.
-``attention``, ``unsettled``, ``failed``, ``unfinished_by``
-    Notes for whoever comes in next.  Each is one reference, stored whole: the note
-    first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
-    inside, and clears what it dealt with there; a note that is stored meanwhile by
-    the collector is dealt with by the one after.
-``worker``, ``promises``
-    Changed inside only.
-``forsaken``, ``_chores``
-    Deques, appended to by anybody, for appending and taking are one step each.  They
-    are emptied under the mutex and inside, respectively.
-``sole``, ``checks_askers``
-    The first is changed under the mutex; the second goes from true to false once, and
-    who still sees it true asks needlessly.
-``restricted``, ``since`` and the statistics
-    Changed under the mutex, or by the exclusive owner for itself.
+It adds to the monitor what is done with an admission: single operations, sections,
+blocks and streams; the checks of who asks; notes for whoever comes in next; and what
+becomes of an owner or a process that is no more.
 """
 
 from __future__ import annotations
@@ -95,16 +16,14 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Literal, NoReturn
 
-from . import waiting
 from .errors import (
     ConcurrentAccessError,
-    DeadlockError,
     ForkedSessionError,
-    LockTimeout,
     SharedSessionError,
     UpgradeError,
 )
-from .holds import Hold, Reading, Waiter
+from .holds import Hold, Reading
+from .monitor import CLOSED, Monitor
 from .owners import Owner, current_owner, on_death
 from .terms import (
     BESIDE,
@@ -122,6 +41,7 @@ from .terms import (
     Lock,
     Mode,
     Promise,
+    check_timeout,
 )
 
 logger = logging.getLogger("sharedsession")
@@ -129,14 +49,8 @@ logger = logging.getLogger("sharedsession")
 
 _guard_numbers = itertools.count(1)
 
-#: Seconds that others may go on coming in before one who waits to be exclusive.
-TURN = 0.002
 
-#: In the gate: the monitor decides who comes in.
-CLOSED = object()
-
-
-class Guard:
+class Guard(Monitor):
     """Decides which thread may be inside a session.
 
     Like a :class:`threading.RLock`, but it knows its holder, can be shared by readers,
@@ -145,24 +59,14 @@ class Guard:
     """
 
     __slots__ = (
-        *("number", "kind", "timeout", "asker", "clock", "gate", "running", "session"),
-        *("version", "last_version"),
-        *("inside", "worker", "note_work", "second_owner", "attention", "failed"),
-        *("unsettled", "window", "may_open", "_windows"),
-        *("attend", "holds", "promises", "unfinished_by", "_lock", "_shares"),
-        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "restricted"),
-        *("reading", "queue", "_before", "since", "sole", "_process"),
-        *("checks_askers", "forsaken", "_chores", "_shared_entries", "_contended"),
-        *("_timeouts", "_wait_seconds", "_longest_wait", "_longest_hold"),
-        "__weakref__",
+        *("number", "session", "worker", "note_work", "second_owner", "failed"),
+        *("attend", "promises", "_chores", "_process", "__weakref__"),
     )
 
     #: What :meth:`hand_over` takes.
     _flows: type[Any] = threading.Thread
     #: Whether objects may be made of rows later, if no other owner came in before.
     keeps_promises = True
-    #: Whether the gate may be used at all.
-    _may_have_gate = True
 
     def __init__(
         self,
@@ -175,16 +79,17 @@ class Guard:
         make_lock: Callable[[], Lock] = threading.Lock,
         make_gate: Callable[[], Gate] = dict,
     ) -> None:
+        super().__init__(
+            kind,
+            lock=lock,
+            timeout=timeout,
+            asker=asker,
+            clock=clock,
+            make_lock=make_lock,
+            make_gate=make_gate,
+        )
         #: Later guards have higher numbers; several are acquired in this order.
         self.number = next(_guard_numbers)
-        self.kind = kind
-        self.timeout = check_timeout(timeout)
-        self.asker = asker
-        self.clock = clock
-        self.last_version = 0
-        self.version: int | None = 0
-        self.running: Owner | None = None
-        self.inside: Owner | None = None
         #: The session, if there is one, and it is alive.
         self.session: Callable[[], Any] = _no_session
         #: The owner whose work in the present transaction was noted last.
@@ -193,76 +98,19 @@ class Guard:
         self.note_work: Callable[[Owner], None] = _no_note
         #: Called when a second owner first comes in; refuses it by raising.
         self.second_owner: Callable[[Owner], None] = _no_note
-        #: True if the next one in has something to be told or to do first.
-        self.attention = False
-        #: True if that concerns who only looks at what is loaded, too.
-        self.unsettled = False
         #: Whose operation raised last, and what: it may have broken the transaction.
         self.failed: tuple[Owner, str] | None = None
-        #: Does that; called with the owner that came in and what for.
+        #: Does what makes for attention; called with the owner that came in and what
+        #: for.
         self.attend: Callable[[Owner, Access], None] | None = None
-        self._lock = lock
-        self._shares = kind is Kind.RW or (lock is not None and lock.shares)
-        self._make_lock = make_lock
-        self._mutex = make_lock()
-        self.gate = make_gate()
-        #: A lock of the application's, and a check at each entry, are the monitor's.
-        usable = lock is None and kind is not Kind.CONFINE
-        self._has_gate = usable and self._may_have_gate
-        if not self._has_gate:
-            self.gate[0] = CLOSED
-        self._owner: Owner | None = None
-        self._loader: Owner | None = None
-        self.restricted = False
-        self.holds: dict[int, str] = {}
-        self.reading: dict[Owner, Reading] = {}
-        self.queue: deque[Waiter] = deque()
-        self._before: list[Waiter] = []  # those who wait for the application's lock
-        #: When it became exclusive; for an operation, only if it is timed.
-        self.since: float | None = None
-        #: Until a second owner came: the first one, who needs no check.
-        self.sole: Owner | threading.Thread | None = None
         self._process = os.getpid()
-        self.checks_askers = True
-        self.forsaken: deque[Hold] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         #: What is to be done before another owner comes in, as long as it matters to
         #: anybody.  Changed inside only.
         self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
-        #: An owner that left a section unfinished, if the next one in must know.
-        self.unfinished_by: Owner | None = None
-        #: The owner that has a window open.
-        self.window: Owner | None = None
-        #: Whether the operation that runs has changed nothing yet, and will do so only
-        #: by operations of its own that say so; and there are others at all.
-        self.may_open = False
-        #: Those of readers; all others show in the version, and so do windows.
-        self._shared_entries = self._windows = 0
-        self._contended = self._timeouts = 0
-        self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
-        if kind is Kind.CONFINE:
-            self.version = None  # for good: every look comes to be checked
         _guards.add(self)
 
     # -- one operation
-
-    def come_in(self, me: Owner) -> bool:
-        """Let *me* in for one operation if nobody is in and nobody waits.
-
-        The usual case, in as few steps as can be.  To be called if neither ``running``
-        nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
-        """
-        known = self.sole is me or not self.checks_askers
-        try:
-            # The second look is for what a signal handler may have done in between:
-            # come in and leave, in this thread.  After it there is no call.
-            if known and self.gate.setdefault(0, me) is me and self.gate[0] is me:
-                self.version = None
-                self.running = me
-                return True
-        except KeyError:
-            pass
-        return False
 
     def enter(self, me: Owner, access: Access) -> None:
         """Let *me* in for one operation, or wait; otherwise like :meth:`come_in`."""
@@ -283,32 +131,6 @@ class Guard:
             self.running = me
         if self.attention:
             self.attend_to(me, access)
-
-    def open_window(self, me: Owner) -> bool:
-        """Let others look while *me*, which is in, waits; whether they may.
-
-        Not in a section or a stream, nor where threads that meet are an error.
-        """
-        self.may_open = False
-        if self.holds or not self._is_exclusive(me):
-            return False
-        if self.kind is Kind.DETECT or self.kind is Kind.CONFINE:
-            return False
-        self._move_in(me)
-        self._windows += 1
-        # No call from here on: an interrupt finds it open or not.
-        self.window = me
-        self.running = None
-        self.last_version += 1
-        self.version = None if self.unsettled else self.last_version
-        return True
-
-    def close_window(self, me: Owner) -> None:
-        """Let nobody look any more; nothing if the window was closed meanwhile."""
-        if self.window is me:
-            self.version = None
-            self.window = None
-            self.running = me
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Deal with what makes for attention; to be called inside, first of all."""
@@ -331,50 +153,18 @@ class Guard:
             self.running = me
         return self._is_exclusive(me)
 
-    def _is_exclusive(self, me: Owner) -> bool:
-        return self._owner is me or self.gate.get(0) is me
+    def refuse_write(self) -> NoReturn:
+        raise UpgradeError(
+            "This is a write, and it was asked for inside a read section of "
+            f"{self.asker().name}. Nothing was changed. Leave the read section first, "
+            "or use critical_section() in its place."
+        )
 
-    def leave(self, me: Owner) -> None:
-        """End the operation that :meth:`enter` began, or tried to.
+    def check_may_execute(self) -> None:
+        """Refuse a statement where another one is under way."""
 
-        To be called again if an interrupt came: it does what is left to do.
-        """
-        if self.inside is me:
-            self.running = None
-            if self.holds:
-                return  # a section goes on
-        elif self.gate.get(0) is me and not self.queue:
-            if self.since is not None:
-                self._note_hold()
-            # No call from here to the end: an interrupt finds all of it or nothing.
-            self.running = None
-            self.last_version += 1
-            self.version = None if self.unsettled else self.last_version
-            del self.gate[0]
-            if not self.queue and not self.forsaken:
-                return
-        self._leave_late(me)
-
-    def _leave_late(self, me: Owner) -> None:
-        """The end of an operation that somebody waits for, or that did not come by the
-        gate."""
-        with self._mutex:
-            if self.gate.get(0) is me:
-                self._move_in(me)
-            if self._owner is me or self._loader is me:
-                self.running = None
-                if not self.holds:
-                    self._drop()
-            self._pass_on()
-        if self.forsaken:
-            self._reap()
-
-    def _move_in(self, me: Owner) -> None:
-        """Let the monitor know *me*, which came in by the gate; nothing if it does."""
-        self.close_window(me)
-        if self.gate.get(0) is me:
-            self._owner = me
-            self.gate[0] = CLOSED
+    def check_may_relate(self) -> None:
+        """Refuse a change to what belongs to what, where it would be lost."""
 
     # -- sections, blocks and streams
 
@@ -413,11 +203,6 @@ class Guard:
         self.holds[hold.number] = what
         self._settle_rights()
         return hold
-
-    def _settle_rights(self) -> None:
-        """Who may go on between operations, by what is held."""
-        has_rights = self.holds and not self.restricted
-        self.inside = self._owner if has_rights else None
 
     def drop_streams(self, before: tuple[int, ...]) -> None:
         """End the streams that an operation which raised began: nobody has them."""
@@ -480,55 +265,7 @@ class Guard:
                 self._settle_rights()
         self._reap()
 
-    def let_go(self, hold: Hold) -> None:
-        """Release *hold*.  May be called again if it was interrupted."""
-        with self._mutex:
-            self._let_go(hold)
-            self._pass_on()
-        self._reap()
-
-    def _let_go(self, hold: Hold) -> None:
-        me = hold.owner
-        reading = self.reading.get(me)
-        if reading is not None:
-            reading.holds.discard(hold.number)
-            if not reading.holds and self._loader is not me:
-                self._drop_reader(me)
-        if self._owner is me or self._loader is me:
-            self.holds.pop(hold.number, None)
-            if hold.restricts and self.restricted:
-                self.restricted = False
-            self._settle_rights()
-            if not self.holds and self.running is None:
-                self._drop()
-        hold.is_open = False
-
-    def forsake(self, hold: Hold) -> None:
-        """Release a hold that everybody forgot.
-
-        Comes from the collector, so in any thread and at any line, this module's
-        included: it must not wait for the mutex.
-        """
-        heir = Hold(self, hold.owner, hold.mode, hold.what, hold.restricts)
-        heir.number = hold.number
-        hold.is_open = False
-        self.forsaken.append(heir)
-        self._reap()
-
-    def _reap(self) -> None:
-        # If the mutex is taken, its holder comes here when it has released it.
-        while self.forsaken and self._mutex.acquire(False):
-            try:
-                if not self.forsaken:
-                    continue  # somebody did it; look again when the mutex is free
-                hold = self.forsaken.popleft()
-                if self.holds.get(hold.number, STREAM) != STREAM:
-                    self.unfinished_by = hold.owner
-                    self.attention = self.unsettled = True
-                self._let_go(hold)
-                self._pass_on()
-            finally:
-                self._mutex.release()
+    # -- what is left for the next one
 
     def leave_behind(self, chore: Callable[[], None]) -> None:
         """Have *chore* done by the next owner that comes in; never waits."""
@@ -546,309 +283,7 @@ class Guard:
             if promise.owner is not me:
                 promise.keep()
 
-    # -- the monitor
-
-    def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
-        """Be admitted in *mode*, or raise with nothing changed."""
-        # The application's lock first: who has it through another guard on the same
-        # lock must not meet somebody in here who waits for it.
-        foreign = None if mode is BESIDE and me in self.reading else self._lock
-        try:
-            if foreign is not None:
-                self._acquire_foreign(foreign, me, mode, timeout)
-            with self._mutex:
-                admitted = self._may_enter_now(me, mode)
-                if admitted:
-                    self._admit(me, mode)
-            if not admitted:
-                self._wait(me, mode, timeout)
-        except BaseException:
-            try:
-                self._withdraw(me, mode, foreign)
-            except BaseException:
-                self._withdraw(me, mode, foreign)  # an interrupt
-                raise
-            raise
-        if self.forsaken:
-            self._reap()
-
-    def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
-        if self.gate.setdefault(0, CLOSED) is not CLOSED:
-            return False  # an operation is in, by the gate
-        if self.queue and not self._goes_first(me) and not self._may_overtake(mode):
-            return False  # those who came before go before
-        return self._fits(mode, me)
-
-    def _goes_first(self, owner: Owner) -> bool:
-        """Whether others in the queue wait for something that *owner* is part of."""
-        return owner in self.reading
-
-    def _may_overtake(self, mode: Mode) -> bool:
-        """Whether one who comes may go before the first in the queue."""
-        first = self.queue[0]
-        both_exclusive = mode is EXCLUSIVE and first.mode is EXCLUSIVE
-        return self._has_gate and both_exclusive and not first.is_due
-
-    def _fits(self, mode: Mode, owner: Owner) -> bool:
-        if self._owner is not None:
-            return False
-        if mode is SHARED:
-            return True
-        return self._loader is None and (mode is BESIDE or not self.reading)
-
-    def _admit(self, me: Owner, mode: Mode) -> None:
-        # What calls comes first, what stores then: an interrupt finds all or nothing.
-        now = self.clock()
-        if mode is SHARED:
-            reading = Reading(now)
-            self._shared_entries += 1
-            self.reading[me] = reading
-            return
-        self.since = now
-        self.version = None
-        if mode is EXCLUSIVE:
-            self._owner = me
-        else:
-            self._loader = me
-
-    def _drop(self) -> None:
-        """Take the exclusive, or the one beside the readers, out."""
-        owner = self._owner or self._loader
-        if owner is None:
-            return
-        self._note_hold()
-        self.holds.clear()
-        reading = self.reading.get(owner)
-        if reading is not None and not reading.holds:
-            self._drop_reader(owner)  # its section ended before its stream
-        elif reading is None and self._lock is not None:
-            self._lock.release(owner, self)
-        # Last, and without a call in it: until then an interrupt leaves it to be
-        # done again.
-        self.restricted = False
-        self.running = self.inside = self.window = None
-        self.last_version += 1
-        if self.kind is not Kind.CONFINE and not self.unsettled:
-            self.version = self.last_version
-        self._owner = self._loader = None
-
-    def _note_hold(self) -> None:
-        """Note how long it was exclusive, if that is known."""
-        if self.since is not None:
-            held = self.clock() - self.since
-            if held > self._longest_hold:
-                self._longest_hold = held
-            self.since = None
-
-    def _drop_reader(self, owner: Owner) -> None:
-        held = self.clock() - self.reading[owner].since
-        if held > self._longest_hold:
-            self._longest_hold = held
-        if self._lock is not None and self._owner is not owner:
-            self._lock.release(owner, self)
-        del self.reading[owner]
-
-    def _pass_on(self) -> None:
-        """Admit from the head of the queue all that fit together.
-
-        The last step of whatever changes who is in: it opens the gate if nobody is.
-        """
-        if self.gate.setdefault(0, CLOSED) is not CLOSED:
-            return  # an operation is in, by the gate, and comes here when it ends
-        closed = False  # behind an exclusive that must wait, only readers' own loads go
-        for waiter in tuple(self.queue):
-            if not waiter.admitted:
-                if closed and not self._goes_first(waiter.owner):
-                    continue
-                if not self._fits(waiter.mode, waiter.owner):
-                    closed = closed or waiter.mode is not BESIDE
-                    continue
-                if self._may_overtake(waiter.mode):
-                    waiter.nudge()
-                    self._open_gate()
-                    return
-                self._admit(waiter.owner, waiter.mode)
-                waiter.admitted = True
-                waiter.owner.waiting_for = None
-            # Whoever comes here after an interrupt finds it admitted, and wakes it.
-            waiter.wake()
-            self.queue.remove(waiter)
-        if not self.queue:
-            self._open_gate()
-
-    def _open_gate(self) -> None:
-        """Let whoever comes in without the monitor, if nobody is in."""
-        taken = self._owner is not None or self._loader is not None
-        if self._has_gate and not taken and not self.reading:
-            del self.gate[0]
-
-    def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
-        if not self._lets_wait(me):
-            self._refuse_overlap(me)
-        if not me.can_wait():
-            self._refuse_to_wait(me)
-        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
-        waiter.parked.acquire()
-        try:
-            with self._mutex:
-                me.waiting_for = waiter
-                self.queue.append(waiter)
-                self._contended += 1
-                self._pass_on()
-            self._reap()  # before the wait: it may be what is waited for
-            if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                if not (waiter.admitted or waiter.is_nudged):  # while it looked
-                    self._refuse_deadlock(me)
-            self._park(waiter, timeout)
-        finally:
-            self._end_wait(waiter)
-        if not waiter.admitted:
-            self._refuse_timeout(me, mode, waiter)
-
-    def _lets_wait(self, me: Owner) -> bool:
-        return self.kind not in (Kind.DETECT, Kind.CONFINE)
-
-    def _park(self, waiter: Waiter, timeout: float | None) -> None:
-        """Wait until it is let in, or the time is up."""
-        end = None if timeout is None else self.clock() + timeout
-        left = -1.0 if timeout is None else timeout
-        while not waiter.admitted:
-            dozes = waiter.is_nudged and not waiter.is_due
-            time = min(TURN, left) if dozes and left >= 0 else TURN if dozes else left
-            woken = waiter.parked.acquire(timeout=time)
-            with self._mutex:
-                if woken:
-                    waiter.woken = False
-                waiter.is_due = waiter.is_due or dozes
-                if waiter.is_nudged and not waiter.admitted:
-                    self._admit_if_free(waiter)
-            self._reap()
-            if end is not None:
-                left = end - self.clock()
-                if left <= 0:
-                    return
-
-    def _admit_if_free(self, waiter: Waiter) -> None:
-        """Let it in that was nudged, if nobody came in before."""
-        if self.gate.setdefault(0, CLOSED) is not CLOSED:
-            return
-        if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
-            waiter.is_due = True
-        self._pass_on()
-
-    def _end_wait(self, waiter: Waiter) -> None:
-        with self._mutex:
-            if waiter in self.queue:  # not if it was let in, or never got that far
-                self.queue.remove(waiter)
-                self._pass_on()  # those behind may have waited for this one only
-            waiter.owner.waiting_for = None
-            self._note_wait(waiter)
-        self._reap()
-
-    def _note_wait(self, waiter: Waiter) -> None:
-        waited = self.clock() - waiter.since
-        self._wait_seconds += waited
-        self._longest_wait = max(self._longest_wait, waited)
-
-    def _acquire_foreign(
-        self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
-    ) -> None:
-        """Take the application's lock, on which the next one waits for the last."""
-        if lock.acquire(mode, me, self, 0):
-            return
-        if not me.can_wait():
-            self._refuse_to_wait(me)
-        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
-        me.waiting_for = lock
-        try:
-            with self._mutex:
-                self._before.append(waiter)
-                self._contended += 1
-            self._reap()
-            if waiting.would_deadlock(me, lock):
-                self._refuse_deadlock(me)
-            got = lock.acquire(mode, me, self, timeout)
-        finally:
-            try:
-                self._end_wait_before(waiter)
-            except BaseException:
-                self._end_wait_before(waiter)  # an interrupt
-                raise
-        if not got:
-            with self._mutex:
-                self._timeouts += 1
-            self._reap()
-            raise LockTimeout(
-                f"{me.name} did not get the lock that this guard stands on in "
-                f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
-                "with timeout= or lock_timeout=, or hold the lock for less."
-            )
-
-    def _end_wait_before(self, waiter: Waiter) -> None:
-        with self._mutex:
-            waiter.owner.waiting_for = None
-            if waiter in self._before:
-                self._before.remove(waiter)
-                self._note_wait(waiter)
-        self._reap()
-
-    def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
-        """Undo what an acquisition that failed may have reached."""
-        with self._mutex:
-            me.waiting_for = None
-            for waiter in tuple(self.queue):
-                if waiter.owner is me:
-                    self.queue.remove(waiter)
-            if mode is SHARED and me in self.reading:
-                self._drop_reader(me)
-            elif self._owner is me or self._loader is me:
-                self._drop()
-            elif foreign is not None:
-                foreign.release(me, self)
-            self._pass_on()
-        self._reap()
-
-    # -- refusals
-
-    def _refuse_overlap(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
-            f"was inside. {self.explain()} Two {me.noun}s shared it: give each its own "
-            "session, or let them take turns with lock='rlock' or 'rw'."
-        )
-
-    def _refuse_to_wait(self, me: Owner) -> NoReturn:
-        raise SharedSessionError(
-            f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
-            f"the event loop that runs in it would stand still. {self.explain()} "
-            "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
-            "tasks share an AsyncSharedSession."
-        )
-
-    def refuse_write(self) -> NoReturn:
-        raise UpgradeError(
-            "This is a write, and it was asked for inside a read section of "
-            f"{self.asker().name}. Nothing was changed. Leave the read section first, "
-            "or use critical_section() in its place."
-        )
-
-    def _refuse_deadlock(self, me: Owner) -> NoReturn:
-        raise DeadlockError(
-            f"{me.name} would wait for ever: the holder of this guard waits, directly "
-            f"or through others, for something that {me.name} holds. {self.explain()} "
-            "Enter the sections of several sessions in the same order everywhere."
-        )
-
-    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
-        with self._mutex:
-            self._timeouts += 1
-        self._reap()
-        waited = self.clock() - waiter.since
-        raise LockTimeout(
-            f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
-            f"it. {self.explain()} Nothing was changed. Give it more time with "
-            "timeout= or lock_timeout=, or make the holder's section shorter."
-        )
+    # -- who asks
 
     def _check_asker(self, me: Owner) -> None:
         """What the only owner so far need not be asked."""
@@ -941,10 +376,6 @@ class Guard:
         owner = self._owner or self._in_by_gate()
         return None if owner is None else owner.flow
 
-    def _in_by_gate(self) -> Owner | None:
-        owner = self.gate.get(0)
-        return owner if isinstance(owner, Owner) else None
-
     @property
     def readers(self) -> tuple[Any, ...]:
         """The threads (or the tasks) in read sections that share."""
@@ -961,23 +392,6 @@ class Guard:
         self._reap()
         return tuple(waiter.owner.flow for waiter in waiters)
 
-    def blockers(self, waiter: Waiter) -> list[Owner]:
-        """Whom *waiter* waits for here.
-
-        Readers keep an exclusive one out, and whoever is in the queue behind it.
-        """
-        waiting_owner = waiter.owner
-        with self._mutex:
-            present = {self._owner, self._loader, self._in_by_gate()}
-            exclusives = waiter.mode is EXCLUSIVE or any(
-                other.mode is EXCLUSIVE for other in self.queue
-            )
-            if exclusives and waiting_owner not in self.reading:
-                present.update(self.reading)
-        self._reap()
-        # It may have been let in meanwhile, and nobody waits for itself.
-        return [o for o in present if o is not None and o is not waiting_owner]
-
     def stats(self) -> GuardStats:
         """Return the figures so far."""
         with self._mutex:  # those inside count from when they leave
@@ -991,25 +405,6 @@ class Guard:
             )
         self._reap()
         return stats
-
-    def explain(self) -> str:
-        """Say who holds this guard, since when, at which line, and who waits."""
-        with self._mutex:
-            now = self.clock()
-            exclusive = self._owner or self._loader or self._in_by_gate()
-            since = self.since
-            readers = [(o, now - reading.since) for o, reading in self.reading.items()]
-            waiters = [*self._before, *self.queue]
-            queue = [(w.owner, w.mode, now - w.since) for w in waiters]
-        self._reap()
-        said = []
-        if exclusive is not None:
-            # An operation that is not timed was there when the first one had to wait.
-            known = [now - since] if since is not None else [t for *_, t in queue]
-            said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
-        said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
-        said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
-        return " ".join(said) or "Nobody holds the guard and nobody waits."
 
     def __repr__(self) -> str:
         owner = self._owner or self._in_by_gate()
@@ -1044,12 +439,6 @@ class Guard:
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
-    def check_may_execute(self) -> None:
-        """Refuse a statement where another one is under way."""
-
-    def check_may_relate(self) -> None:
-        """Refuse a change to what belongs to what, where it would be lost."""
-
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
         self._mutex = self._make_lock()  # the old one may be held by nobody
@@ -1070,23 +459,6 @@ def _no_session() -> None:
 
 def _no_note(owner: Owner) -> None:
     """For a guard without a session: there is no transaction to lose work of."""
-
-
-def _held_by(owner: Owner, how: str, seconds: float) -> str:
-    return f"{owner.name} has held it {how} for {seconds:.3g} s, now at {owner.where()}"
-
-
-def check_timeout(timeout: float | None) -> float | None:
-    """Return *timeout*, a number of seconds above zero or ``None`` for ever."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ValueError(
-            f"timeout must be a number of seconds or None, not {timeout!r}"
-        )
-    if not 0 < timeout <= threading.TIMEOUT_MAX:
-        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
-    return timeout
 
 
 #: Every guard alive, for those two events that concern all of them.

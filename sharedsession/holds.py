@@ -10,6 +10,7 @@ from .terms import Lock, Mode
 
 if TYPE_CHECKING:
     from .guard import Guard
+    from .monitor import Monitor
 
 _hold_numbers = itertools.count(1)
 
@@ -54,7 +55,7 @@ class Waiter:
         *("admitted", "woken", "is_nudged", "is_due"),
     )
 
-    def __init__(self, guard: Guard, owner: Owner, mode: Mode, parked: Lock) -> None:
+    def __init__(self, guard: Monitor, owner: Owner, mode: Mode, parked: Lock) -> None:
         self.guard = guard
         self.owner = owner
         self.mode = mode

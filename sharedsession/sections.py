@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from .errors import SharedSessionError
-from .guard import Guard, check_timeout
+from .guard import Guard
 from .holds import Hold
+from .terms import check_timeout
 
 _S = TypeVar("_S")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,3 +117,16 @@ class GuardStats:
     longest_wait: float = 0.0
     longest_hold: float = 0.0
     timeouts: int = 0
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Return *timeout*, a number of seconds above zero or ``None`` for ever."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(
+            f"timeout must be a number of seconds or None, not {timeout!r}"
+        )
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return timeout

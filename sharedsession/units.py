@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .alchemy import async_session_of
 from .errors import ConcurrentAccessError, SharedSessionError
-from .guard import check_timeout
 from .owners import Owner, current_owner
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
 from .targets import session_of
+from .terms import check_timeout
 from .transactions import enter_within_section
 
 _F = TypeVar("_F", bound=Callable[..., Any])

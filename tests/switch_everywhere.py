@@ -12,8 +12,9 @@ import inspect
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from sharedsession import guard, operations, owners, sections
+from sharedsession import guard, monitor, operations, owners, sections
 
 _HOOK = "_switch_point"
 
@@ -63,7 +64,9 @@ def stepping_copy(
 def stepping_code(hook: Callable[[], None]) -> SimpleNamespace:
     """What :class:`tests.guard_programs.World` needs, with switch points everywhere."""
     told = list(owners.on_death)
-    guards = stepping_copy(guard, hook)
+    below = stepping_copy(monitor, hook)
+    with mock.patch.multiple(monitor, Monitor=below["Monitor"], CLOSED=below["CLOSED"]):
+        guards = stepping_copy(guard, hook)  # on top of the copy below it
     owners.on_death[:] = told  # the copy must not be told of the death of threads
     ops = stepping_copy(operations, hook)
     parts = stepping_copy(sections, hook)

@@ -18,8 +18,9 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
-from sharedsession.guard import TURN, Guard
+from sharedsession.guard import Guard
 from sharedsession.locks import KINDS, make_guard
+from sharedsession.monitor import TURN
 from sharedsession.operations import run, write
 from sharedsession.owners import Owner, current_owner
 from sharedsession.terms import LOAD, READ, WRITE, Kind

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sharedsession.guard import CLOSED, Guard
+from sharedsession.guard import Guard
+from sharedsession.monitor import CLOSED
 from sharedsession.terms import EXCLUSIVE
 
 from .guard_programs import KINDS, ON_ONE_GUARD, PLAIN_CODE, program

@@ -1,0 +1,23 @@
+"""That the planted bugs of ``make mutants`` have a place to be planted in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .mutants import MUTANTS, ROOT
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_each_bug_can_be_planted(mutant: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sharedsession"
+    folder.mkdir()
+    module = f"{mutant.module}.py"
+    source = (ROOT / "sharedsession" / module).read_text(encoding="utf-8")
+    (folder / module).write_text(source, encoding="utf-8")
+    mutant.plant(tmp_path)
+    planted = (folder / module).read_text(encoding="utf-8")
+    assert planted != source
+    compile(planted, module, "exec")
