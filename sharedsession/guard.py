@@ -127,7 +127,9 @@ class Guard(Monitor):
                     self._acquire(me, BESIDE, self.timeout)
             else:
                 beside = access is READ and self._shares
-                self._acquire(me, BESIDE if beside else EXCLUSIVE, self.timeout)
+                looks = access is READ and not me.is_patient
+                mode = BESIDE if beside else EXCLUSIVE
+                self._acquire(me, mode, self.timeout, looks)
             self.running = me
         if self.attention:
             self.attend_to(me, access)

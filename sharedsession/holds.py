@@ -44,6 +44,10 @@ class Hold:
             self.guard.forsake(self)
 
 
+class WindowOpened(Exception):
+    """Whoever waited to come in for a look can look without coming in."""
+
+
 class Waiter:
     """One owner in the queue; ``parked`` is released to wake it.
 
@@ -52,10 +56,17 @@ class Waiter:
 
     __slots__ = (
         *("guard", "owner", "mode", "parked", "since"),
-        *("admitted", "woken", "is_nudged", "is_due"),
+        *("admitted", "woken", "is_nudged", "is_due", "looks", "may_look"),
     )
 
-    def __init__(self, guard: Monitor, owner: Owner, mode: Mode, parked: Lock) -> None:
+    def __init__(
+        self,
+        guard: Monitor,
+        owner: Owner,
+        mode: Mode,
+        parked: Lock,
+        looks: bool = False,
+    ) -> None:
         self.guard = guard
         self.owner = owner
         self.mode = mode
@@ -67,6 +78,10 @@ class Waiter:
         self.is_nudged = False
         #: Whether it is to be let in before any other.
         self.is_due = False
+        #: Whether a window will do for it.
+        self.looks = looks
+        #: Whether one was open when it came to see.
+        self.may_look = False
         self.since = guard.clock()
 
     def nudge(self) -> None:

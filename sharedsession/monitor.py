@@ -97,7 +97,7 @@ from .errors import (
     LockTimeout,
     SharedSessionError,
 )
-from .holds import Hold, Reading, Waiter
+from .holds import Hold, Reading, Waiter, WindowOpened
 from .owners import Owner
 from .terms import (
     BESIDE,
@@ -232,7 +232,20 @@ class Monitor:
         self.running = None
         self.last_version += 1
         self.version = None if self.unsettled else self.last_version
+        if self.queue:
+            self._let_look()
         return True
+
+    def _let_look(self) -> None:
+        """Wake those who only wait to look.
+
+        One who queues later looks for itself whether there is a window.
+        """
+        with self._mutex:
+            for waiter in self.queue:
+                if waiter.looks:
+                    waiter.wake()
+        self._reap()
 
     def close_window(self, me: Owner) -> None:
         """Let nobody look any more; nothing if the window was closed meanwhile."""
@@ -345,8 +358,13 @@ class Monitor:
 
     # -- admission
 
-    def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
-        """Be admitted in *mode*, or raise with nothing changed."""
+    def _acquire(
+        self, me: Owner, mode: Mode, timeout: float | None, looks: bool = False
+    ) -> None:
+        """Be admitted in *mode*, or raise with nothing changed.
+
+        With *looks*, raise :class:`WindowOpened` if there is one to wait in no longer.
+        """
         # The application's lock first: who has it through another guard on the same
         # lock must not meet somebody in here who waits for it.
         foreign = None if mode is BESIDE and me in self.reading else self._lock
@@ -358,7 +376,7 @@ class Monitor:
                 if admitted:
                     self._admit(me, mode)
             if not admitted:
-                self._wait(me, mode, timeout)
+                self._wait(me, mode, timeout, looks)
         except BaseException:
             try:
                 self._withdraw(me, mode, foreign)
@@ -481,12 +499,12 @@ class Monitor:
 
     # -- waiting
 
-    def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+    def _wait(self, me: Owner, mode: Mode, timeout: float | None, looks: bool) -> None:
         if not self._lets_wait(me):
             self._refuse_overlap(me)
         if not me.can_wait():
             self._refuse_to_wait(me)
-        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock), looks)
         waiter.parked.acquire()
         try:
             with self._mutex:
@@ -501,8 +519,11 @@ class Monitor:
             self._park(waiter, timeout)
         finally:
             self._end_wait(waiter)
-        if not waiter.admitted:
-            self._refuse_timeout(me, mode, waiter)
+        if waiter.admitted:
+            return
+        if waiter.may_look:
+            raise WindowOpened
+        self._refuse_timeout(me, mode, waiter)
 
     def _lets_wait(self, me: Owner) -> bool:
         return self.kind not in (Kind.DETECT, Kind.CONFINE)
@@ -512,6 +533,9 @@ class Monitor:
         end = None if timeout is None else self.clock() + timeout
         left = -1.0 if timeout is None else timeout
         while not waiter.admitted:
+            if waiter.looks and self.window is not None and self.version is not None:
+                waiter.may_look = True
+                return
             dozes = waiter.is_nudged and not waiter.is_due
             time = min(TURN, left) if dozes and left >= 0 else TURN if dozes else left
             woken = waiter.parked.acquire(timeout=time)

@@ -12,6 +12,7 @@ import inspect
 from typing import Any, Callable, Mapping
 
 from .guard import Guard
+from .holds import WindowOpened
 from .owners import Owner
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
@@ -127,6 +128,8 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
 
     What it found counts if nobody could change anything meanwhile: there was a version,
     and it is the same afterwards.  An error it met counts by the same rule.
+
+    Who has to wait for that leaves the queue for a window, but once only.
     """
     version = guard.version
     if version is None:
@@ -141,7 +144,15 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
         else:
             if guard.version is version:
                 return result
-    return run(guard, READ, function, *args, **kw)
+    try:
+        return run(guard, READ, function, *args, **kw)
+    except WindowOpened:
+        me = guard.asker()
+        me.is_patient = True
+    try:
+        return look(guard, function, *args, **kw)
+    finally:
+        me.is_patient = False
 
 
 def guarded(

@@ -37,7 +37,7 @@ class Waitable(Protocol):
 class Owner:
     """One thread, as the guards see it."""
 
-    __slots__ = ("thread", "alive", "waiting_for", "__weakref__")
+    __slots__ = ("thread", "alive", "waiting_for", "is_patient", "__weakref__")
 
     #: What it is called in a message.
     noun: ClassVar[str] = "thread"
@@ -50,6 +50,8 @@ class Owner:
         self.alive = True
         #: What this owner waits for; written by the owner, cleared by who lets it in.
         self.waiting_for: Waitable | None = None
+        #: Whether it gave up its place in a queue for a look, and does not again.
+        self.is_patient = False
 
     @property
     def flow(self) -> Any:

@@ -171,6 +171,13 @@ MUTANTS = [
         f"{SCHEDULES} -k 'several'",
     ),
     Mutant(
+        "who waits to look is not told of a window",
+        "monitor",
+        "        if self.queue:\n            self._let_look()\n",
+        "",
+        WINDOWS,
+    ),
+    Mutant(
         "a window opens inside a section",
         "monitor",
         "        if self.holds or not self._is_exclusive(me):\n",
@@ -208,8 +215,8 @@ MUTANTS = [
     Mutant(
         "whoever is let in is not woken",
         "monitor",
-        "            waiter.wake()\n",
-        "",
+        "            waiter.wake()\n            self.queue.remove(waiter)\n",
+        "            self.queue.remove(waiter)\n",
         SCHEDULES,
     ),
     Mutant(

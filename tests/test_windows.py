@@ -111,6 +111,24 @@ def test_looks_go_on_beside_a_lazy_load(
     assert loading.result() == 3
 
 
+def test_who_waits_to_look_leaves_the_queue_for_a_window(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    looking: list[Worker] = []
+
+    @sa.event.listens_for(session, "do_orm_execute")
+    def let_one_queue(state: Any) -> None:  # inside, and before there is a window
+        if not looking:
+            looking.append(look(user))
+            wait_until(lambda: session.guard.waiting)
+
+    selecting = waiting(lambda: session.scalar(HOLD_ON))
+    assert looking[0].result() == "ann"
+    assert session.guard.owner is selecting and not session.guard.waiting
+    database.goes_on.set()
+    assert selecting.result() == 1
+
+
 @pytest.mark.parametrize("kind", ["critical", "begin"])
 def test_nobody_looks_into_a_section(
     session: Any, user: Any, database: Database, waiting: Any, kind: str
