@@ -129,11 +129,15 @@ def _rounds(sides: Sides, name: str, pace: Pace) -> list[Round]:
 
 
 def _bytes(contestant: str) -> float:
-    """What one more loaded object takes."""
+    """What one more loaded object takes, in whole bytes.
+
+    Nothing that is made for each object is smaller; a fraction is something that is
+    made once, such as a number of the guard's, divided by the objects.
+    """
     few = models.USERS // 5
     with models.make_session(contestant) as session:
         more = _traced(session, models.USERS) - _traced(session, few)
-    return more / (models.USERS - few)
+    return round(more / (models.USERS - few))
 
 
 def _traced(session: sa_orm.Session, count: int) -> int:
