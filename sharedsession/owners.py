@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from asyncio import get_running_loop
+from inspect import CO_COROUTINE
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Frames of these packages are ours, or work for us, when a holder's line is named.
 _INNER_PACKAGES = ("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio")
+
+#: The coroutines of these packages run the cells of notebooks.
+_NOTEBOOK_PACKAGES = ("IPython", "ipykernel")
 
 #: Called with each owner whose thread ended; the guards register themselves here.
 on_death: list[Callable[[Owner], None]] = []
@@ -68,7 +72,7 @@ class Owner:
             get_running_loop()
         except RuntimeError:
             return True
-        return False
+        return is_in_cell(sys._getframe())
 
     def parking(self, make_lock: Callable[[], Lock]) -> Lock:
         """What it waits on: a lock that it acquires twice, and others release."""
@@ -92,6 +96,16 @@ def is_inner(frame: FrameType, packages: tuple[str, ...] = _INNER_PACKAGES) -> b
     """Whether its line is none of the application's."""
     module: str = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in packages
+
+
+def is_in_cell(frame: FrameType | None) -> bool:
+    """Whether it is in a cell of a notebook, outside of any coroutine of the cell's.
+
+    A notebook runs its cells in its own loop, which stands still for each anyway.
+    """
+    while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
+        frame = frame.f_back
+    return frame is not None and is_inner(frame, _NOTEBOOK_PACKAGES)
 
 
 class _LastBreath:
