@@ -112,6 +112,8 @@ class Interrupt:
         return trace
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_return" and arg.__name__ == "__enter__":
+            return  # with a lock: one step, or was but for 3.14, see the README
         waits = event == "c_call" and arg.__name__ == "acquire"
         if (event == "c_return" or waits) and _is_ours(frame):
             self._step(frame, f"{event} of {arg.__name__}", False)
