@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_object_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
@@ -102,9 +106,42 @@ async def test_a_session_class_of_ones_own_is_guarded(tmp_path: Any) -> None:
         for session in (Shared(db.engine), db.session(sync_session_class=Own)):
             assert isinstance(session.sync_session, Own)
             assert session.sync_session.greet() == "hello"  # type: ignore
+            assert session.sync_session_class is Own
+            assert session.sync_session.__class__ is Own
             assert session.guard is not None
             await session.scalar(COUNT)
             await session.close()
+
+
+@pytest.mark.parametrize("cls", [Session, SharedSession])
+@aio
+async def test_it_shows_the_session_class_it_was_given(cls: Any, tmp_path: Any) -> None:
+    async with database("sqlite", tmp_path) as db:
+        assert AsyncSharedSession.sync_session_class is Session
+        async with db.session(sync_session_class=cls) as session:
+            assert session.sync_session_class is cls
+            assert session.sync_session.__class__ is cls
+            assert isinstance(session.sync_session, SharedSession)
+            parent = Parent()
+            session.add(parent)
+            await session.flush()
+            assert async_object_session(parent) is session
+
+
+@aio
+async def test_events_of_a_session_class_of_ones_own(tmp_path: Any) -> None:
+    class Own(Session):
+        pass
+
+    seen = []
+    sa.event.listen(Own, "before_flush", lambda session, *_: seen.append(session))
+    async with database("sqlite", tmp_path) as db:
+        async with db.session(sync_session_class=Own) as session, db.session() as other:
+            for each in session, other:
+                each.add(Parent())
+                await each.flush()
+                await each.rollback()
+            assert seen == [session.sync_session]
 
 
 @aio
