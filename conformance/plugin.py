@@ -1,8 +1,9 @@
 """A pytest plugin that puts SharedSession in the place of Session.
 
 Other people's test suites import, subclass and call ``Session`` as ever and
-get ours. The environment tells what to do; without a kind of lock nothing is
-replaced, so a plain run differs from a shared one in this alone.
+get ours; where greenlet is installed, ``AsyncSession`` likewise. The environment
+tells what to do; without a kind of lock nothing is replaced, so a plain run
+differs from a shared one in this alone.
 
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
@@ -12,13 +13,17 @@ replaced, so a plain run differs from a shared one in this alone.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+from collections.abc import Iterable
 
 import pytest
 
-# The names under which users find Session, and what makes sessions for them.
-# The rest of SQLAlchemy keeps its own, of which ours is a subclass
+# The names under which users find Session and AsyncSession, and what makes sessions
+# for them. The rest of SQLAlchemy keeps its own, of which ours are subclasses: the
+# registries too, for they make one session a thread or task, as they are asked to
 SQLALCHEMY = "sqlalchemy.orm sqlalchemy.orm.session sqlalchemy.orm._orm_constructors"
+SQLALCHEMY_ASYNCIO = "sqlalchemy.ext.asyncio sqlalchemy.ext.asyncio.session"
 
 
 # Last: SQLAlchemy's own conftest must come before any import of SQLAlchemy
@@ -35,19 +40,42 @@ def replace_session(names: list[str], lock: str) -> None:
 
     from sharedsession import SharedSession, SharedSessionMixin
 
-    modules = [importlib.import_module(name) for name in names]
-    plain: type = modules[0].Session
+    plain: type = importlib.import_module(names[0]).Session
     if plain is orm.Session:
+        if importlib.util.find_spec("greenlet"):
+            replace_async_session(lock)
         shared: type = SharedSession
         set_default(orm.sessionmaker, "class_", SharedSession)
     else:
         shared = type(plain.__name__, (SharedSessionMixin, plain), {})
-    for module in modules:
-        module.Session = shared  # type: ignore[attr-defined]
+    replace(names, plain, shared)
     # The classes themselves with another default, for a subclass would be one
     # more step between what the tests expect and what they get
     set_default(SharedSession, "lock", lock)
     set_default(SharedSessionMixin, "lock", lock)
+
+
+def replace_async_session(lock: str) -> None:
+    from sqlalchemy.ext import asyncio
+
+    from sharedsession import SharedSession
+    from sharedsession.asyncio import AsyncSharedSession
+
+    set_default(asyncio.async_sessionmaker, "class_", AsyncSharedSession)
+    set_default(AsyncSharedSession, "lock", lock)
+    # Its Session as well, and its name, which errors tell; any subclass's would do
+    asyncio.AsyncSession.sync_session_class = SharedSession
+    AsyncSharedSession.__name__ = asyncio.AsyncSession.__name__
+    replace(SQLALCHEMY_ASYNCIO.split(), asyncio.AsyncSession, AsyncSharedSession)
+
+
+def replace(names: Iterable[str], plain: type, shared: type) -> None:
+    """Put a class in the place of another, in the modules of these names."""
+    for name in names:
+        module = importlib.import_module(name)
+        found = getattr(module, plain.__name__, None)
+        assert found is plain, f"{name}.{plain.__name__} is {found}, not {plain}"
+        setattr(module, plain.__name__, shared)
 
 
 def set_default(cls: type, name: str, value: object) -> None:
