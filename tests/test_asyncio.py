@@ -28,6 +28,7 @@ from sharedsession import (
     UpgradeError,
     WorkLostError,
     guard_of,
+    share,
 )
 from sharedsession.asyncio import AsyncSharedSession
 from sharedsession.tasks import TaskOwner
@@ -836,6 +837,39 @@ def test_a_session_for_threads_does_not_stop_the_loop(engine: sa.Engine) -> None
 
     asyncio.run(use())
     session.close()
+
+
+@pytest.mark.unguarded
+@aio
+async def test_a_session_for_threads_does_not_serve_an_async_one(tmp_path: Any) -> None:
+    async with database("sqlite", tmp_path, unguarded=True) as db:
+        for lock in "rlock", "detect":
+            session = db.plain(sync_session_class=SharedSession, lock=lock)
+            for _ in range(2):
+                with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+                    session.add(Parent())
+                with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+                    await session.scalar(COUNT)
+            assert not session.new and not session.in_transaction()
+            await session.close()
+        session = db.plain()
+        with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+            share(session.sync_session)
+        assert type(session.sync_session) is Session
+        off = db.plain(sync_session_class=SharedSession, lock="off")
+        for usable in session, off:
+            await usable.scalar(COUNT)
+            await usable.close()
+
+
+@aio
+async def test_a_session_for_threads_on_a_connection_of_a_task(tmp_path: Any) -> None:
+    def use(connection: sa.Connection) -> Any:
+        with SharedSession(connection) as session:
+            return session.scalar(COUNT)
+
+    async with database("sqlite", tmp_path) as db, db.engine.connect() as connection:
+        assert await connection.run_sync(use) == 0
 
 
 def test_control_in_a_thread_without_a_loop_it_waits(engine: sa.Engine) -> None:
