@@ -8,6 +8,7 @@ differs from a shared one in this alone.
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
   by default in SQLAlchemy
+- ``SHAREDSESSION_CONFORMANCE_ASYNC_MODULES``: where it finds its ``AsyncSession``
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ SQLALCHEMY_ASYNCIO = "sqlalchemy.ext.asyncio sqlalchemy.ext.asyncio.session"
 def pytest_configure() -> None:
     lock = os.environ.get("SHAREDSESSION_CONFORMANCE_LOCK")
     modules = os.environ.get("SHAREDSESSION_CONFORMANCE_MODULES", SQLALCHEMY)
+    async_modules = os.environ.get(
+        "SHAREDSESSION_CONFORMANCE_ASYNC_MODULES", SQLALCHEMY_ASYNCIO
+    )
+    if lock and importlib.util.find_spec("greenlet"):
+        replace_async_session(async_modules.split(), lock)
     if lock:
         replace_session(modules.split(), lock)
 
@@ -42,8 +48,6 @@ def replace_session(names: list[str], lock: str) -> None:
 
     plain: type = importlib.import_module(names[0]).Session
     if plain is orm.Session:
-        if importlib.util.find_spec("greenlet"):
-            replace_async_session(lock)
         shared: type = SharedSession
         set_default(orm.sessionmaker, "class_", SharedSession)
     else:
@@ -55,18 +59,24 @@ def replace_session(names: list[str], lock: str) -> None:
     set_default(SharedSessionMixin, "lock", lock)
 
 
-def replace_async_session(lock: str) -> None:
+def replace_async_session(names: list[str], lock: str) -> None:
     from sqlalchemy.ext import asyncio
 
     from sharedsession import SharedSession
     from sharedsession.asyncio import AsyncSharedSession
 
-    set_default(asyncio.async_sessionmaker, "class_", AsyncSharedSession)
+    plain: type = importlib.import_module(names[0]).AsyncSession
+    if plain is asyncio.AsyncSession:
+        shared: type = AsyncSharedSession
+        set_default(asyncio.async_sessionmaker, "class_", AsyncSharedSession)
+        # Here, too, it finds Session
+        asyncio.AsyncSession.sync_session_class = SharedSession
+        # Errors tell the name of the class, whichever subclass of AsyncSession it is
+        AsyncSharedSession.__name__ = plain.__name__
+    else:
+        shared = type(plain.__name__, (AsyncSharedSession, plain), {})
+    replace(names, plain, shared)
     set_default(AsyncSharedSession, "lock", lock)
-    # Its Session as well, and its name, which errors tell; any subclass's would do
-    asyncio.AsyncSession.sync_session_class = SharedSession
-    AsyncSharedSession.__name__ = asyncio.AsyncSession.__name__
-    replace(SQLALCHEMY_ASYNCIO.split(), asyncio.AsyncSession, AsyncSharedSession)
 
 
 def replace(names: Iterable[str], plain: type, shared: type) -> None:
