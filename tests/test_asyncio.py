@@ -103,8 +103,15 @@ async def test_a_session_class_of_ones_own_is_guarded(tmp_path: Any) -> None:
     class Shared(AsyncSharedSession):
         sync_session_class = Own
 
+    class OwnAsync(AsyncSession):
+        sync_session_class = Own
+
+    class Mixed(AsyncSharedSession, OwnAsync):
+        pass
+
     async with database("sqlite", tmp_path) as db:
-        for session in (Shared(db.engine), db.session(sync_session_class=Own)):
+        own = db.session(sync_session_class=Own)
+        for session in (Shared(db.engine), Mixed(db.engine), own):
             assert isinstance(session.sync_session, Own)
             assert session.sync_session.greet() == "hello"  # type: ignore
             assert session.sync_session_class is Own
@@ -860,6 +867,40 @@ async def test_a_session_for_threads_does_not_serve_an_async_one(tmp_path: Any) 
         for usable in session, off:
             await usable.scalar(COUNT)
             await usable.close()
+
+
+@aio
+async def test_a_thread_that_is_started_in_a_section_does_not_hang(
+    tmp_path: Any,
+) -> None:
+    async with database("sqlite", tmp_path) as db:
+        session = db.session(lock_timeout=10)
+        parent = Parent(name="a")
+        session.add(parent)
+        await session.flush()
+
+        def read() -> Any:
+            return parent.name
+
+        for section in session.critical_section, session.read_section:
+            async with section():
+                with pytest.raises(ConcurrentAccessError, match="started in a section"):
+                    await asyncio.to_thread(read)
+                assert session.guard.waiting == ()
+                assert await child(asyncio.to_thread(passing, session)) == "ok"
+                loop = asyncio.get_running_loop()  # control: it knows of no section
+                control = loop.run_in_executor(None, read)
+                await until(lambda: session.guard.waiting)
+            assert await control == "a"
+            assert await asyncio.to_thread(read) == "a"
+        await session.close()
+
+
+def passing(session: Any) -> str:
+    with pytest.raises(ConcurrentAccessError, match="started in a section"):
+        with session.sync_session.critical_section():
+            pass
+    return "ok"
 
 
 @aio
