@@ -22,6 +22,8 @@ class Project:
     modules: str
     requirements: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    # Where its AsyncSession is, to be mixed with AsyncSharedSession
+    async_modules: str = ""
 
     def suite(self, sqlalchemy: str) -> Suite:
         source, version = download(self.name)
@@ -35,8 +37,14 @@ class Project:
             python,
             (self.tests,),
             self.options,
-            (("SHAREDSESSION_CONFORMANCE_MODULES", self.modules),),
+            self.env(),
         )
+
+    def env(self) -> tuple[tuple[str, str], ...]:
+        env = [("SHAREDSESSION_CONFORMANCE_MODULES", self.modules)]
+        if self.async_modules:
+            env += [("SHAREDSESSION_CONFORMANCE_ASYNC_MODULES", self.async_modules)]
+        return tuple(env)
 
 
 # fmt: off
@@ -54,6 +62,7 @@ PROJECTS = {
             "SQLAlchemy[asyncio] aiosqlite alembic black coverage dirty-equals fastapi "
             "httpx jinja2 pymysql pyyaml typer".split()
         ),
+        async_modules="sqlmodel.ext.asyncio.session",
     ),
     # Its tests use SQLAlchemy's own Session. They run where they are installed, for
     # its source folder ``zope/sqlalchemy`` would be in the way of SQLAlchemy; and

@@ -1,24 +1,30 @@
 """A pytest plugin that puts SharedSession in the place of Session.
 
 Other people's test suites import, subclass and call ``Session`` as ever and
-get ours. The environment tells what to do; without a kind of lock nothing is
-replaced, so a plain run differs from a shared one in this alone.
+get ours; where greenlet is installed, ``AsyncSession`` likewise. The environment
+tells what to do; without a kind of lock nothing is replaced, so a plain run
+differs from a shared one in this alone.
 
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
   by default in SQLAlchemy
+- ``SHAREDSESSION_CONFORMANCE_ASYNC_MODULES``: where it finds its ``AsyncSession``
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+from collections.abc import Iterable
 
 import pytest
 
-# The names under which users find Session, and what makes sessions for them.
-# The rest of SQLAlchemy keeps its own, of which ours is a subclass
+# The names under which users find Session and AsyncSession, and what makes sessions
+# for them. The rest of SQLAlchemy keeps its own, of which ours are subclasses: the
+# registries too, for they make one session a thread or task, as they are asked to
 SQLALCHEMY = "sqlalchemy.orm sqlalchemy.orm.session sqlalchemy.orm._orm_constructors"
+SQLALCHEMY_ASYNCIO = "sqlalchemy.ext.asyncio sqlalchemy.ext.asyncio.session"
 
 
 # Last: SQLAlchemy's own conftest must come before any import of SQLAlchemy
@@ -26,6 +32,11 @@ SQLALCHEMY = "sqlalchemy.orm sqlalchemy.orm.session sqlalchemy.orm._orm_construc
 def pytest_configure() -> None:
     lock = os.environ.get("SHAREDSESSION_CONFORMANCE_LOCK")
     modules = os.environ.get("SHAREDSESSION_CONFORMANCE_MODULES", SQLALCHEMY)
+    async_modules = os.environ.get(
+        "SHAREDSESSION_CONFORMANCE_ASYNC_MODULES", SQLALCHEMY_ASYNCIO
+    )
+    if lock and importlib.util.find_spec("greenlet"):
+        replace_async_session(async_modules.split(), lock)
     if lock:
         replace_session(modules.split(), lock)
 
@@ -35,19 +46,46 @@ def replace_session(names: list[str], lock: str) -> None:
 
     from sharedsession import SharedSession, SharedSessionMixin
 
-    modules = [importlib.import_module(name) for name in names]
-    plain: type = modules[0].Session
+    plain: type = importlib.import_module(names[0]).Session
     if plain is orm.Session:
         shared: type = SharedSession
         set_default(orm.sessionmaker, "class_", SharedSession)
     else:
         shared = type(plain.__name__, (SharedSessionMixin, plain), {})
-    for module in modules:
-        module.Session = shared  # type: ignore[attr-defined]
+    replace(names, plain, shared)
     # The classes themselves with another default, for a subclass would be one
     # more step between what the tests expect and what they get
     set_default(SharedSession, "lock", lock)
     set_default(SharedSessionMixin, "lock", lock)
+
+
+def replace_async_session(names: list[str], lock: str) -> None:
+    from sqlalchemy.ext import asyncio
+
+    from sharedsession import SharedSession
+    from sharedsession.asyncio import AsyncSharedSession
+
+    plain: type = importlib.import_module(names[0]).AsyncSession
+    if plain is asyncio.AsyncSession:
+        shared: type = AsyncSharedSession
+        set_default(asyncio.async_sessionmaker, "class_", AsyncSharedSession)
+        # Here, too, it finds Session
+        asyncio.AsyncSession.sync_session_class = SharedSession
+        # Errors tell the name of the class, whichever subclass of AsyncSession it is
+        AsyncSharedSession.__name__ = plain.__name__
+    else:
+        shared = type(plain.__name__, (AsyncSharedSession, plain), {})
+    replace(names, plain, shared)
+    set_default(AsyncSharedSession, "lock", lock)
+
+
+def replace(names: Iterable[str], plain: type, shared: type) -> None:
+    """Put a class in the place of another, in the modules of these names."""
+    for name in names:
+        module = importlib.import_module(name)
+        found = getattr(module, plain.__name__, None)
+        assert found is plain, f"{name}.{plain.__name__} is {found}, not {plain}"
+        setattr(module, plain.__name__, shared)
 
 
 def set_default(cls: type, name: str, value: object) -> None:

@@ -1,5 +1,6 @@
 """Run SQLAlchemy's own tests with SharedSession in the place of Session.
 
+Where greenlet is installed, AsyncSharedSession is in the place of AsyncSession too.
 Each run stands beside a plain one in the same environment, and every test has
 to end alike in both. Whatever is downloaded or built stays in
 ``.cache/conformance``; so do the plain results, until something they depend on

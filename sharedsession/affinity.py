@@ -1,4 +1,8 @@
-"""Refusing databases whose connections only work in the thread that made them."""
+"""Refusing what would not work with a session that threads share.
+
+That is databases whose connections only work in the thread that made them, and an
+AsyncSession before the session.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,17 @@ def check_second_thread(session: sa_orm.Session, second: Owner) -> None:
     """Raise if a second thread could not use what the first one's session is on."""
     for bind in alchemy.binds_of(session):
         check_engine(bind.engine, second)
+
+
+def check_is_for_threads(session: sa_orm.Session) -> None:
+    """Raise if tasks use a session whose guard only tells threads apart."""
+    if alchemy.async_session_of(session) is not None:
+        raise SharedSessionError(
+            f"{session!r} is shared by threads, and it is behind an AsyncSession, "
+            "whose tasks are all in one thread, so nothing would keep them apart. Make "
+            "an AsyncSharedSession in the place of the AsyncSession; it takes the same "
+            "sync_session_class."
+        )
 
 
 def check_engine(engine: sa.Engine, second: Owner) -> None:

@@ -333,9 +333,10 @@ def sync_session_of(target: Any) -> sa_orm.Session | None:
 
 
 def async_session_of(session: sa_orm.Session) -> Any:
-    """The AsyncSession before a Session."""
-    module: Any = sys.modules["sqlalchemy.ext.asyncio"]
-    return module.async_session(session)
+    """The AsyncSession before a Session; ``None`` if there is none."""
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    find = getattr(module, "async_session", None)
+    return None if find is None else find(session)
 
 
 # -- greenlets, without which SQLAlchemy's asyncio does not work, but this library does

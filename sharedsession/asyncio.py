@@ -90,7 +90,6 @@ class AsyncSharedSession(AsyncSession):
     :raises ValueError: for a lock or a timeout that is none.
     """
 
-    sync_session_class: type[Session] = TaskSession
     sync_session: TaskSession
 
     def __init__(
@@ -103,16 +102,16 @@ class AsyncSharedSession(AsyncSession):
         lock_timeout: float | None = None,
         **session_kwargs: Any,
     ) -> None:
+        asked_for = sync_session_class or self.sync_session_class
         super().__init__(
             bind,
             binds=binds,
-            sync_session_class=task_session_class(
-                sync_session_class or self.sync_session_class
-            ),
+            sync_session_class=task_session_class(asked_for),
             lock=lock,
             lock_timeout=lock_timeout,
             **session_kwargs,
         )
+        self.sync_session_class = asked_for
 
     @property
     def guard(self) -> TaskGuard | None:
@@ -129,7 +128,9 @@ class AsyncSharedSession(AsyncSession):
         Like holding an ``asyncio.Lock`` around the block, but reentrant, and what the
         block does to the session's objects and connections is covered too.  Tasks that
         are started inside belong to the section: they take turns with each other and
-        with this task, so ``gather()`` works in it.  Yields the session.
+        with this task, so ``gather()`` works in it.  Threads do not: one that is
+        started inside, by ``asyncio.to_thread()`` say, would wait for the end, and gets
+        :class:`ConcurrentAccessError` instead.  Yields the session.
 
         :param timeout: seconds to wait at most; ``None``, the default, for the
           ``lock_timeout`` of the session.
@@ -328,7 +329,33 @@ class _SessionBlock(Generic[_AS]):
             await self._session.__aexit__(*exc_info)
 
 
-class async_shared_session(async_scoped_session[_AS], Generic[_AS]):
+class _PassedOn(Generic[_AS]):
+    """What a shared session has more than a plain one, passed on by a registry."""
+
+    @property
+    def guard(self: Any) -> TaskGuard | None:
+        """The guard of the current session."""
+        guard: TaskGuard | None = self._proxied.guard
+        return guard
+
+    def critical_section(self: Any, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Like :meth:`AsyncSharedSession.critical_section`, of the current session."""
+        section: AsyncSection[_AS] = self._proxied.critical_section(timeout)
+        return section
+
+    def read_section(self: Any, timeout: float | None = None) -> AsyncSection[_AS]:
+        """Like :meth:`AsyncSharedSession.read_section`, of the current session."""
+        section: AsyncSection[_AS] = self._proxied.read_section(timeout)
+        return section
+
+
+# An async_scoped_session passes on the public names of AsyncSession, and code that was
+# written for AsyncSharedSession expects the same; so does scoped_session, see there.
+for _name in ("guard", "critical_section", "read_section"):
+    setattr(async_scoped_session, _name, vars(_PassedOn)[_name])
+
+
+class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_AS]):
     """Like :class:`sqlalchemy.ext.asyncio.async_scoped_session`, one session for all.
 
     ::
@@ -375,22 +402,9 @@ class async_shared_session(async_scoped_session[_AS], Generic[_AS]):
     # -- what the session has and async_scoped_session does not pass on
 
     @property
-    def guard(self) -> TaskGuard | None:
-        """The guard of the current session."""
-        return self._proxied.guard
-
-    @property
     def sync_session(self) -> TaskSession:
         """Like ``AsyncSession.sync_session``."""
         return self._proxied.sync_session
-
-    def critical_section(self, timeout: float | None = None) -> AsyncSection[_AS]:
-        """Like :meth:`AsyncSharedSession.critical_section`."""
-        return self._proxied.critical_section(timeout)
-
-    def read_section(self, timeout: float | None = None) -> AsyncSection[_AS]:
-        """Like :meth:`AsyncSharedSession.read_section`."""
-        return self._proxied.read_section(timeout)
 
     async def run_sync(
         self, fn: Callable[Concatenate[Session, _P], _T], *arg: _P.args, **kw: _P.kwargs

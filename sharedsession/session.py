@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from . import alchemy, containers, forks, instances, looks, rows
-from .affinity import check_second_thread
+from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
 from .errors import SharedSessionError
@@ -201,6 +201,8 @@ class SharedSessionMixin(Session):
     def _autobegin_t(self, begin: bool = False) -> Any:
         if self._transaction is not None:
             return self._transaction
+        if self.guard is not None and not self._for_tasks:
+            check_is_for_threads(self)
         return self._guard_transaction(super()._autobegin_t(begin))
 
     def _guard_transaction(self, transaction: Any) -> Any:
@@ -614,7 +616,8 @@ def share(
     :param lock: the kind of lock or a lock, see :class:`SharedSession`.
     :param lock_timeout: seconds that an operation waits for its turn.
     :return: *session*.
-    :raises SharedSessionError: if it is a shared one already, or no session.
+    :raises SharedSessionError: if it is a shared one already, or behind an
+      AsyncSession, or no session.
     :raises ValueError: for a lock or a timeout that is none.
     """
     if not isinstance(session, Session):
@@ -624,6 +627,7 @@ def share(
         )
     if getattr(session, "guard", None) is not None:
         raise SharedSessionError(f"{session!r} is shared already.")
+    check_is_for_threads(session)
     guard = make_guard(lock, lock_timeout)
     if guard is not None:
         if not isinstance(session, SharedSessionMixin):

@@ -38,6 +38,7 @@ from .tasks import (
     acting_for,
     current_task_owner,
     enter_section,
+    inherited_sections,
     leave_section,
     note_sections,
 )
@@ -239,6 +240,10 @@ class TaskGuard(Guard):
         place.restore(self)
         if place.is_over:
             self._drop()
+
+    def _all_holds(self) -> list[dict[int, str]]:
+        """By which sections and streams it is held, and those it is lent in."""
+        return [self.holds, *(place.holds for place in self._below)]
 
     def _places_below(self) -> list[_Place]:
         step = self._step
@@ -454,7 +459,7 @@ class TaskGuard(Guard):
     def _check_step(self, me: Owner, access: Access) -> None:
         strange = {
             number
-            for holds in [self.holds, *(place.holds for place in self._below)]
+            for holds in self._all_holds()
             for number, what in holds.items()
             if what != STREAM and number not in me.sections
         }
@@ -536,6 +541,15 @@ class TaskGuard(Guard):
                 self._below.remove(place)
                 place.restore(self)
 
+    # -- threads
+
+    def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+        if not isinstance(me, TaskOwner) and me.can_wait():
+            inherited = inherited_sections()
+            if any(not inherited.isdisjoint(holds) for holds in self._all_holds()):
+                self._refuse_thread_of_section(me)
+        super()._wait(me, mode, timeout)
+
     # -- confine
 
     def _lets_wait(self, me: Owner) -> bool:
@@ -566,6 +580,14 @@ class TaskGuard(Guard):
             f"this is not awaited. {self.explain()} Nothing was changed. Do it in "
             "session.run_sync(), or enter 'async with session.critical_section()' "
             "first."
+        )
+
+    def _refuse_thread_of_section(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, was started in a section, by to_thread() or "
+            f"so, and would wait for its end, which may wait for it. {self.explain()} "
+            "Nothing was changed. A section belongs to tasks: do it in one of them, "
+            "and give the thread what it needs as plain values."
         )
 
     def _refuse_in_section(self, me: Owner) -> NoReturn:

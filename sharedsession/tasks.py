@@ -152,6 +152,11 @@ def note_sections(me: Owner) -> None:
         me.sections = _sections.get()
 
 
+def inherited_sections() -> frozenset[int]:
+    """The sections that the running code is in, or was started in by a context."""
+    return _sections.get()
+
+
 def enter_section(number: int) -> None:
     _sections.set(_sections.get() | {number})
 

@@ -79,5 +79,11 @@ def task_session_class(cls: Any) -> type[sa_orm.Session]:
 
 @per_class
 def _made_for(plain: type) -> Any:
-    members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
-    return type(f"Task{plain.__name__}", (TaskSessionMixin, plain), members)
+    """A class for tasks whose sessions pass for *plain*, as whoever gave it expects."""
+    members = {
+        "__module__": plain.__module__,
+        "__doc__": plain.__doc__,
+        "__class__": property(lambda self: plain),
+    }
+    bases = (TaskSession,) if plain is sa_orm.Session else (TaskSessionMixin, plain)
+    return type(f"Task{plain.__name__}", bases, members)

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_object_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
@@ -24,6 +28,7 @@ from sharedsession import (
     UpgradeError,
     WorkLostError,
     guard_of,
+    share,
 )
 from sharedsession.asyncio import AsyncSharedSession
 from sharedsession.tasks import TaskOwner
@@ -98,13 +103,53 @@ async def test_a_session_class_of_ones_own_is_guarded(tmp_path: Any) -> None:
     class Shared(AsyncSharedSession):
         sync_session_class = Own
 
+    class OwnAsync(AsyncSession):
+        sync_session_class = Own
+
+    class Mixed(AsyncSharedSession, OwnAsync):
+        pass
+
     async with database("sqlite", tmp_path) as db:
-        for session in (Shared(db.engine), db.session(sync_session_class=Own)):
+        own = db.session(sync_session_class=Own)
+        for session in (Shared(db.engine), Mixed(db.engine), own):
             assert isinstance(session.sync_session, Own)
             assert session.sync_session.greet() == "hello"  # type: ignore
+            assert session.sync_session_class is Own
+            assert session.sync_session.__class__ is Own
             assert session.guard is not None
             await session.scalar(COUNT)
             await session.close()
+
+
+@pytest.mark.parametrize("cls", [Session, SharedSession])
+@aio
+async def test_it_shows_the_session_class_it_was_given(cls: Any, tmp_path: Any) -> None:
+    async with database("sqlite", tmp_path) as db:
+        assert AsyncSharedSession.sync_session_class is Session
+        async with db.session(sync_session_class=cls) as session:
+            assert session.sync_session_class is cls
+            assert session.sync_session.__class__ is cls
+            assert isinstance(session.sync_session, SharedSession)
+            parent = Parent()
+            session.add(parent)
+            await session.flush()
+            assert async_object_session(parent) is session
+
+
+@aio
+async def test_events_of_a_session_class_of_ones_own(tmp_path: Any) -> None:
+    class Own(Session):
+        pass
+
+    seen = []
+    sa.event.listen(Own, "before_flush", lambda session, *_: seen.append(session))
+    async with database("sqlite", tmp_path) as db:
+        async with db.session(sync_session_class=Own) as session, db.session() as other:
+            for each in session, other:
+                each.add(Parent())
+                await each.flush()
+                await each.rollback()
+            assert seen == [session.sync_session]
 
 
 @aio
@@ -799,6 +844,73 @@ def test_a_session_for_threads_does_not_stop_the_loop(engine: sa.Engine) -> None
 
     asyncio.run(use())
     session.close()
+
+
+@pytest.mark.unguarded
+@aio
+async def test_a_session_for_threads_does_not_serve_an_async_one(tmp_path: Any) -> None:
+    async with database("sqlite", tmp_path, unguarded=True) as db:
+        for lock in "rlock", "detect":
+            session = db.plain(sync_session_class=SharedSession, lock=lock)
+            for _ in range(2):
+                with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+                    session.add(Parent())
+                with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+                    await session.scalar(COUNT)
+            assert not session.new and not session.in_transaction()
+            await session.close()
+        session = db.plain()
+        with pytest.raises(SharedSessionError, match="AsyncSharedSession"):
+            share(session.sync_session)
+        assert type(session.sync_session) is Session
+        off = db.plain(sync_session_class=SharedSession, lock="off")
+        for usable in session, off:
+            await usable.scalar(COUNT)
+            await usable.close()
+
+
+@aio
+async def test_a_thread_that_is_started_in_a_section_does_not_hang(
+    tmp_path: Any,
+) -> None:
+    async with database("sqlite", tmp_path) as db:
+        session = db.session(lock_timeout=10)
+        parent = Parent(name="a")
+        session.add(parent)
+        await session.flush()
+
+        def read() -> Any:
+            return parent.name
+
+        for section in session.critical_section, session.read_section:
+            async with section():
+                with pytest.raises(ConcurrentAccessError, match="started in a section"):
+                    await asyncio.to_thread(read)
+                assert session.guard.waiting == ()
+                assert await child(asyncio.to_thread(passing, session)) == "ok"
+                loop = asyncio.get_running_loop()  # control: it knows of no section
+                control = loop.run_in_executor(None, read)
+                await until(lambda: session.guard.waiting)
+            assert await control == "a"
+            assert await asyncio.to_thread(read) == "a"
+        await session.close()
+
+
+def passing(session: Any) -> str:
+    with pytest.raises(ConcurrentAccessError, match="started in a section"):
+        with session.sync_session.critical_section():
+            pass
+    return "ok"
+
+
+@aio
+async def test_a_session_for_threads_on_a_connection_of_a_task(tmp_path: Any) -> None:
+    def use(connection: sa.Connection) -> Any:
+        with SharedSession(connection) as session:
+            return session.scalar(COUNT)
+
+    async with database("sqlite", tmp_path) as db, db.engine.connect() as connection:
+        assert await connection.run_sync(use) == 0
 
 
 def test_control_in_a_thread_without_a_loop_it_waits(engine: sa.Engine) -> None:
