@@ -35,12 +35,12 @@ from .operations import run
 from .owners import Owner
 from .tasks import (
     TaskOwner,
-    acting_for,
     current_task_owner,
     enter_section,
     inherited_sections,
     leave_section,
     note_sections,
+    on_behalf_of,
 )
 from .terms import (
     BESIDE,
@@ -229,6 +229,14 @@ class TaskGuard(Guard):
         if mode is not SHARED:
             self._access = None
 
+    def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+        was_reading = me in self.reading
+        super()._acquire(me, mode, timeout)
+        if was_reading and self._loader is me:
+            # The read section that it is of may have ended while it waited.  Then what
+            # it loads may flush, which is not for beside the readers of another one.
+            self.exclude_others(me)
+
     def _drop(self) -> None:
         if self._below:
             self._give_back()
@@ -307,6 +315,9 @@ class TaskGuard(Guard):
         if isinstance(me, TaskOwner):
             me.keeps(self)
         enter_section(hold.number)
+        alone = self._owner is me and [*self.holds] == [hold.number]
+        if self.put_off and alone and self.running is None:
+            self._do_put_off()  # where readers let nobody do it before
         return hold
 
     def keep(self, what: str) -> Hold:
@@ -448,6 +459,10 @@ class TaskGuard(Guard):
         if self.attention:
             self.attend_to(me, WRITE)  # to be told what it lost
 
+    def has_put_off(self, me: Owner) -> bool:
+        """Whether *me* asked for something that is not done yet."""
+        return any(it.owner is me for it in self.put_off)
+
     def is_free_for(self, me: Owner) -> bool:
         """Whether something that cannot wait may be done now, as if it could."""
         note_sections(me)
@@ -506,7 +521,7 @@ class TaskGuard(Guard):
         if self._owner is None and self._may_enter_now(owner, EXCLUSIVE):
             self._is_tidying = True
             try:
-                with acting_for(owner):
+                with on_behalf_of(owner):
                     run(self, CHANGE, _nothing)
             except Exception as error:
                 self._errors[owner] = error  # it is not whoever leaves here that asked
@@ -529,7 +544,7 @@ class TaskGuard(Guard):
             self.restricted = False
             self.holds = {}
         try:
-            with acting_for(it.owner):
+            with on_behalf_of(it.owner):
                 it.function()
         except Exception as error:
             if it.owner.alive:

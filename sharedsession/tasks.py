@@ -143,6 +143,21 @@ def acting_for(owner: Owner) -> Iterator[None]:
         _acting_for.reset(token)
 
 
+@contextlib.contextmanager
+def on_behalf_of(owner: Owner) -> Iterator[None]:
+    """Like :func:`acting_for`, for what *owner* asked for in a task of its own.
+
+    So it counts as done in the owner's sections, not in those of the running task: who
+    waits to come in would else be taken for family there.
+    """
+    token = _sections.set(owner.sections)
+    try:
+        with acting_for(owner):
+            yield
+    finally:
+        _sections.reset(token)
+
+
 # -- sections
 
 

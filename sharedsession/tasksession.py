@@ -42,6 +42,12 @@ class TaskSessionMixin(SharedSessionMixin):
             self.guard.check_may_execute()
         super()._bulk_save_mappings(*args, **kw)
 
+    def _has_to_tidy(self) -> bool:
+        """Also if what this task put off waits for readers to go."""
+        guard = self.guard
+        assert isinstance(guard, TaskGuard)
+        return guard.has_put_off(guard.asker()) or super()._has_to_tidy()
+
     def _attend(self, me: Owner, access: Access) -> None:
         """Put right what others left, where that can be awaited; else only tell."""
         guard = self.guard

@@ -44,6 +44,7 @@ MENDED = "tests/test_mended.py"
 WINDOWS = "tests/test_windows.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
+TASK_SCHEDULES = "tests/test_aio_schedules.py"
 
 MUTANTS = [
     Mutant(
@@ -111,7 +112,56 @@ MUTANTS = [
         "taskguard",
         "owner is not hold.owner and hold.number in reading.holds:",
         "owner is not hold.owner:",
-        "tests/test_asyncio_cancel.py -k test_schedules",
+        f"{TASK_SCHEDULES} -k three_tasks",
+    ),
+    Mutant(
+        "family is not told that its turn has come",
+        "taskguard",
+        "        if self.queue and self.inside is me:  # family may wait",
+        "        if False:  # family may wait",
+        f"{TASK_SCHEDULES} -k two_tasks",
+    ),
+    Mutant(
+        "a section that ended while it was lent is not over for who gives it back",
+        "taskguard",
+        "        if place.is_over:\n            self._drop()\n\n",
+        "\n",
+        f"{TASK_SCHEDULES} -k two_tasks",
+    ),
+    Mutant(
+        "a task that ended keeps the section that it lent",
+        "taskguard",
+        "                    place.is_over = place.running is None\n",
+        "                    pass\n",
+        f"{TASK_SCHEDULES} -k two_tasks",
+    ),
+    Mutant(
+        "who is let in when it is just being cancelled breaks whoever lets it in",
+        "tasks",
+        "        if not self._released.done():  # it may",
+        "        if True:  # it may",
+        f"{TASK_SCHEDULES} -k two_tasks",
+    ),
+    Mutant(
+        "a child whose read section ended loads beside other readers",
+        "taskguard",
+        "        if was_reading and self._loader is me:\n",
+        "        if False:\n",
+        f"{TASK_SCHEDULES} -k two_tasks",
+    ),
+    Mutant(
+        "who put something off counts as family of who does it",
+        "tasks",
+        "    token = _sections.set(owner.sections)\n",
+        "    token = _sections.set(_sections.get())\n",
+        f"{TASK_SCHEDULES} -k failed_once",
+    ),
+    Mutant(
+        "a section begins before what its task put off",
+        "taskguard",
+        "            self._do_put_off()  # where readers let nobody do it before\n",
+        "            pass\n",
+        f"{TASK_SCHEDULES} {NOT_AWAITED} -k 'failed_once or comes_before'",
     ),
     Mutant(
         "an operation goes in beside the exclusive one",

@@ -308,14 +308,20 @@ class Explored:
 
 
 #: Sets a run up on a scheduler, runs it, checks it, and returns what came of it.
-Run = Callable[[Scheduler], Any]
+Run = Callable[[Any], Any]
 
 
-def explore(run: Run, bound: int | None = None, limit: int = 1_000_000) -> Explored:
+def explore(
+    run: Run,
+    bound: int | None = None,
+    limit: int = 1_000_000,
+    make: Callable[[Any], Any] = Scheduler,
+) -> Explored:
     """Run every schedule with at most *bound* preemptions, interrupts and timeouts.
 
     :param bound: ``None`` for every schedule at all.
     :param limit: stop after so many.
+    :param make: makes the scheduler, given who decides.
     :raises AssertionError: for the first schedule that fails, with its steps.
     """
     explored = Explored()
@@ -324,7 +330,7 @@ def explore(run: Run, bound: int | None = None, limit: int = 1_000_000) -> Explo
         if explored.schedules == limit:
             explored.cut_off = True
             break
-        scheduler = Scheduler(Choices(choices))
+        scheduler = make(Choices(choices))
         explored.outcomes[str(attempt(run, scheduler))] += 1
         explored.schedules += 1
         explored.steps += len(scheduler.points)
@@ -345,18 +351,24 @@ def _next_choices(points: list[Point], bound: int | None) -> list[int] | None:
     return None
 
 
-def try_chance(run: Run, seeds: range, name: str = "", length: int = 300) -> Explored:
+def try_chance(
+    run: Run,
+    seeds: range,
+    name: str = "",
+    length: int = 300,
+    make: Callable[[Any], Any] = Scheduler,
+) -> Explored:
     """Run one schedule by lot for each seed; *length* is that of a usual one."""
     explored = Explored()
     for seed in seeds:
-        scheduler = Scheduler(Chance(f"{name} {seed}", length=length))
+        scheduler = make(Chance(f"{name} {seed}", length=length))
         explored.outcomes[str(attempt(run, scheduler))] += 1
         explored.schedules += 1
         explored.steps += len(scheduler.points)
     return explored
 
 
-def attempt(run: Run, scheduler: Scheduler) -> Any:
+def attempt(run: Run, scheduler: Any) -> Any:
     try:
         return run(scheduler)
     except Exception as error:
@@ -365,16 +377,19 @@ def attempt(run: Run, scheduler: Scheduler) -> Any:
             choices.pop()
         raise AssertionError(
             f"{type(error).__name__}: {error}\nchoices = {choices}\n"
-            + "\n".join(steps_of(run, choices))
+            + "\n".join(steps_of(run, choices, type(scheduler)))
         ) from error
 
 
-def steps_of(run: Run, choices: list[int]) -> list[str]:
+def steps_of(
+    run: Run, choices: list[int], make: Callable[[Any], Any] = Scheduler
+) -> list[str]:
     """What happens in one schedule, step by step."""
-    scheduler = Scheduler(Choices(choices))
-    scheduler.told = []
+    scheduler = make(Choices(choices))
+    told: list[str] = []
+    scheduler.told = told
     try:
         run(scheduler)
     except BaseException as error:
-        scheduler.told.append(f"{type(error).__name__}: {error}")
-    return scheduler.told
+        told.append(f"{type(error).__name__}: {error}")
+    return told

@@ -16,7 +16,7 @@ from sqlalchemy.orm import object_session
 
 from sharedsession import ConcurrentAccessError, UpgradeError
 
-from .aio import Child, Parent, aio, child, database, gather, stranger
+from .aio import Child, Parent, aio, child, database, gather, passes, stranger
 
 # Sessions that a test leaves open have connections that aiosqlite would see closed.
 pytestmark = [
@@ -259,6 +259,26 @@ async def test_add_beside_read_sections(tmp_path: Any) -> None:
             with pytest.raises(UpgradeError):
                 w.session.add(new)
         assert object_session(new) is w.session.sync_session
+
+
+@pytest.mark.parametrize("block", ["read_section", "critical_section"])
+@aio
+async def test_add_beside_readers_comes_before_a_section(
+    block: str, tmp_path: Any
+) -> None:
+    """Of the task that asked for it, be it a section that readers would share."""
+    async with world(tmp_path, "rw") as w:
+        session = w.session
+
+        async def add_and_count() -> Any:
+            session.add(Parent(name="new"))
+            async with getattr(session, block)():
+                return await session.scalar(COUNT)
+
+        async with session.read_section():
+            other = stranger(add_and_count())
+            assert not await passes(other, session.guard)
+        assert await other == 3
 
 
 async def call(function: Any, *args: Any) -> Any:
