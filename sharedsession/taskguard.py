@@ -229,9 +229,11 @@ class TaskGuard(Guard):
         if mode is not SHARED:
             self._access = None
 
-    def _acquire(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+    def _acquire(
+        self, me: Owner, mode: Mode, timeout: float | None, looks: bool = False
+    ) -> None:
         was_reading = me in self.reading
-        super()._acquire(me, mode, timeout)
+        super()._acquire(me, mode, timeout, looks)
         if was_reading and self._loader is me:
             # The read section that it is of may have ended while it waited.  Then what
             # it loads may flush, which is not for beside the readers of another one.
@@ -558,12 +560,12 @@ class TaskGuard(Guard):
 
     # -- threads
 
-    def _wait(self, me: Owner, mode: Mode, timeout: float | None) -> None:
+    def _wait(self, me: Owner, mode: Mode, timeout: float | None, looks: bool) -> None:
         if not isinstance(me, TaskOwner) and me.can_wait():
             inherited = inherited_sections()
             if any(not inherited.isdisjoint(holds) for holds in self._all_holds()):
                 self._refuse_thread_of_section(me)
-        super()._wait(me, mode, timeout)
+        super()._wait(me, mode, timeout, looks)
 
     # -- confine
 
