@@ -206,8 +206,13 @@ class Guard(Monitor):
         self._settle_rights()
         return hold
 
-    def drop_streams(self, before: tuple[int, ...]) -> None:
-        """End the streams that an operation which raised began: nobody has them."""
+    def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
+        """End the streams that *me* began in an operation which raised: nobody has them.
+
+        Not those of another owner, for which *me* was waiting when it gave up.
+        """
+        if not self._is_exclusive(me) and self._loader is not me:
+            return
         for number, what in list(self.holds.items()):
             if what == STREAM and number not in before:
                 del self.holds[number]

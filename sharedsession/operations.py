@@ -47,7 +47,7 @@ def run(
             guard.failed = me, error.__class__.__name__
             guard.attention = guard.unsettled = True
         if guard.holds:
-            guard.drop_streams(held)
+            guard.drop_streams(me, held)
         raise
     finally:
         try:
@@ -55,7 +55,7 @@ def run(
         except BaseException:
             # An interrupt at its first line: without this nobody else comes in again.
             if guard.holds:
-                guard.drop_streams(held)
+                guard.drop_streams(me, held)
             guard.leave(me)
             raise
 

@@ -578,6 +578,7 @@ async def stream(world: World) -> None:
     before = _blocks.get()
     _blocks.set((*before, block))
     try:
+        await load(world)  # the next row
         await pause(world)
     finally:
         world.blocks.remove(block)

@@ -164,6 +164,13 @@ MUTANTS = [
         f"{TASK_SCHEDULES} {NOT_AWAITED} -k 'failed_once or comes_before'",
     ),
     Mutant(
+        "who gives up waiting ends the stream that was waited for",
+        "guard",
+        "        if not self._is_exclusive(me) and self._loader is not me:\n",
+        "        if False:\n",
+        f"{TASK_SCHEDULES} tests/test_guard.py -k 'failed_once or gives_up_waiting'",
+    ),
+    Mutant(
         "an operation goes in beside the exclusive one",
         "monitor",
         "        if self._owner is not None:\n            return False\n",

@@ -23,7 +23,7 @@ from sharedsession.locks import KINDS, make_guard
 from sharedsession.monitor import TURN
 from sharedsession.operations import run, write
 from sharedsession.owners import Owner, current_owner
-from sharedsession.terms import LOAD, READ, WRITE, Kind
+from sharedsession.terms import LOAD, READ, STREAM, WRITE, Kind
 
 from .threads import Worker, inside, passes, wait_for, wait_until
 
@@ -539,3 +539,21 @@ def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
     assert guard.come_in(first)
     run(guard, WRITE, lambda: came_in.append(True))
     assert came_in == [True] and guard.owner is None
+
+
+def test_who_gives_up_waiting_ends_no_stream_of_another() -> None:
+    """One that began meanwhile: there was none when the waiting began."""
+    guard = Guard(timeout=0.5)
+
+    def begin_stream() -> Any:
+        other = Worker(lambda: run(guard, LOAD, lambda: None))
+        wait_until(lambda: guard.waiting)
+        return other, guard.keep(STREAM)
+
+    other, hold = run(guard, LOAD, begin_stream)
+    with pytest.raises(LockTimeout):
+        other.result()
+    run(guard, LOAD, lambda: None)  # fetches a row
+    assert guard.held == "exclusive"
+    hold.release()
+    assert guard.held is None
