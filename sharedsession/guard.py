@@ -207,7 +207,7 @@ class Guard(Monitor):
         return hold
 
     def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
-        """End the streams that *me* began in an operation which raised: nobody has them.
+        """End the streams that *me* began in an operation that raised: nobody has them.
 
         Not those of another owner, for which *me* was waiting when it gave up.
         """
