@@ -27,7 +27,12 @@ through and counted; each run has a process of its own, because they may crash i
 Creates the tables sharedsession_stress_account and sharedsession_stress_ledger for each
 run and drops them at its end; touches no other table. Exit status 1 if a run of
 rlock or rw shows anything but zeros, 2 if the runs could not be made.
+
+With --async: tasks of one event loop that share an AsyncSession, or have one each
+(per-task). Overlapping calls are not counted then.
 """
+
+_Run = Callable[..., stress.Figures]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = command.add_argument
     add("--url", help="the database to use (default: a temporary SQLite file)")
-    add("--threads", type=_positive(int), default=8, help="default %(default)s")
+    add("--async", dest="tasks", action="store_true", help="tasks in place of threads")
+    add(
+        "--threads",
+        type=_positive(int),
+        default=8,
+        help="how many of them, or of tasks, default %(default)s",
+    )
     add(
         "--units",
         type=_positive(int),
@@ -69,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lock",
         nargs="+",
         action="extend",
-        choices=list(stress.MODES),
+        choices=[*stress.MODES, "per-task"],
         metavar="RUN",
         help=f"only these runs, of {', '.join(stress.MODES)}",
     )
@@ -97,21 +108,30 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def _stress(options: argparse.Namespace) -> int:
     display = _json if options.json else _table
-    with _url(options.url) as url:
+    run, known = _with_tasks() if options.tasks else (stress.run, stress.MODES)
+    modes = [mode for name, mode in known.items() if name in (options.lock or known)]
+    if not modes:
+        raise stress.StressError(f"of these runs there are only {', '.join(known)}")
+    with _url(options.url, "sqlite+aiosqlite" if options.tasks else "sqlite") as url:
         plan = stress.Plan(
             url, options.threads, options.units, options.seed, options.patience
         )
-        modes = [
-            mode
-            for name, mode in stress.MODES.items()
-            if name in (options.lock or stress.MODES)
-        ]
-        runs = display(plan, modes)
+        runs = display(run, plan, modes, "tasks" if options.tasks else "threads")
     return int(not all(figures.clean for figures in runs if figures.guarded))
 
 
+def _with_tasks() -> tuple[_Run, dict[str, stress.Mode]]:
+    try:
+        from . import stress_tasks
+    except ImportError as error:
+        raise stress.StressError(
+            'this takes greenlet: pip install "sqlalchemy-sharedsession[asyncio]"'
+        ) from error
+    return stress_tasks.run, stress_tasks.MODES
+
+
 @contextlib.contextmanager
-def _url(text: str | None) -> Iterator[sa.URL]:
+def _url(text: str | None, driver: str) -> Iterator[sa.URL]:
     if text is not None:
         yield stress.parse_url(text)
         return
@@ -120,14 +140,16 @@ def _url(text: str | None) -> Iterator[sa.URL]:
     except OSError as error:
         raise stress.StressError(f"no place for a temporary file: {error}") from error
     with folder:
-        yield sa.URL.create("sqlite", database=f"{folder.name}/stress.db")
+        yield sa.URL.create(driver, database=f"{folder.name}/stress.db")
 
 
-def _json(plan: stress.Plan, modes: Sequence[stress.Mode]) -> list[stress.Figures]:
-    runs = [stress.run(plan, mode) for mode in modes]
+def _json(
+    run: _Run, plan: stress.Plan, modes: Sequence[stress.Mode], flows: str
+) -> list[stress.Figures]:
+    runs = [run(plan, mode) for mode in modes]
     report = {
         "url": plan.url.render_as_string(hide_password=True),
-        "threads": plan.threads,
+        flows: plan.threads,
         "units": plan.units,
         "seed": plan.seed,
         "runs": [figures.to_dict() for figures in runs],
@@ -136,7 +158,9 @@ def _json(plan: stress.Plan, modes: Sequence[stress.Mode]) -> list[stress.Figure
     return runs
 
 
-def _table(plan: stress.Plan, modes: Sequence[stress.Mode]) -> list[stress.Figures]:
+def _table(
+    run: _Run, plan: stress.Plan, modes: Sequence[stress.Mode], flows: str
+) -> list[stress.Figures]:
     try:
         from rich.console import Console
         from rich.progress import MofNCompleteColumn, Progress
@@ -153,19 +177,24 @@ def _table(plan: stress.Plan, modes: Sequence[stress.Mode]) -> list[stress.Figur
         *columns, console=screen, transient=True, disable=not screen.is_terminal
     ) as bar:
 
-        def run(mode: stress.Mode) -> stress.Figures:
+        def show(mode: stress.Mode) -> stress.Figures:
             task = bar.add_task(mode.name, total=plan.units)
-            return stress.run(plan, mode, lambda outcome: bar.advance(task))
+            return run(plan, mode, lambda outcome: bar.advance(task))
 
-        runs = [run(mode) for mode in modes]
+        runs = [show(mode) for mode in modes]
     url = plan.url.render_as_string(hide_password=True)
-    title = f"{plan.units} units of work, {plan.threads} threads, {url}"
+    title = f"{plan.units} units of work, {plan.threads} {flows}, {url}"
     table = Table(title=Text(title), box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in COLUMNS:
+    shown = {
+        heading: cell
+        for heading, cell in COLUMNS.items()
+        if any(cell(figures) is not None for figures in runs)
+    }
+    for heading in shown:
         justify: Literal["left", "right"] = "right" if "\n" in heading else "left"
         table.add_column(heading, justify=justify, no_wrap=True)
     for figures in runs:
-        cells = (Text(str(cell(figures))) for cell in COLUMNS.values())
+        cells = (Text(str(cell(figures))) for cell in shown.values())
         table.add_row(*cells, style="green" if figures.clean else "red")
     console = Console()
     console.print(table)

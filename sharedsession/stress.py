@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -60,6 +60,7 @@ class Declined(Exception):
 class Plan:
     """What each run does.
 
+    :param threads: how many threads, or tasks in their place.
     :param patience: seconds without the end of any unit after which a run is given up.
     """
 
@@ -77,7 +78,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How the threads of a run come by their session."""
+    """How the threads, or the tasks, of a run come by their session."""
 
     name: str
     lock: str | None = None
@@ -106,15 +107,19 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What came of a run."""
+    """What came of a run.
+
+    ``calls`` to the driver and how many ``overlaps`` there were, ``None`` where nobody
+    counts them.
+    """
 
     mode: str
     guarded: bool
     units: int
     done: int
     errors: dict[str, int]
-    calls: int
-    overlaps: int
+    calls: int | None
+    overlaps: int | None
     first_overlap: str | None
     lost_updates: int
     unbalanced: int
@@ -285,44 +290,44 @@ def _reading(session: Session) -> contextlib.AbstractContextManager[object]:
 
 def _transfer(session: Session, unit: Unit) -> None:
     with _writing(session):
-        source, target = _load(session, unit)
+        source, target = load(session, unit)
         with session.begin_nested():
-            _move(unit, source, target)
+            move(unit, source, target)
         session.commit()
 
 
 def _declined(session: Session, unit: Unit) -> None:
     """A transfer, and after it a savepoint that fails: only that one is undone."""
     with _writing(session):
-        source, target = _load(session, unit)
-        _move(unit, source, target)
+        source, target = load(session, unit)
+        move(unit, source, target)
         with contextlib.suppress(Declined), session.begin_nested():
             source.balance = source.balance - OPENING
             session.flush()
             raise Declined
-        _check(source)
-        _check(target)
+        check(source)
+        check(target)
         session.commit()
 
 
 def _refused(session: Session, unit: Unit) -> None:
     """The database refuses a second opening line: nothing of the unit may stay."""
     with _writing(session):
-        source, target = _load(session, unit)
-        _move(unit._replace(number=0), source, target)
+        source, target = load(session, unit)
+        move(unit._replace(number=0), source, target)
         try:
             session.flush()
         except sa.exc.IntegrityError:
             session.rollback()
         else:
             raise WrongFigures(f"account {unit.source} was opened twice")
-        _load(session, unit)
+        load(session, unit)
 
 
 def _audit(session: Session, unit: Unit) -> None:
     with _reading(session):
-        account = _get(session, unit.source, unit.lock)
-        _check(account)
+        account = get_account(session, unit.source, unit.lock)
+        check(account)
         amounts = session.scalars(
             sa.select(Line.amount).where(Line.account_id == unit.source)
         )
@@ -330,24 +335,24 @@ def _audit(session: Session, unit: Unit) -> None:
             raise WrongFigures(f"the ledger of account {unit.source}")
 
 
-def _get(session: Session, id: int, lock: bool) -> Account:
+def get_account(session: Session, id: int, lock: bool) -> Account:
     return session.get_one(Account, id, with_for_update=lock or None)
 
 
-def _load(session: Session, unit: Unit) -> list[Account]:
+def load(session: Session, unit: Unit) -> list[Account]:
     """Source and target, checked.
 
     Locked in the order of their ids, so that no two units wait for each other; and both
     before anything else is read, so that no snapshot is older than the locks.
     """
     ids = [unit.source, unit.target]
-    accounts = {id: _get(session, id, unit.lock) for id in sorted(ids)}
+    accounts = {id: get_account(session, id, unit.lock) for id in sorted(ids)}
     for account in accounts.values():
-        _check(account)
+        check(account)
     return [accounts[id] for id in ids]
 
 
-def _check(account: Account) -> None:
+def check(account: Account) -> None:
     total = 0
     for line in account.lines:
         if line.account is not account:
@@ -357,7 +362,7 @@ def _check(account: Account) -> None:
         raise WrongFigures(f"the lines of account {account.id}")
 
 
-def _move(unit: Unit, source: Account, target: Account) -> None:
+def move(unit: Unit, source: Account, target: Account) -> None:
     for account, amount in (source, -unit.amount), (target, unit.amount):
         account.balance = account.balance + amount
         account.moves = account.moves + 1
@@ -367,7 +372,13 @@ def _move(unit: Unit, source: Account, target: Account) -> None:
 # The threads --------------------------------------------------------------------------
 
 
-def make_engine(url: sa.URL, *, busy: float = 20, **options: Any) -> sa.Engine:
+def make_engine(
+    url: sa.URL,
+    *,
+    busy: float = 20,
+    create: Callable[..., sa.Engine] = sa.create_engine,
+    **options: Any,
+) -> sa.Engine:
     """An engine for us; on SQLite with transactions and savepoints that work.
 
     See "Serializable isolation / Savepoints / Transactional DDL" in SQLAlchemy's
@@ -375,10 +386,11 @@ def make_engine(url: sa.URL, *, busy: float = 20, **options: Any) -> sa.Engine:
     read cannot both go on to write.
 
     :param busy: seconds to wait for another SQLite connection's transaction.
+    :param create: what to make it with.
     """
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, **options)
-    engine = sa.create_engine(url, connect_args={"timeout": busy}, **options)
+        return create(url, **options)
+    engine = create(url, connect_args={"timeout": busy}, **options)
 
     @sa.event.listens_for(engine, "connect")
     def no_implicit_begin(connection: Any, record: object) -> None:
@@ -411,7 +423,7 @@ def perform(plan: Plan, mode: Mode, engine: sa.Engine) -> Iterator[Outcome]:
             session = contextlib.nullcontext(shared) if shared else factory()
             outcomes.put(_attempt(session, unit))
 
-    for index, numbers in enumerate(_shares(plan)):
+    for index, numbers in enumerate(shares(plan)):
         threading.Thread(
             target=work, args=(numbers,), name=f"worker-{index}", daemon=True
         ).start()
@@ -424,7 +436,7 @@ def perform(plan: Plan, mode: Mode, engine: sa.Engine) -> Iterator[Outcome]:
         shared.close()
 
 
-def _shares(plan: Plan) -> list[range]:
+def shares(plan: Plan) -> list[range]:
     """Each thread has a fixed share, or one that fails fast would do them all."""
     ends = [1 + plan.units * n // plan.threads for n in range(plan.threads + 1)]
     return [range(*ends[n : n + 2]) for n in range(plan.threads)]
@@ -471,11 +483,21 @@ def run(
     :param progress: called with the outcome of each unit as it ends.
     :raises StressError: if the run could not be made.
     """
-    engine = connectable(plan.url)
-    with _said_clearly(plan.url, sa.exc.SQLAlchemyError, OSError):
+    return run_on(connectable(plan.url), reports, plan, mode, progress)
+
+
+def run_on(
+    engine: sa.Engine,
+    reports: Reports,
+    plan: Plan,
+    mode: Mode,
+    progress: Callable[[Outcome], object],
+) -> Figures:
+    """Make the tables, let a process do what *reports* tells of, and verify it."""
+    with said_clearly(plan.url, sa.exc.SQLAlchemyError, OSError):
         with tables(engine, plan.accounts):
             tally = _Tally(progress)
-            with _process(plan, mode) as (process, receiver):
+            with _process(plan, mode, reports) as (process, receiver):
                 ending = tally.listen(process, receiver, plan.patience + GRACE)
             moved = {outcome.number for outcome in tally.outcomes if outcome.moved}
             lost, unbalanced = verify(engine, plan, moved)
@@ -485,20 +507,24 @@ def run(
 def connectable(url: sa.URL) -> sa.Engine:
     """An engine that has proved it can connect, and keeps no connection."""
     # Whatever a driver raises here, it is about the URL or the server.
-    with _said_clearly(url, Exception):
+    with said_clearly(url, Exception):
         engine = make_engine(url, poolclass=sa.NullPool)
         tripwire(engine).remove()
         if issubclass(engine.dialect.get_dialect_pool_class(url), SingletonThreadPool):
-            raise StressError(
-                "a database in memory is this process's own and each run has another; "
-                "give the URL of a file"
-            )
+            refuse_memory()
         engine.connect().close()
     return engine
 
 
+def refuse_memory() -> NoReturn:
+    raise StressError(
+        "a database in memory is this process's own and each run has another; "
+        "give the URL of a file"
+    )
+
+
 @contextlib.contextmanager
-def _said_clearly(url: sa.URL, *kinds: type[Exception]) -> Iterator[None]:
+def said_clearly(url: sa.URL, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except StressError:
@@ -510,10 +536,14 @@ def _said_clearly(url: sa.URL, *kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(plan: Plan, mode: Mode) -> Iterator[tuple[BaseProcess, Connection]]:
+def _process(
+    plan: Plan, mode: Mode, reports: Reports
+) -> Iterator[tuple[BaseProcess, Connection]]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(plan, mode, sender), daemon=True)
+    process = context.Process(
+        target=_child, args=(plan, mode, sender, reports), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -529,18 +559,22 @@ class Report(NamedTuple):
 
     outcome: Outcome | None
     seconds: float
-    calls: int
-    overlaps: int
-    first_overlap: str | None
+    calls: int | None = None
+    overlaps: int | None = None
+    first_overlap: str | None = None
 
 
-def _child(plan: Plan, mode: Mode, sender: Connection) -> None:
+#: What the process of a run does, a function of its module's.
+Reports = Callable[[Plan, Mode], Iterator[Report]]
+
+
+def _child(plan: Plan, mode: Mode, sender: Connection, reports: Reports) -> None:
     # The parent alone answers Ctrl-C: it has tables to drop. What a plain Session and
     # its pool log of their misery would only tear up the progress bar.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        for report in _reports(plan, mode):
+        for report in reports(plan, mode):
             sender.send(report)
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
@@ -548,7 +582,8 @@ def _child(plan: Plan, mode: Mode, sender: Connection) -> None:
     os._exit(0)
 
 
-def _reports(plan: Plan, mode: Mode) -> Iterator[Report]:
+def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
+    """Let threads do the units, and tell of each as it ends."""
     # Only sessions of their own have anybody to wait for.
     busy = 0 if mode.shared else 20
     engine = make_engine(
@@ -570,7 +605,7 @@ class _Tally:
         self.progress = progress
         self.outcomes: list[Outcome] = []
         self.errors: collections.Counter[str] = collections.Counter()
-        self.last = Report(None, 0.0, 0, 0, None)
+        self.last = Report(None, 0.0)
 
     def listen(
         self, process: BaseProcess, receiver: Connection, patience: float

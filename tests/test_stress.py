@@ -214,21 +214,21 @@ def one_unit(sender):
     sender.send(stress.Report(Outcome(1, False, None), 1.0, 7, 0, None))
 
 
-def crash(plan, mode, sender):
+def crash(plan, mode, sender, reports):
     one_unit(sender)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def leave(plan, mode, sender):
+def leave(plan, mode, sender, reports):
     one_unit(sender)
     os._exit(3)
 
 
-def end_early(plan, mode, sender):
+def end_early(plan, mode, sender, reports):
     one_unit(sender)
 
 
-def hang(plan, mode, sender):
+def hang(plan, mode, sender, reports):
     one_unit(sender)
     threading.Event().wait()
 
@@ -252,7 +252,7 @@ def test_a_process_that_does_not_finish(plan, monkeypatch, child, ending):
     assert not figures.clean
 
 
-def complain(plan, mode, sender):
+def complain(plan, mode, sender, reports):
     sender.send("ValueError: no")
 
 
@@ -263,10 +263,10 @@ def test_a_run_that_cannot_start_says_so(plan, monkeypatch):
     assert names(plan.url) == []
 
 
-def complain_late(plan, mode, sender):
+def complain_late(plan, mode, sender, reports):
     for number in range(1, UNITS + 1):
         sender.send(stress.Report(Outcome(number, False, None), 1.0, 0, 0, None))
-    complain(plan, mode, sender)
+    complain(plan, mode, sender, reports)
 
 
 def test_a_session_that_cannot_be_closed_is_not_clean(plan, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_seed_draws_the_same_units_again(plan):
 
 @pytest.mark.parametrize(("threads", "units"), [(1, 5), (3, 10), (8, 3), (4, 400)])
 def test_the_threads_share_all_units(file_url, threads, units):
-    shares = stress._shares(Plan(file_url, threads=threads, units=units))
+    shares = stress.shares(Plan(file_url, threads=threads, units=units))
     assert len(shares) == threads
     assert [number for share in shares for number in share] == list(range(1, units + 1))
 

@@ -1,0 +1,241 @@
+"""The proof of :mod:`sharedsession.stress`, with tasks in the place of threads.
+
+All tasks are in one event loop, in a process of the run's own.  The units of work are
+the same and the database is looked at in the same way; calls that overlap inside the
+driver are not counted, for async drivers have a queue of their own.
+
+This module needs SQLAlchemy's asyncio, and so greenlet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from . import alchemy, stress
+from .asyncio import AsyncSharedSession
+from .stress import Figures, Line, Mode, Outcome, Plan, Report, Unit
+
+__all__ = ["MODES", "run"]
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        stress.PLAIN,
+        Mode("per-task", shared=False),
+        stress.MODES["rlock"],
+        stress.MODES["rw"],
+    )
+}
+
+
+def run(
+    plan: Plan, mode: Mode, progress: Callable[[Outcome], object] = lambda outcome: None
+) -> Figures:
+    """Like :func:`sharedsession.stress.run`, with tasks."""
+    return asyncio.run(_main(plan, mode, progress))
+
+
+async def _main(
+    plan: Plan, mode: Mode, progress: Callable[[Outcome], object]
+) -> Figures:
+    before = set(threading.enumerate())
+    try:
+        figures: Figures = await alchemy.greenlet_spawn(_run, plan, mode, progress)
+        return figures
+    finally:
+        # A driver's thread tells the loop when its connection is closed.
+        for thread in set(threading.enumerate()) - before:
+            await asyncio.to_thread(thread.join, stress.GRACE)
+
+
+def _run(plan: Plan, mode: Mode, progress: Callable[[Outcome], object]) -> Figures:
+    return stress.run_on(connectable(plan.url), reports, plan, mode, progress)
+
+
+def connectable(url: sa.URL) -> sa.Engine:
+    """Like that of ``stress``; to be used inside of ``greenlet_spawn()``."""
+    with stress.said_clearly(url, Exception):
+        engine = make_engine(url, poolclass=sa.NullPool)
+        if url.get_backend_name() == "sqlite" and url.database in (
+            None,
+            "",
+            ":memory:",
+        ):
+            stress.refuse_memory()
+        engine.connect().close()
+    return engine
+
+
+def make_engine(url: sa.URL, **options: Any) -> sa.Engine:
+    return stress.make_engine(url, create=_create, **options)
+
+
+def _create(url: sa.URL, **options: Any) -> sa.Engine:
+    return create_async_engine(url, **options).sync_engine
+
+
+# The tasks ----------------------------------------------------------------------------
+
+
+def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
+    """Let tasks do the units, and tell of each as it ends."""
+    # Only sessions of their own have anybody to wait for.
+    engine = make_engine(
+        plan.url, busy=0 if mode.shared else 20, pool_size=plan.threads
+    )
+    loop = asyncio.new_event_loop()
+    outcomes = perform(plan, mode, AsyncEngine(engine))
+    started = time.perf_counter()
+    seconds = 0.0
+    with contextlib.suppress(StopAsyncIteration):
+        while True:  # the loop goes on while the next one is waited for
+            outcome = loop.run_until_complete(outcomes.__anext__())
+            seconds = time.perf_counter() - started
+            yield Report(outcome, seconds)
+
+
+async def perform(
+    plan: Plan, mode: Mode, engine: AsyncEngine
+) -> AsyncIterator[Outcome]:
+    """Like that of ``stress``: yield outcomes, until none has come for too long."""
+    factory: Callable[[], AsyncSession] = async_sessionmaker(engine)
+    if mode.guarded:
+        factory = async_sessionmaker(engine, class_=AsyncSharedSession, lock=mode.lock)
+    shared = factory() if mode.shared else None
+    outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+
+    async def work(numbers: range) -> None:
+        for number in numbers:
+            unit = stress.plan_unit(plan, mode, number)
+            session = contextlib.nullcontext(shared) if shared else factory()
+            outcomes.put_nowait(await _attempt(session, unit))
+
+    tasks = [
+        asyncio.create_task(work(numbers), name=f"worker-{index}")
+        for index, numbers in enumerate(stress.shares(plan))
+    ]
+    for _ in range(plan.units):
+        try:
+            yield await asyncio.wait_for(outcomes.get(), plan.patience)
+        except asyncio.TimeoutError:
+            return
+    await asyncio.gather(*tasks)
+    if shared and mode.guarded:  # a plain one may be beyond closing
+        await shared.close()
+
+
+async def _attempt(
+    opened: contextlib.AbstractAsyncContextManager[AsyncSession], unit: Unit
+) -> Outcome:
+    try:
+        async with opened as session:
+            try:
+                return Outcome(unit.number, await do_unit(session, unit), None)
+            except Exception:
+                # As an application does, and it is the first error that counts.
+                with contextlib.suppress(Exception):
+                    await session.rollback()
+                raise
+    except Exception as error:
+        await asyncio.sleep(stress.PAUSE)
+        cause = getattr(error, "orig", None) or error
+        return Outcome(unit.number, False, type(cause).__name__)
+
+
+# The units of work --------------------------------------------------------------------
+
+
+async def do_unit(session: AsyncSession, unit: Unit) -> bool:
+    """Like that of ``stress``: the same units, awaited."""
+    match unit.number % 10:
+        case 1 | 2:
+            await _audit(session, unit)
+            return False
+        case 3:
+            await _declined(session, unit)
+            return True
+        case 4:
+            await _refused(session, unit)
+            return False
+        case _:
+            await _transfer(session, unit)
+            return True
+
+
+def _writing(
+    session: AsyncSession,
+) -> contextlib.AbstractAsyncContextManager[object]:
+    if isinstance(session, AsyncSharedSession):
+        return session.critical_section()
+    return contextlib.nullcontext()
+
+
+def _reading(
+    session: AsyncSession,
+) -> contextlib.AbstractAsyncContextManager[object]:
+    if isinstance(session, AsyncSharedSession):
+        return session.read_section()
+    return contextlib.nullcontext()
+
+
+async def _transfer(session: AsyncSession, unit: Unit) -> None:
+    async with _writing(session):
+        source, target = await session.run_sync(stress.load, unit)
+        async with session.begin_nested():
+            stress.move(unit, source, target)
+        await session.commit()
+
+
+async def _declined(session: AsyncSession, unit: Unit) -> None:
+    async with _writing(session):
+        source, target = await session.run_sync(stress.load, unit)
+        stress.move(unit, source, target)
+        with contextlib.suppress(stress.Declined):
+            async with session.begin_nested():
+                source.balance = source.balance - stress.OPENING
+                await session.flush()
+                raise stress.Declined
+        await session.run_sync(stress.load, unit)
+        await session.commit()
+
+
+async def _refused(session: AsyncSession, unit: Unit) -> None:
+    async with _writing(session):
+        source, target = await session.run_sync(stress.load, unit)
+        stress.move(unit._replace(number=0), source, target)
+        try:
+            await session.flush()
+        except sa.exc.IntegrityError:
+            await session.rollback()
+        else:
+            raise stress.WrongFigures(f"account {unit.source} was opened twice")
+        await session.run_sync(stress.load, unit)
+
+
+async def _audit(session: AsyncSession, unit: Unit) -> None:
+    async with _reading(session):
+        balance = await session.run_sync(_checked_balance, unit)
+        amounts = await session.scalars(
+            sa.select(Line.amount).where(Line.account_id == unit.source)
+        )
+        if sum(amounts) != balance:
+            raise stress.WrongFigures(f"the ledger of account {unit.source}")
+
+
+def _checked_balance(session: stress.Session, unit: Unit) -> int:
+    account = stress.get_account(session, unit.source, unit.lock)
+    stress.check(account)
+    return account.balance
