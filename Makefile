@@ -6,6 +6,7 @@ PYTEST_FLAGS ?= -n auto
 STRESS_FLAGS ?=
 BENCH_FLAGS ?=
 TORTURE_FLAGS ?=
+TASK_TORTURE_FLAGS ?=
 
 # Of `make conformance`; see conformance/run.py
 SQLALCHEMY ?= 2.1 2.0
@@ -39,6 +40,7 @@ format: .venv/.ready
 
 torture: .venv/.ready
 	$(run) -m tests.torture $(TORTURE_FLAGS)
+	$(run) -m tests.aio_torture $(TASK_TORTURE_FLAGS)
 
 mutants: .venv/.ready
 	$(run) -m tests.mutants

@@ -13,6 +13,7 @@ import inspect
 import sys
 from typing import Any, Callable
 
+import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as _cursor
 from sqlalchemy.engine import result as _result
@@ -273,7 +274,11 @@ def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
     states = _session.SessionTransactionState
     if transaction._state in (states.DEACTIVE, states.PREPARED, states.COMMITTED):
         return True
-    return any(connection.invalidated for connection in connections_of(transaction))
+    # Not asked as an operation: who only wants to know this may be leaving.
+    return any(_is_invalidated(each) for each in connections_of(transaction))
+
+
+_is_invalidated: Callable[[Any], bool] = vars(sa.Connection)["invalidated"].fget
 
 
 def restore_snapshot(transaction: sa_orm.SessionTransaction) -> None:

@@ -207,9 +207,10 @@ class Guard(Monitor):
         return hold
 
     def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
-        """End the streams that *me* began in an operation that raised: nobody has them.
+        """End the streams that *me* began in an operation which raised.
 
-        Not those of another owner, for which *me* was waiting when it gave up.
+        Nobody has them.  Those of another owner, for which *me* was waiting when it
+        gave up, go on.
         """
         if not self._is_exclusive(me) and self._loader is not me:
             return

@@ -319,7 +319,11 @@ class TaskGuard(Guard):
         enter_section(hold.number)
         alone = self._owner is me and [*self.holds] == [hold.number]
         if self.put_off and alone and self.running is None:
-            self._do_put_off()  # where readers let nobody do it before
+            try:
+                self._do_put_off()  # where readers let nobody do it before
+            except BaseException:
+                hold.release()
+                raise
         return hold
 
     def keep(self, what: str) -> Hold:

@@ -159,8 +159,8 @@ MUTANTS = [
     Mutant(
         "a section begins before what its task put off",
         "taskguard",
-        "            self._do_put_off()  # where readers let nobody do it before\n",
-        "            pass\n",
+        "                self._do_put_off()  # where readers let nobody do it before\n",
+        "                pass\n",
         f"{TASK_SCHEDULES} {NOT_AWAITED} -k 'failed_once or comes_before'",
     ),
     Mutant(

@@ -14,7 +14,9 @@ import sqlalchemy.orm.exc as sa_orm_exc
 from sqlalchemy.orm import attributes as sa_attributes
 from sqlalchemy.orm import object_session
 
-from sharedsession import ConcurrentAccessError, UpgradeError
+from sharedsession import ConcurrentAccessError, UpgradeError, WorkLostError
+from sharedsession.taskguard import PutOff
+from sharedsession.tasks import current_task_owner
 
 from .aio import Child, Parent, aio, child, database, gather, passes, stranger
 
@@ -596,3 +598,25 @@ async def test_errors_beside_a_read_section_are_for_who_asked(tmp_path: Any) -> 
         await w.session.scalar(COUNT)  # not this one's
         tell.set()
         await asking
+
+
+@both
+@aio
+async def test_what_is_put_off_and_what_was_lost(lock: str, tmp_path: Any) -> None:
+    """A section keeps no guard that it was not entered for."""
+    async with world(tmp_path, lock) as w:
+        session, guard = w.session, w.session.guard
+        done: list[str] = []
+        asked = PutOff(current_task_owner(), "expire_all", lambda: done.append("it"))
+        session.add(Parent(name="lost"))
+        await session.flush()
+        await stranger(session.rollback())
+        await stranger(session.scalar(COUNT))  # there is a transaction, with its own
+        assert guard.attention
+        guard.put_off.append(asked)
+        with pytest.raises(WorkLostError):
+            async with session.read_section():
+                await session.scalar(COUNT)
+        assert guard.owner is None and guard.readers == ()
+        assert await session.scalar(COUNT) == 2
+        assert done == ["it"]
