@@ -55,7 +55,7 @@ def test_control_a_plain_run_is_not_clean(url):
 def test_the_table_has_no_column_for_what_is_not_counted(capsys):
     assert main([*SMALL, "--lock", "rlock", "per-task"]) == 0
     out = capsys.readouterr().out
-    assert "20 units of work, 4 tasks, sqlite+aiosqlite:///" in out
+    assert "20 units of work, 4 tasks," in out and "sqlite+aiosqlite:///" in out
     assert "\nrlock " in out and "\nper-task " in out and "\nplain" not in out
     assert "overlap" not in out and "lost" in out
 
