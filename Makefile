@@ -18,7 +18,7 @@ JOBS ?= auto
 FLAGS ?=
 
 run := .venv/bin/python
-sources := sharedsession tests benchmarks conformance
+sources := sharedsession tests benchmarks conformance examples
 
 .PHONY: demo test lint format torture mutants bench conformance conformance-others clean
 
