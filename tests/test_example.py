@@ -44,4 +44,4 @@ async def test_a_request_finds_its_things_at_once(tmp_path: Path) -> None:
 async def test_control_with_a_plain_session_it_fails(tmp_path: Path) -> None:
     app = make_app(f"sqlite+aiosqlite:///{tmp_path}/shop.db", AsyncSession)
     with pytest.raises(InvalidRequestError, match="concurrent operations|in progress"):
-        await answers(app, 1)
+        await answers(app, 3)
