@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import warnings
 from typing import Any, AsyncIterator
 
@@ -30,8 +31,9 @@ IN_MEMORY = " of a result not fetched yet"
 ALL = [way for way in WAYS if IN_MEMORY not in way.name]
 
 every_way = pytest.mark.parametrize("way", ALL, ids=lambda way: way.name)
-#: Where the kind of lock, not the way, makes the difference.
-some_ways = pytest.mark.parametrize("way", ALL[::3], ids=lambda way: way.name)
+#: Where the kind of lock, not the way, makes the difference: one of so many ways.
+EVERY = int(os.environ.get("SHAREDSESSION_WAYS_EVERY", "3"))
+some_ways = pytest.mark.parametrize("way", ALL[::EVERY], ids=lambda way: way.name)
 
 # Some ways leave a transaction half done on purpose, or a coroutine that nobody awaits.
 pytestmark = [
