@@ -441,6 +441,8 @@ def try_mutant(mutant: Mutant) -> str | None:
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     if failed:
         return failed[0].split()[1]
+    if "Timeout (" in done.stdout:
+        return "a test, which hangs"
     return None if done.returncode == 0 else "a crash"
 
 

@@ -798,7 +798,9 @@ async def test_lost_work_is_told_when_awaited(tmp_path: Any) -> None:
 
 @aio
 async def test_a_task_that_ends_leaves_nothing(tmp_path: Any) -> None:
-    async with database("sqlite", tmp_path) as db, db.session() as session:
+    async with database("sqlite", tmp_path) as db, db.session(
+        lock_timeout=5
+    ) as session:
         await session.connection()
 
         async def forget() -> None:
