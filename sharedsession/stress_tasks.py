@@ -68,7 +68,17 @@ def _run(plan: Plan, mode: Mode, progress: Callable[[Outcome], object]) -> Figur
 def connectable(url: sa.URL) -> sa.Engine:
     """Like that of ``stress``; to be used inside of ``greenlet_spawn()``."""
     with stress.said_clearly(url, Exception):
-        engine = make_engine(url, poolclass=sa.NullPool)
+        try:
+            engine = make_engine(url, poolclass=sa.NullPool)
+        except ModuleNotFoundError as error:
+            raise stress.StressError(
+                f"{error.name} is not installed: pip install {error.name}"
+            ) from error
+        except sa.exc.InvalidRequestError as error:
+            raise stress.StressError(
+                "tasks take an async driver: sqlite+aiosqlite, postgresql+psycopg or "
+                f"postgresql+asyncpg, say, and not {url.drivername}"
+            ) from error
         if url.get_backend_name() == "sqlite" and url.database in (
             None,
             "",

@@ -72,7 +72,7 @@ def test_json(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--url", "sqlite:///stress.db"], "requires an async driver"),
+        (["--url", "sqlite:///stress.db"], "sqlite+aiosqlite, postgresql+psycopg or"),
         (["--url", "sqlite+aiosqlite://"], "a database in memory"),
         (
             ["--url", "sqlite+aiosqlite:////no/such/stress.db"],
@@ -93,3 +93,9 @@ def test_without_greenlet(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sharedsession.stress_tasks", None)
     assert main(SMALL) == 2
     assert 'pip install "sqlalchemy-sharedsession[asyncio]"' in capsys.readouterr().err
+
+
+def test_without_the_driver(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    assert main(SMALL) == 2
+    assert "pip install aiosqlite" in capsys.readouterr().err
