@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from typing import Any
+import tempfile
+from typing import Any, Iterator
 
 import pytest
 
@@ -23,3 +26,12 @@ def url_of(name: str, tmp_path: Any) -> str:
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
         missing(f"{variable} names no {name} database")
     return url  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Keep other processes of the test run away from tables that have fixed names."""
+    path = os.path.join(tempfile.gettempdir(), f"sharedsession-test-{name}.lock")
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the file, or the process
+        yield

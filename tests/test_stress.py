@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 import sqlalchemy as sa
@@ -12,10 +13,8 @@ import sqlalchemy.orm as sa_orm
 from sharedsession import stress
 from sharedsession.stress import MODES, PLAIN, Account, Line, Outcome, Plan
 
-SERVERS = {
-    "postgresql": "SHAREDSESSION_TEST_POSTGRESQL",
-    "mariadb": "SHAREDSESSION_TEST_MARIADB",
-}
+from .databases import VARIABLES, alone, url_of
+
 UNITS = 20
 
 
@@ -24,15 +23,11 @@ def file_url(tmp_path):
     return sa.make_url(f"sqlite:///{tmp_path}/stress.db")
 
 
-@pytest.fixture(params=["sqlite", *SERVERS])
-def url(request, file_url):
-    if request.param == "sqlite":
-        return file_url
-    variable = SERVERS[request.param]
-    if variable not in os.environ:
-        stop = pytest.fail if os.environ.get("CI") else pytest.skip
-        stop(f"{variable} is not set")
-    return sa.make_url(os.environ[variable])
+@pytest.fixture(params=["sqlite", *VARIABLES])
+def url(request, tmp_path):
+    url = sa.make_url(url_of(request.param, tmp_path))
+    with alone(request.param) if request.param in VARIABLES else nullcontext():
+        yield url
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The stress run with tasks, of which the plain run is the control."""
 
 import json
-import os
 import sys
 
 import pytest
@@ -12,7 +11,8 @@ from sharedsession.cli import main
 from sharedsession.stress import PLAIN, Account, Line, Plan
 from sharedsession.stress_tasks import MODES
 
-SERVER = "SHAREDSESSION_TEST_POSTGRESQL"
+from .databases import alone, url_of
+
 UNITS = 20
 SMALL = ["stress", "--async", "--units", "20", "--threads", "4"]
 
@@ -20,11 +20,11 @@ SMALL = ["stress", "--async", "--units", "20", "--threads", "4"]
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     if request.param == "sqlite":
-        return sa.make_url(f"sqlite+aiosqlite:///{tmp_path}/stress.db")
-    if SERVER not in os.environ:
-        stop = pytest.fail if os.environ.get("CI") else pytest.skip
-        stop(f"{SERVER} is not set")
-    return sa.make_url(os.environ[SERVER])
+        yield sa.make_url(f"sqlite+aiosqlite:///{tmp_path}/stress.db")
+        return
+    url = sa.make_url(url_of(request.param, tmp_path))
+    with alone(request.param):
+        yield url
 
 
 def names(url):
