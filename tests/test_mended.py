@@ -55,12 +55,14 @@ def test_a_stream_collected_inside_an_operation_keeps_the_guard(session: Any) ->
     def forget(*args: Any) -> None:
         kept.clear()
         gc.collect()
-        other = Worker(lambda: session.get(User, 1))
-        assert not passes(other, session.guard)
+        others.append(Worker(lambda: session.get(User, 1)))
+        assert not passes(others[0], session.guard)
 
+    others: list[Worker] = []
     session.add(User())
     session.flush()
     assert session.guard.held is None
+    others[0].result()  # or it would use the session while the test puts it away
 
 
 @pytest.mark.parametrize("kind", [Kind.RLOCK, Kind.RW])
