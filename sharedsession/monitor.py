@@ -1,7 +1,7 @@
 """The monitor: who is inside a session now, who waits, and who comes next.
 
-All of a guard's state is changed under one small mutex that is never
-held while anything else runs: no user code, no wait, no logging.  (One exception: the
+All of a guard's state is changed under one small mutex that is never held while
+anything else runs: no user code, no wait, no logging.  (One exception: the
 ``release()`` and ``downgrade()`` of a lock that the application brought along, which
 must not come back here.)  Three kinds of admission exist, called *modes*:
 
@@ -227,7 +227,7 @@ class Monitor:
             return False
         self._move_in(me)
         self._windows += 1
-        # No call from here on: an interrupt finds it open or not.
+        # No call from here to the version: an interrupt finds it open or not.
         self.window = me
         self.running = None
         self.last_version += 1

@@ -43,6 +43,7 @@ def run(
             guard.note_work(me)
         return result
     except BaseException as error:
+        guard.close_window(me)  # an interrupt, before anybody saw to that
         if guard.running is me:  # else it was not let in
             guard.failed = me, error.__class__.__name__
             guard.attention = guard.unsettled = True

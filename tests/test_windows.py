@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from sharedsession import ConcurrentAccessError, SharedSession
+from sharedsession.monitor import Monitor
 
 from .models import Address, User
 from .threads import PATIENCE, Worker, passes, wait_for, wait_until
@@ -211,3 +212,36 @@ def test_an_error_of_the_database_leaves_no_window(session: Any, user: Any) -> N
         session.scalar(sa.text("SELECT nothing FROM nowhere"))
     assert session.guard.window is None and session.guard.owner is None
     assert Worker(lambda: user.name).result() == "ann"
+
+
+def test_an_interrupt_just_after_it_opened_leaves_no_window(
+    session: Any, user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks while what it interrupted is put right, and the next one is told."""
+    looking: list[Worker] = []
+
+    @sa.event.listens_for(session, "do_orm_execute")
+    def let_one_queue(state: Any) -> None:
+        looking.append(look(user))
+        wait_until(lambda: session.guard.waiting)
+
+    def interrupt(guard: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Monitor, "_let_look", interrupt)
+    noted: list[Any] = []
+    leave = Monitor.leave
+    monkeypatch.setattr(
+        Monitor,
+        "leave",
+        lambda guard, me: (
+            noted.append((guard.window, guard.failed)),
+            leave(guard, me),
+        ),
+    )
+    selecting = Worker(lambda: session.scalar(sa.text("SELECT 1")))
+    with pytest.raises(KeyboardInterrupt):
+        selecting.result()
+    assert looking[0].result() == "ann"
+    assert noted[0][0] is None and noted[0][1][1] == "KeyboardInterrupt"
+    assert session.guard.window is None and session.guard.owner is None
