@@ -367,6 +367,20 @@ def current_greenlet() -> Any:
     return None if greenlet is None else greenlet.getcurrent()
 
 
+def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:
+    """The connection that a transaction has already, if there is nothing to check.
+
+    What ``SessionTransaction._connection_for_bind()`` returns then, in fewer steps.
+    """
+    if transaction._state is _ACTIVE and not options:
+        found = transaction._connections.get(bind)
+        return None if found is None else found[0]
+    return None
+
+
+_ACTIVE = _session.SessionTransactionState.ACTIVE
+
+
 def boundary(transaction: Any) -> Any:
     """The savepoint or outer transaction that *transaction*, if any, is part of."""
     while transaction is not None and not transaction._is_transaction_boundary:

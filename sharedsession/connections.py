@@ -24,15 +24,13 @@ from .operations import (
     like,
     run,
 )
-from .owners import Owner
+from .signatures import with_parameters_of
 from .statements import access_of, has_changes_within, is_known_change
 from .terms import CHANGE, LOAD, WRITE
 
-_GUARD = "_sharedsession_guard"
-
 
 def is_guarded(connection: Connection) -> bool:
-    return _GUARD in connection.__dict__ and _guard_of(connection) is not None
+    return _guard_of(connection) is not None
 
 
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
@@ -42,15 +40,18 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
     first one's guard too, for as long as they are on the connection.
     """
     if issubclass(type(connection), Connection) and _guard_of(connection) is None:
-        connection.__dict__[_GUARD] = weakref.ref(guard)
+        thing: Any = connection
+        thing._sharedsession_guard = weakref.ref(guard)
         if not is_ours(connection):
             connection.__class__ = _guarded_class(type(connection))
     return connection
 
 
 def _guard_of(connection: Any) -> Guard | None:
-    known = connection.__dict__.get(_GUARD)
-    return None if known is None else known()
+    try:
+        return connection._sharedsession_guard()  # type: ignore[no-any-return]
+    except AttributeError:
+        return None
 
 
 @per_class
@@ -67,7 +68,10 @@ def _guarded_class(base: Any) -> Any:
         else:
             members[name] = guarded(member, access, _guard_of)
     for name in ("execute", "exec_driver_sql", "scalar"):
-        members[name] = _executing(getattr(base, name))
+        function = getattr(base, name)
+        members[name] = with_parameters_of(
+            function, _EXECUTE, _function=function, **_EXECUTES
+        )
     return subclass(base, members)
 
 
@@ -99,52 +103,63 @@ def _guard_of_transaction(transaction: Any) -> Guard | None:
     return _guard_of(transaction.connection)
 
 
-def _executing(function: Any) -> Any:
-    def operation(self: Any, statement: Any, *args: Any, **kw: Any) -> Any:
-        guard = _guard_of(self)
-        if guard is None:
-            return function(self, statement, *args, **kw)
-        guard.check_may_execute()
-        me = guard.asker()
-        if guard.reads_only():
-            if has_changes_within(statement):
-                guard.refuse_write()
-        elif guard.running is me and guard.worker is me and not guard.may_open:
-            # A part of an operation that is noted as this owner's work already
-            return rows.settle(guard, function(self, statement, *args, **kw))
-        access = access_of(statement)
-        if guard.running is me:
-            if access is WRITE and not is_known_change(statement):
-                access = CHANGE
-            if access is LOAD and not guard.may_open:
-                return rows.settle(guard, function(self, statement, *args, **kw))
-            if access is LOAD and guard.open_window(me):
-                return _in_window(guard, me, function, self, statement, args, kw)
-        return run(guard, access, _execute, guard, function, self, statement, args, kw)
-
-    return like(operation, function)
+_EXECUTE = """\
+_guard = _guard_of({self})
+if _guard is None:
+    return _function({parameters})
+_access = _access_now(_guard, statement)
+if _access is None:
+    return _settle(_guard, _function({parameters}))
+if _access is _WINDOW:
+    return _in_window(_guard, _function, {parameters})
+return _run(_guard, _access, _execute, _guard, _function, {parameters})"""
 
 
-def _in_window(
-    guard: Guard,
-    me: Owner,
-    function: Any,
-    connection: Any,
-    statement: Any,
-    args: Any,
-    kw: Any,
-) -> Any:
+_WINDOW = object()
+
+
+def _access_now(guard: Guard, statement: Any) -> Any:
+    """What executing *statement* does to the session.
+
+    ``None`` if it is a part of an operation that allows for it, and ``_WINDOW`` if
+    others were let in to look meanwhile.
+    """
+    guard.check_may_execute()
+    me = guard.asker()
+    within = guard.running is me
+    if guard.reads_only():
+        if has_changes_within(statement):
+            guard.refuse_write()
+    elif within and guard.worker is me and not guard.may_open:
+        return None  # whatever it does is noted as this owner's work already
+    access = access_of(statement)
+    if not within:
+        return access
+    if access is LOAD:
+        if not guard.may_open:
+            return None
+        return _WINDOW if guard.open_window(me) else LOAD
+    if access is WRITE and not is_known_change(statement):
+        return CHANGE
+    return access
+
+
+def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
     """Let others look at what is loaded while this one waits for the database."""
     try:
-        result = function(connection, statement, *args, **kw)
+        result = function(*args, **kw)
     finally:
-        guard.close_window(me)
+        guard.close_window(guard.asker())
     return rows.settle(guard, result)
 
 
-def _execute(
-    guard: Guard, function: Any, connection: Any, statement: Any, args: Any, kw: Any
-) -> Any:
+def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
     guard.check_may_execute()
-    result = function(connection, statement, *args, **kw)
-    return rows.settle(guard, result)
+    return rows.settle(guard, function(*args, **kw))
+
+
+_EXECUTES: dict[str, Any] = {
+    **{"_guard_of": _guard_of, "_access_now": _access_now, "_WINDOW": _WINDOW},
+    **{"_settle": rows.settle, "_in_window": _in_window, "_execute": _execute},
+    "_run": run,
+}

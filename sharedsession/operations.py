@@ -14,6 +14,7 @@ from typing import Any, Callable, Mapping
 from .guard import Guard
 from .holds import WindowOpened
 from .owners import Owner
+from .signatures import with_parameters_of
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
@@ -160,26 +161,70 @@ def guarded(
     function: Callable[..., Any],
     access: Access,
     find_guard: Callable[[Any], Guard | None],
+    *,
+    refused: bool = False,
 ) -> Callable[..., Any]:
-    """Return *function*, a method, as an operation with the same signature."""
+    """Return *function*, a method, as an operation with the same signature.
 
-    is_load = access is LOAD
+    As a part of an operation it is called right away, if :func:`run` would do nothing
+    else.  With *refused* it is not in a read section, whatever it is a part of.
+    """
+    steps = (
+        _LOOK if access is READ else _FIND + _REFUSE * refused + _PART[access] + _RUN
+    )
+    return with_parameters_of(
+        function,
+        steps,
+        _function=function,
+        _access=access,
+        _find_guard=find_guard,
+        _look=look,
+        _run=run,
+    )
 
-    def look_at(self: Any, *args: Any, **kw: Any) -> Any:
-        guard = find_guard(self)
-        if guard is None:
-            return function(self, *args, **kw)
-        if guard.version is None and guard.running is guard.asker():
-            return function(self, *args, **kw)  # part of an operation
-        return look(guard, function, self, *args, **kw)
 
-    def operation(self: Any, *args: Any, **kw: Any) -> Any:
-        guard = find_guard(self)
-        if guard is None or (is_load and guard.running is guard.asker()):
-            return function(self, *args, **kw)  # part of an operation
-        return run(guard, access, function, self, *args, **kw)
+_LOOK = """\
+_guard = _find_guard({self})
+if _guard is None or (_guard.version is None and _guard.running is _guard.asker()):
+    return _function({parameters})
+return _look(_guard, _function, {parameters})"""
 
-    return like(look_at if access is READ else operation, function)
+_FIND = """\
+_guard = _find_guard({self})
+if _guard is None:
+    return _function({parameters})
+"""
+
+_REFUSE = """\
+if _guard.reads_only():
+    _guard.refuse_write()
+"""
+
+_PART_OF_LOAD = """\
+if _guard.running is _guard.asker():
+    return _function({parameters})
+"""
+
+_PART_OF_CHANGE = """\
+if _guard.running is _guard.asker() and not _guard.may_open:
+    return _function({parameters})
+"""
+
+_PART_OF_WRITE = """\
+_me = _guard.running
+if _me is _guard.worker and _me is _guard.asker():
+    if not _guard.may_open and not _guard.reads_only():
+        return _function({parameters})
+"""
+
+_RUN = "return _run(_guard, _access, _function, {parameters})"
+
+_PART = {
+    LOAD: _PART_OF_LOAD,
+    CHANGE: _PART_OF_CHANGE,
+    WRITE: _PART_OF_WRITE,
+    END: _PART_OF_CHANGE,
+}
 
 
 def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:

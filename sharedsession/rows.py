@@ -24,6 +24,8 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
+    if type(result) is alchemy.CursorResult and alchemy.is_exhausted(result):
+        return result  # it has no rows, or is settled
     if isinstance(result, alchemy.CursorResult):
         cursor_result: Any = result
     elif isinstance(result, alchemy.IteratorResult):
@@ -34,7 +36,7 @@ def settle(guard: Guard, result: Any) -> Any:
         _stream(guard, result, cursor_result)
     elif cursor_result is not result:
         _promise_objects(guard, result)
-    elif not alchemy.is_exhausted(result):  # it is if it has no rows, or is settled
+    elif not alchemy.is_exhausted(result):
         _buffer_rows(result)
     return result
 

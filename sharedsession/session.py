@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import weakref
 from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
@@ -29,7 +28,7 @@ from .operations import (
 )
 from .owners import Owner
 from .sections import CriticalSection, ReadSection
-from .signatures import with_signature_of
+from .signatures import with_parameters_of, with_signature_of
 from .statements import access_of, has_changes_within
 from .terms import CHANGE, END, LOAD, READ, Access
 from .transactions import GuardedTransaction
@@ -173,18 +172,8 @@ class SharedSessionMixin(Session):
 
     # -- where all statements meet
 
-    def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
-        guard = self.guard
-        if guard is None:
-            return super()._execute_internal(statement, *args, **kw)
-        access = access_of(statement, kw.get("execution_options"))
-        if guard.reads_only() and (access is not LOAD or has_changes_within(statement)):
-            guard.refuse_write()  # even inside an operation that is a load itself
-        return run(guard, access, self._execute_settled, guard, statement, args, kw)
-
-    def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
-        result = super()._execute_internal(statement, *args, **kw)
-        return rows.settle(guard, result)
+    def _note_statement(self, access: Access) -> None:
+        """Called inside the guard, before a statement is executed."""
 
     def _autoflush(self) -> None:
         guard = self.guard
@@ -394,27 +383,64 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
 # -- the table of operations, put on the class
 
 
+class _NextInLine(dict[type, Any]):
+    """For each class the one behind the mixin that has the method."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __missing__(self, cls: type) -> Any:
+        line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
+        self[cls] = base = next(base for base in line if self._name in vars(base))
+        return base
+
+
 def _next_in_line(name: str) -> Any:
     """Call the method of the class that the mixin stands before."""
+    body = f"return _next[type({{self}})].{name}({{parameters}})"
+    return with_parameters_of(getattr(Session, name), body, _next=_NextInLine(name))
 
-    bases: dict[type, type] = {}
 
-    def call(self: Any, *args: Any, **kw: Any) -> Any:
-        cls = type(self)
-        base = bases.get(cls)
-        if base is None:
-            line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
-            base = bases[cls] = next(base for base in line if name in vars(base))
-        return base.__dict__[name](self, *args, **kw)
+def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
+    """What executing *statement* does; raises in a read section if it is a write."""
+    access = access_of(statement, options)
+    if guard.reads_only() and (access is not LOAD or has_changes_within(statement)):
+        guard.refuse_write()  # even inside an operation that is a load itself
+    return access
 
-    return like(call, getattr(Session, name))
+
+_EXECUTE = """\
+_guard = {self}.guard
+if _guard is None:
+    return _next[type({self})]._execute_internal({parameters})
+_access = _access_to_execute(_guard, statement, execution_options)
+return _run(_guard, _access, _execute_settled, _access, {parameters})"""
+
+
+def _execute_settled(access: Access, session: Any, *args: Any, **kw: Any) -> Any:
+    session._note_statement(access)
+    result = _bases_that_execute[type(session)]._execute_internal(session, *args, **kw)
+    return rows.settle(session.guard, result)
+
+
+_bases_that_execute = _NextInLine("_execute_internal")
+
+SharedSessionMixin._execute_internal = with_parameters_of(  # type: ignore[assignment]
+    Session._execute_internal,
+    _EXECUTE,
+    _access_to_execute=_access_to_execute,
+    _execute_settled=_execute_settled,
+    _next=_bases_that_execute,
+    _run=run,
+)
 
 
 def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("guard")
+def _guard_of(session: Any) -> Guard | None:
+    return session.guard  # type: ignore[no-any-return]
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -452,28 +478,12 @@ def _put_operations_on(cls: Any) -> None:
             setattr(cls, name, property(getter, doc=plain.__doc__))
         else:
             own: Any = _OWN.get(name)
-            function = like(own or _next_in_line(name), plain)
-            operation = guarded(function, access, _guard_of)
-            if name in SESSION and access not in (READ, LOAD):
-                operation = _refused_to_readers(operation)
+            function = like(own, plain) if own else _next_in_line(name)
+            refused = name in SESSION and access not in (READ, LOAD)
+            operation = guarded(function, access, _guard_of, refused=refused)
             if name in looks.QUICK:
-                operation = looks.QUICK[name](operation)
-            if name == "__contains__":  # has the signature
-                setattr(cls, name, like(operation, plain))
-            else:
-                setattr(cls, name, with_signature_of(plain, operation))
-
-
-def _refused_to_readers(operation: Any) -> Any:
-    """Also where the read section's owner is inside a load: from a listener, say."""
-
-    def checked(self: Any, *args: Any, **kw: Any) -> Any:
-        guard = self.guard
-        if guard is not None and guard.reads_only():
-            guard.refuse_write()
-        return operation(self, *args, **kw)
-
-    return checked
+                operation = with_signature_of(plain, looks.QUICK[name](operation))
+            setattr(cls, name, operation)
 
 
 _put_operations_on(SharedSessionMixin)

@@ -2,47 +2,117 @@
 
 ``functools.wraps`` makes a function look like another one to ``inspect.signature()``
 only; whoever looks at the code object, as SQLAlchemy does, sees ``*args, **kw`` still.
+And passing ``*args, **kw`` on takes longer than all that a guard does for an operation
+inside another one.  So these functions are made from source.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
 from inspect import Parameter
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
+
+#: For functions that do not tell theirs, such as some methods of built-in types.
+_ANY = (
+    Parameter("self", Parameter.POSITIONAL_ONLY),
+    Parameter("args", Parameter.VAR_POSITIONAL),
+    Parameter("kw", Parameter.VAR_KEYWORD),
+)
+
+
+def with_parameters_of(
+    function: Callable[..., Any], body: str, **names: Any
+) -> Callable[..., Any]:
+    """Return a function that looks like *function* and does what *body* says.
+
+    :param body: its source.  ``{self}`` in it stands for the first parameter, and
+        ``{parameters}`` for all of them, passed on.
+    :param names: what *body* refers to; its own names, and these, begin with an
+        underscore.
+    """
+    parameters = _parameters_of(function)
+    if not _are_free(parameters, body):
+        parameters = _ANY
+    name = getattr(function, "__name__", "operation")
+    name = name if name.isidentifier() else "operation"  # not so of a lambda
+    # Only names and stars go into the source; defaults are objects, copied below.
+    source = f"def {name}({_declared(parameters)}):\n{_steps(parameters, body)}\n"
+    made: dict[str, Any] = {**names, "__name__": __name__}
+    where = getattr(function, "__qualname__", name)
+    exec(compile(source, f"<operation {where}>", "exec"), made)
+    return _dressed_as(function, made[name], parameters)
 
 
 def with_signature_of(
     function: Callable[..., Any], operation: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return *operation* as a function with the parameters of *function*."""
-    parameters = inspect.signature(function).parameters.values()
-    # Only names and stars go into the source; defaults are objects, copied below.
-    source = (
-        f"def {function.__name__}({', '.join(_declared(parameters))}):\n"
-        f"    return _operation({', '.join(map(_passed_on, parameters))})\n"
+    body = "return _operation({parameters})"
+    return with_parameters_of(function, body, _operation=operation)
+
+
+def _steps(parameters: Sequence[Parameter], body: str) -> str:
+    steps = _filled(body, parameters)
+    last = parameters[-1]
+    if last.kind is Parameter.VAR_KEYWORD:
+        # They are seldom given, and passing none on takes as long as passing some.
+        given = textwrap.indent(steps, "    ")
+        steps = f"if {last.name}:\n{given}\n{_filled(body, parameters[:-1])}"
+    return textwrap.indent(steps, "    ")
+
+
+def _filled(body: str, parameters: Sequence[Parameter]) -> str:
+    passed = ", ".join(map(_passed_on, parameters))
+    return body.format(self=parameters[0].name, parameters=passed)
+
+
+def _parameters_of(function: Any) -> tuple[Parameter, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters.values()) or _ANY
+    except ValueError:
+        return _ANY
+
+
+def _are_free(parameters: Sequence[Parameter], body: str) -> bool:
+    """Whether no parameter has a name that the body uses for something else."""
+    return not any(
+        parameter.name.startswith("_") and parameter.name in body
+        for parameter in parameters
     )
-    made: dict[str, Any] = {"_operation": operation, "__name__": __name__}
-    exec(compile(source, f"<operation {function.__qualname__}>", "exec"), made)
-    named: Any = made[function.__name__]
-    named.__defaults__ = getattr(function, "__defaults__", None)
-    named.__kwdefaults__ = getattr(function, "__kwdefaults__", None)
-    functools.update_wrapper(named, function)
-    del named.__wrapped__
-    return named  # type: ignore[no-any-return]
 
 
-def _declared(parameters: Any) -> list[str]:
-    declared, keyword_only = [], False
+def _dressed_as(
+    function: Any, made: Any, parameters: Sequence[Parameter]
+) -> Callable[..., Any]:
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    given = [each for each in parameters if each.default is not Parameter.empty]
+    made.__defaults__ = tuple(e.default for e in given if e.kind in positional) or None
+    by_name = {e.name: e.default for e in given if e.kind is Parameter.KEYWORD_ONLY}
+    made.__kwdefaults__ = by_name or None
+    functools.update_wrapper(made, function)
+    del made.__wrapped__
+    return made  # type: ignore[no-any-return]
+
+
+def _declared(parameters: Sequence[Parameter]) -> str:
+    declared: list[str] = []
+    by_position_only = by_name_only = False
     for parameter in parameters:
+        if by_position_only and parameter.kind is not Parameter.POSITIONAL_ONLY:
+            declared.append("/")
+        by_position_only = parameter.kind is Parameter.POSITIONAL_ONLY
         if parameter.kind is Parameter.VAR_POSITIONAL:
-            keyword_only = True
-        elif parameter.kind is Parameter.KEYWORD_ONLY and not keyword_only:
+            by_name_only = True
+        elif parameter.kind is Parameter.KEYWORD_ONLY and not by_name_only:
             declared.append("*")
-            keyword_only = True
+            by_name_only = True
         default = "" if parameter.default is Parameter.empty else "=None"
         declared.append(f"{_STARS.get(parameter.kind, '')}{parameter.name}{default}")
-    return declared
+    if by_position_only:
+        declared.append("/")
+    return ", ".join(declared)
 
 
 def _passed_on(parameter: Parameter) -> str:

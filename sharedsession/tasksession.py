@@ -12,7 +12,6 @@ from .errors import SharedSessionError
 from .guard import Guard
 from .owners import Owner
 from .session import SharedSession, SharedSessionMixin
-from .statements import access_of
 from .taskguard import TaskGuard
 from .terms import LOAD, Access
 
@@ -25,12 +24,12 @@ class TaskSessionMixin(SharedSessionMixin):
 
     # What ends in statements begins here, or where the transaction finds a connection.
 
-    def _execute_settled(self, guard: Guard, statement: Any, args: Any, kw: Any) -> Any:
+    def _note_statement(self, access: Access) -> None:
+        guard = self.guard
         assert isinstance(guard, TaskGuard)
         guard.check_may_execute()
-        if access_of(statement, kw.get("execution_options")) is not LOAD:
+        if access is not LOAD:
             guard.note_change()
-        return super()._execute_settled(guard, statement, args, kw)
 
     def _flush(self, *args: Any, **kw: Any) -> None:
         if self.guard is not None:

@@ -161,7 +161,9 @@ class GuardedTransaction(_Plain):
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         if self.session.guard is not None:
             self.session.guard.check_may_execute()
-        connection = super()._connection_for_bind(bind, execution_options)
+        connection = alchemy.connection_at_hand(self, bind, execution_options)
+        if connection is None:
+            connection = super()._connection_for_bind(bind, execution_options)
         return connection if is_guarded(connection) else self._guard(connection)
 
     def _guard(self, connection: Any) -> Any:
