@@ -21,6 +21,7 @@ from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import become, is_ours, per_class, reduce_as, subclass
 from .guard import Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, look, run
+from .signatures import with_parameters_of
 from .terms import LOAD, READ, WRITE
 
 _FindGuard = Callable[[Any], "Guard | None"]
@@ -292,15 +293,16 @@ def _unless_loading(function: Any, write: Any, find_guard: _FindGuard) -> Any:
 
 
 def _snapshot_of(function: Any) -> Any:
-    def take(self: Any, *args: Any, **kw: Any) -> Any:
-        result = function(self, *args, **kw)
-        if isinstance(result, Iterator):
-            return iter(list(result))
-        if isinstance(result, MappingView):
-            return _view_of_copy(result)
-        return result
+    body = "return _snapshot(_function({parameters}))"
+    return with_parameters_of(function, body, _function=function, _snapshot=_snapshot)
 
-    return like(take, function)
+
+def _snapshot(result: Any) -> Any:
+    if isinstance(result, Iterator):
+        return iter(list(result))
+    if isinstance(result, MappingView):
+        return _view_of_copy(result)
+    return result
 
 
 def _view_of_copy(view: MappingView) -> Any:

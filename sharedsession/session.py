@@ -397,8 +397,12 @@ class _NextInLine(dict[type, Any]):
 
 def _next_in_line(name: str) -> Any:
     """Call the method of the class that the mixin stands before."""
-    body = f"return _next[type({{self}})].{name}({{parameters}})"
-    return with_parameters_of(getattr(Session, name), body, _next=_NextInLine(name))
+    return with_parameters_of(
+        getattr(Session, name),
+        f"return _next[_type({{self}})].{name}({{parameters}})",
+        _next=_NextInLine(name),
+        _type=type,
+    )
 
 
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
@@ -412,7 +416,7 @@ def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
 _EXECUTE = """\
 _guard = {self}.guard
 if _guard is None:
-    return _next[type({self})]._execute_internal({parameters})
+    return _next[_type({self})]._execute_internal({parameters})
 _access = _access_to_execute(_guard, statement, execution_options)
 return _run(_guard, _access, _execute_settled, _access, {parameters})"""
 
@@ -425,12 +429,14 @@ def _execute_settled(access: Access, session: Any, *args: Any, **kw: Any) -> Any
 
 _bases_that_execute = _NextInLine("_execute_internal")
 
-SharedSessionMixin._execute_internal = with_parameters_of(  # type: ignore[assignment]
+_Mixin: Any = SharedSessionMixin
+_Mixin._execute_internal = with_parameters_of(
     Session._execute_internal,
     _EXECUTE,
     _access_to_execute=_access_to_execute,
     _execute_settled=_execute_settled,
     _next=_bases_that_execute,
+    _type=type,
     _run=run,
 )
 

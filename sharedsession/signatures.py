@@ -69,10 +69,12 @@ def _filled(body: str, parameters: Sequence[Parameter]) -> str:
 
 
 def _parameters_of(function: Any) -> tuple[Parameter, ...]:
+    # A decorated function may take others than the one inside, which it looks like.
     try:
-        return tuple(inspect.signature(function).parameters.values()) or _ANY
+        signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:
         return _ANY
+    return tuple(signature.parameters.values()) or _ANY
 
 
 def _are_free(parameters: Sequence[Parameter], body: str) -> bool:
@@ -93,6 +95,8 @@ def _dressed_as(
     made.__kwdefaults__ = by_name or None
     functools.update_wrapper(made, function)
     del made.__wrapped__
+    if hasattr(function, "__wrapped__"):
+        made.__signature__ = inspect.signature(function)
     return made  # type: ignore[no-any-return]
 
 
