@@ -214,7 +214,10 @@ _PART_OF_WRITE = """\
 _me = _guard.running
 if _me is _guard.worker and _me is _guard.asker():
     if not _guard.may_open and not _guard.reads_only():
-        return _function({parameters})
+        _result = _function({parameters})
+        if _guard.worker is not _me:
+            _guard.note_work(_me)
+        return _result
 """
 
 _RUN = "return _run(_guard, _access, _function, {parameters})"
