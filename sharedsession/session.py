@@ -172,7 +172,7 @@ class SharedSessionMixin(Session):
 
     # -- where all statements meet
 
-    def _note_statement(self, access: Access) -> None:
+    def _note_statement(self, statement: Any, options: Any) -> None:
         """Called inside the guard, before a statement is executed."""
 
     def _autoflush(self) -> None:
@@ -418,26 +418,31 @@ _guard = {self}.guard
 if _guard is None:
     return _next[_type({self})]._execute_internal({parameters})
 _access = _access_to_execute(_guard, statement, execution_options)
-return _run(_guard, _access, _execute_settled, _access, {parameters})"""
+return _run(_guard, _access, _execute_settled, {parameters})"""
+
+_EXECUTE_SETTLED = """\
+{self}._note_statement(statement, execution_options)
+_result = _next[_type({self})]._execute_internal({parameters})
+return _settle({self}.guard, _result)"""
 
 
-def _execute_settled(access: Access, session: Any, *args: Any, **kw: Any) -> Any:
-    session._note_statement(access)
-    result = _bases_that_execute[type(session)]._execute_internal(session, *args, **kw)
-    return rows.settle(session.guard, result)
+def _executing(steps: str, **names: Any) -> Any:
+    return with_parameters_of(
+        Session._execute_internal,
+        steps,
+        _access_to_execute=_access_to_execute,
+        _next=_bases_that_execute,
+        _run=run,
+        _settle=rows.settle,
+        _type=type,
+        **names,
+    )
 
 
 _bases_that_execute = _NextInLine("_execute_internal")
-
 _Mixin: Any = SharedSessionMixin
-_Mixin._execute_internal = with_parameters_of(
-    Session._execute_internal,
-    _EXECUTE,
-    _access_to_execute=_access_to_execute,
-    _execute_settled=_execute_settled,
-    _next=_bases_that_execute,
-    _type=type,
-    _run=run,
+_Mixin._execute_internal = _executing(
+    _EXECUTE, _execute_settled=_executing(_EXECUTE_SETTLED)
 )
 
 

@@ -8,6 +8,7 @@ inside another one.  So these functions are made from source.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import textwrap
@@ -33,7 +34,7 @@ def with_parameters_of(
         underscore.
     """
     parameters = _parameters_of(function)
-    if not _are_free(parameters, body):
+    if not _begin_with_one(parameters) or not _are_free(parameters, body):
         parameters = _ANY
     name = getattr(function, "__name__", "operation")
     name = name if name.isidentifier() else "operation"  # not so of a lambda
@@ -74,7 +75,15 @@ def _parameters_of(function: Any) -> tuple[Parameter, ...]:
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:
         return _ANY
-    return tuple(signature.parameters.values()) or _ANY
+    return tuple(signature.parameters.values())
+
+
+def _begin_with_one(parameters: Sequence[Parameter]) -> bool:
+    """Whether the first parameter stands for one argument, and not for all."""
+    return bool(parameters) and parameters[0].kind in _POSITIONAL
+
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _are_free(parameters: Sequence[Parameter], body: str) -> bool:
@@ -88,15 +97,15 @@ def _are_free(parameters: Sequence[Parameter], body: str) -> bool:
 def _dressed_as(
     function: Any, made: Any, parameters: Sequence[Parameter]
 ) -> Callable[..., Any]:
-    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     given = [each for each in parameters if each.default is not Parameter.empty]
-    made.__defaults__ = tuple(e.default for e in given if e.kind in positional) or None
+    made.__defaults__ = tuple(e.default for e in given if e.kind in _POSITIONAL) or None
     by_name = {e.name: e.default for e in given if e.kind is Parameter.KEYWORD_ONLY}
     made.__kwdefaults__ = by_name or None
     functools.update_wrapper(made, function)
     del made.__wrapped__
-    if hasattr(function, "__wrapped__"):
-        made.__signature__ = inspect.signature(function)
+    if parameters is _ANY or hasattr(function, "__wrapped__"):
+        with contextlib.suppress(ValueError):  # it does not tell
+            made.__signature__ = inspect.signature(function)
     return made  # type: ignore[no-any-return]
 
 

@@ -12,6 +12,7 @@ from .errors import SharedSessionError
 from .guard import Guard
 from .owners import Owner
 from .session import SharedSession, SharedSessionMixin
+from .statements import access_of
 from .taskguard import TaskGuard
 from .terms import LOAD, Access
 
@@ -24,11 +25,11 @@ class TaskSessionMixin(SharedSessionMixin):
 
     # What ends in statements begins here, or where the transaction finds a connection.
 
-    def _note_statement(self, access: Access) -> None:
+    def _note_statement(self, statement: Any, options: Any) -> None:
         guard = self.guard
         assert isinstance(guard, TaskGuard)
         guard.check_may_execute()
-        if access is not LOAD:
+        if access_of(statement, options) is not LOAD:
             guard.note_change()
 
     def _flush(self, *args: Any, **kw: Any) -> None:

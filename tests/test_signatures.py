@@ -85,6 +85,17 @@ def test_a_builtin_that_does_not_tell_takes_anything() -> None:
     assert wrapper_of(dict.pop)({}, "key", "other") == ("called", "other")
 
 
+def test_the_first_of_any_number_is_the_one_it_is_about() -> None:
+    """SQLAlchemy's own wrappers of a collection's methods take nothing else."""
+
+    def function(*args: Any, **kw: Any) -> Any:
+        return args, kw
+
+    wrapper = wrapper_of(function, "return {self}, _function({parameters})")
+    assert wrapper("it", 1, by=2) == ("it", (("it", 1), {"by": 2}))
+    assert inspect.signature(wrapper) == inspect.signature(function)
+
+
 def test_a_decorated_function_takes_what_the_decorator_takes() -> None:
     """It may look like the function inside, which takes something else."""
 
