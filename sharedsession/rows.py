@@ -24,9 +24,9 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
-    if type(result) is alchemy.CursorResult and alchemy.is_exhausted(result):
-        return result  # it has no rows, or is settled
     if isinstance(result, alchemy.CursorResult):
+        if alchemy.is_exhausted(result):
+            return result  # it has no rows, or is settled
         cursor_result: Any = result
     elif isinstance(result, alchemy.IteratorResult):
         cursor_result = _cursor_result(result)
@@ -36,7 +36,7 @@ def settle(guard: Guard, result: Any) -> Any:
         _stream(guard, result, cursor_result)
     elif cursor_result is not result:
         _promise_objects(guard, result)
-    elif not alchemy.is_exhausted(result):
+    else:
         _buffer_rows(result)
     return result
 
@@ -51,11 +51,8 @@ def _streams(result: Any, cursor_result: Any) -> bool:
     if alchemy.is_exhausted(cursor_result):
         return False
     options = cursor_result.context.execution_options
-    return bool(
-        options.get("stream_results")
-        or options.get("yield_per")
-        or alchemy.comes_piece_by_piece(result, cursor_result)
-    )
+    asked = options and (options.get("stream_results") or options.get("yield_per"))
+    return bool(asked or alchemy.comes_piece_by_piece(result, cursor_result))
 
 
 def _buffer_rows(cursor_result: Any) -> None:
