@@ -69,9 +69,6 @@ def quick_contains(operation: _Operation) -> _Operation:
     return __contains__
 
 
-QUICK = {"__contains__": quick_contains, "get": quick_get}
-
-
 _plain: dict[tuple[type, str], bool] = {}
 
 

@@ -492,8 +492,10 @@ def _put_operations_on(cls: Any) -> None:
             function = like(own, plain) if own else _next_in_line(name)
             refused = name in SESSION and access not in (READ, LOAD)
             operation = guarded(function, access, _guard_of, refused=refused)
-            if name in looks.QUICK:
-                operation = with_signature_of(plain, looks.QUICK[name](operation))
+            if name == "get":
+                operation = with_signature_of(plain, looks.quick_get(operation))
+            elif name == "__contains__":  # has the signature
+                operation = like(looks.quick_contains(operation), plain)
             setattr(cls, name, operation)
 
 
