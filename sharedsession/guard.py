@@ -60,7 +60,7 @@ class Guard(Monitor):
 
     __slots__ = (
         *("number", "session", "worker", "note_work", "second_owner", "failed"),
-        *("attend", "promises", "_chores", "_process", "__weakref__"),
+        *("attend", "promises", "promiser", "_chores", "_process", "__weakref__"),
     )
 
     #: What :meth:`hand_over` takes.
@@ -106,8 +106,10 @@ class Guard(Monitor):
         self._process = os.getpid()
         self._chores: deque[Callable[[], None]] = deque()
         #: What is to be done before another owner comes in, as long as it matters to
-        #: anybody.  Changed inside only.
-        self.promises: weakref.WeakSet[Promise] = weakref.WeakSet()
+        #: anybody.  Changed inside only, or by the collector.
+        self.promises: set[weakref.ref[Promise]] = set()
+        #: Whose promises these are: another's are kept before one can be made.
+        self.promiser: Owner | None = None
         _guards.add(self)
 
     # -- one operation
@@ -136,6 +138,8 @@ class Guard(Monitor):
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Deal with what makes for attention; to be called inside, first of all."""
+        if self.promiser is me and not (self.unsettled or self._chores):
+            return  # there is nothing but what it promised itself
         if self.attend is not None:
             self.attend(me, access)
         else:
@@ -280,6 +284,22 @@ class Guard(Monitor):
         self._chores.append(chore)
         self.attention = True
 
+    def promise(self, promise: Promise) -> None:
+        """Have *promise* kept before another owner comes in; to be called inside."""
+        self.promises.add(weakref.ref(promise, self.promises.discard))
+        self.promiser = promise.owner
+        self.attention = True
+
+    def forget_promise(self, promise: Promise) -> None:
+        """It is being kept; nothing if it was before.  To be called inside."""
+        reference = weakref.ref(promise)
+        if reference in self.promises:
+            self.promises.discard(reference)
+            if not self.promises:
+                self.attention = False
+                if self.unsettled or self._chores:  # looked at last: it may just come
+                    self.attention = True
+
     def has_chores(self) -> bool:
         return bool(self._chores or self.promises)
 
@@ -287,8 +307,9 @@ class Guard(Monitor):
         """Do what was left behind, and keep others' promises; to be called inside."""
         while self._chores:
             self._chores.popleft()()
-        for promise in tuple(self.promises):
-            if promise.owner is not me:
+        for reference in tuple(self.promises):
+            promise = reference()
+            if promise is not None and promise.owner is not me:
                 promise.keep()
 
     # -- who asks

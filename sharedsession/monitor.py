@@ -72,7 +72,7 @@ Fields, and how each is published:
     first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
     inside, and clears what it dealt with there; a note that is stored meanwhile by
     the collector is dealt with by the one after.
-``worker``, ``promises``
+``worker``, ``promises``, ``promiser``
     Changed inside only.
 ``forsaken``, ``_chores``
     Deques, appended to by anybody, for appending and taking are one step each.  They

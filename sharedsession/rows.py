@@ -76,7 +76,7 @@ def _promise_objects(guard: Guard, result: Any) -> None:
     result.iterator = objects
 
 
-class _Objects(Iterator[Any]):
+class _Objects:
     """Makes objects of rows when they are asked for, as SQLAlchemy does.
 
     Or before another owner comes in, whichever is first: what another thread changes
@@ -93,8 +93,7 @@ class _Objects(Iterator[Any]):
         self._made: Iterator[Any] = iter(())
         self._error: BaseException | None = None
         if guard.keeps_promises:
-            guard.promises.add(self)
-            guard.attention = True
+            guard.promise(self)
         else:
             self.keep()  # at once: who asks later may be unable to wait
 
@@ -114,7 +113,7 @@ class _Objects(Iterator[Any]):
     def _make(self, size: int | None) -> None:
         self._guard.may_open = False  # what is half made is not for others
         was_made, self._is_made = self._is_made, True
-        self._guard.promises.discard(self)
+        self._guard.forget_promise(self)
         if not was_made:  # nobody came before
             objects = itertools.chain.from_iterable(self._chunks(size))
             self._made = iter(list(objects))

@@ -350,9 +350,16 @@ MUTANTS = [
     Mutant(
         "objects are made of rows after others came in",
         "rows",
-        "            guard.promises.add(self)\n",
-        "",
+        "            guard.promise(self)\n",
+        "            pass\n",
         "tests/test_rows.py",
+    ),
+    Mutant(
+        "what an owner promised hides what others left for it",
+        "guard",
+        "        if self.promiser is me and not (self.unsettled or self._chores):\n",
+        "        if self.promiser is me:\n",
+        "tests/test_transactions.py",
     ),
     Mutant(
         "a stream does not keep the guard",
