@@ -307,7 +307,8 @@ class Guard(Monitor):
         """Do what was left behind, and keep others' promises; to be called inside."""
         while self._chores:
             self._chores.popleft()()
-        for reference in tuple(self.promises):
+        # A copy that is made in one step: the collector takes some away at any time.
+        for reference in self.promises.copy():
             promise = reference()
             if promise is not None and promise.owner is not me:
                 promise.keep()
