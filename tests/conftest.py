@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import signal
 import sqlite3
 import warnings
 import weakref
@@ -20,6 +21,10 @@ from sharedsession import SharedSession, shared_session
 from sharedsession.tripwire import Tripwire, tripwire
 
 from .models import Address, Base, Book, Log, User, Visit, make_user
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As of whatever a shell starts in the background; tests interrupt themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The tripwire of every engine that is made here: all tests are watched from below.
 wires: weakref.WeakKeyDictionary[sa.Engine, Tripwire] = weakref.WeakKeyDictionary()
