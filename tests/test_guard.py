@@ -21,9 +21,9 @@ from sharedsession import (
 from sharedsession.guard import Guard
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.monitor import TURN
-from sharedsession.operations import run, write
+from sharedsession.operations import guarded, run, write
 from sharedsession.owners import Owner, current_owner
-from sharedsession.terms import LOAD, READ, STREAM, WRITE, Kind
+from sharedsession.terms import CHANGE, LOAD, READ, STREAM, WRITE, Kind
 
 from .threads import Worker, inside, passes, wait_for, wait_until
 
@@ -302,6 +302,24 @@ def test_what_a_thread_held_when_it_ended_is_released(
     assert "'gone'" in caplog.text
     kept[0].release()
     assert guard.stats().acquisitions == 2
+
+
+def test_work_is_noted_anew_if_a_write_began_a_level(guard: Guard) -> None:
+    """As a part of an operation that is noted already, too."""
+    noted: list[Owner] = []
+    guard.note_work = noted.append
+
+    def begin_level(self: Guard) -> None:
+        self.worker = None
+
+    write_within = guarded(begin_level, WRITE, lambda self: self)
+
+    def operation() -> None:
+        guard.worker = current_owner()
+        write_within(guard)
+
+    run(guard, CHANGE, operation)
+    assert noted == [current_owner()]
 
 
 class Promised:

@@ -192,6 +192,24 @@ def test_a_listener_of_a_load_writes_nothing_in_a_read_section(
     assert session.guard.held is None
 
 
+def test_such_a_listener_writes_nothing_where_its_owner_has_written_before(
+    session: Any,
+) -> None:
+    user = session.get(User, 1)
+    before = list(user.addresses)
+    session.autoflush = False  # or the section would flush, and note work anew
+    user.name = "pending"
+    assert session.guard.worker is not None
+
+    @sa.event.listens_for(session, "do_orm_execute", once=True)
+    def listen(state: Any) -> None:
+        user.addresses.reverse()
+
+    with session.read_section(), pytest.raises(UpgradeError):
+        session.get(User, 3)
+    assert list(user.addresses) == before
+
+
 def test_a_load_in_a_read_section_may_begin_what_it_needs(
     session: Any, engine: sa.Engine
 ) -> None:

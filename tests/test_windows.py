@@ -194,6 +194,22 @@ def test_a_change_of_its_own_closes_the_window(
     assert looking.result() == "changed"
 
 
+def test_no_window_opens_after_a_change_of_its_own(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    other = session.get(User, 2)
+
+    @sa.event.listens_for(session, "do_orm_execute")
+    def change(state: Any) -> None:
+        session.expunge(other)
+
+    waiting(lambda: session.scalar(HOLD_ON))
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    assert looking.result() == "ann"
+
+
 def test_detect_lets_nobody_look(
     engine: sa.Engine, database: Database, waiting: Any
 ) -> None:
