@@ -22,7 +22,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, changes, containers
+from . import alchemy, changes, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .guard import Guard
@@ -51,25 +51,7 @@ def _in_dict_class(attribute: Any) -> Any:
     Of its own, because what the methods need is at hand in them: asking the attribute
     for its key or its implementation takes longer than all the rest.
     """
-    key, impl, state_key = attribute.key, attribute.impl, alchemy.STATE_KEY
-
-    def __get__(self: Any, instance: Any, owner: Any) -> Any:
-        """Read what is loaded without a lock if nobody changes anything meanwhile."""
-        if instance is None:
-            return self
-        try:
-            values = instance.__dict__
-            guard = _find_guard(values[state_key].session_id)
-            if guard is None:
-                return values[key]
-            version = guard.version
-            value = values[key]
-            if guard.version is version and version is not None:
-                return value
-            return _read(guard, self, instance, values)
-        except KeyError:
-            pass  # not loaded, not mapped, or its session went away at this moment
-        return _get_otherwise(self, instance, owner)
+    impl, state_key = attribute.impl, alchemy.STATE_KEY
 
     def __set__(self: Any, instance: Any, value: Any) -> None:
         """Set as one operation, without the steps from the attribute to the guard."""
@@ -93,17 +75,24 @@ def _in_dict_class(attribute: Any) -> Any:
 
     related = alchemy.is_relationship(type(impl))
     setter = set_related if related else __set__
-    members = {"__get__": __get__, "__set__": setter, "inherit_cache": True}
+    getter = reads.getter_of(attribute.key, _get_otherwise)
+    members = {"__get__": getter, "__set__": setter, "inherit_cache": True}
     # Shown: an attribute makes those of aliases from its own class, and comparing the
     # two goes by whose class is the subclass of whose.
     return subclass(InstrumentedAttribute, {**members, "_guarded": impl}, shown=True)
 
 
 def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
+    """Read as an operation: as a mere look if the value is there, else as a load."""
     guard = guard_of_instance(instance)
     if guard is None:
         return _plain_get(self, instance, owner)
-    return _read(guard, self, instance, instance.__dict__)
+    values = instance.__dict__
+    if self.key in values:
+        value = look(guard, values.get, self.key, _MISSING)
+        if value is not _MISSING:
+            return value
+    return run(guard, LOAD, _plain_get, self, instance, owner)
 
 
 def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
@@ -122,15 +111,6 @@ _NotInDict = subclass(
     {"__get__": _get_as_load, "inherit_cache": True},
     shown=True,
 )
-
-
-def _read(guard: Guard, attribute: Any, instance: Any, values: Any) -> Any:
-    """Read under the guard: as a mere look if the value is there, else as a load."""
-    if attribute.key in values:
-        value = look(guard, values.get, attribute.key, _MISSING)
-        if value is not _MISSING:
-            return value
-    return run(guard, LOAD, _plain_get, attribute, instance, type(instance))
 
 
 # -- the implementation behind it, where all public functions end up

@@ -254,6 +254,11 @@ class Monitor:
             self.window = None
             self.running = me
 
+    def is_mine(self) -> bool:
+        """Whether the asker has full rights, so that nobody else changes anything."""
+        me = self.asker()
+        return self.running is me or self.inside is me
+
     def _is_exclusive(self, me: Owner) -> bool:
         return self._owner is me or self.gate.get(0) is me
 

@@ -135,7 +135,7 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     """
     version = guard.version
     if version is None:
-        if guard.running is guard.asker():
+        if guard.is_mine():
             return function(*args, **kw)
     else:
         try:

@@ -41,6 +41,7 @@ class Mutant:
 SCHEDULES = "tests/test_schedules.py"
 MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
+READS = "tests/test_reads.py"
 WINDOWS = "tests/test_windows.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
@@ -374,6 +375,27 @@ MUTANTS = [
         '    "dirty": READ,\n',
         '    "dirty": None,\n',
         MATRIX,
+    ),
+    Mutant(
+        "a read does not ask whether the version changed",
+        "reads",
+        "                if guard.version is version:\n                    return value\n",
+        "                return value\n",
+        READS,
+    ),
+    Mutant(
+        "a read looks beside the exclusive one",
+        "reads",
+        "            if version is not None or guard.is_mine():\n",
+        "            if True:\n",
+        READS,
+    ),
+    Mutant(
+        "everybody counts as inside",
+        "monitor",
+        "        return self.running is me or self.inside is me\n",
+        "        return True\n",
+        f"{READS} {SCHEDULES}",
     ),
     Mutant(
         "setting an attribute is not guarded",

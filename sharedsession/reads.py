@@ -1,0 +1,66 @@
+"""Reading a loaded attribute, which takes no lock if nobody changes anything meanwhile.
+
+Applications do nothing as often.  So it is there twice: in Python, and compiled, where
+a compiler was at hand when the library was installed.  What is compiled is a
+translation of the Python, and everything that is not usual it leaves to Python, too.
+Set ``DISABLE_SHAREDSESSION_CEXT`` in the environment to do without.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable
+
+from . import alchemy
+from .attachment import guards
+from .monitor import Monitor
+
+try:
+    from . import _reads
+except ImportError:
+    _has_compiled = False
+else:
+    _has_compiled = not os.environ.get("DISABLE_SHAREDSESSION_CEXT")
+
+Getter = Callable[[Any, Any, Any], Any]
+
+_find_guard = guards.get
+
+
+def in_python(key: str, otherwise: Getter) -> Getter:
+    """The ``__get__`` of an attribute whose values are in its objects' ``__dict__``.
+
+    :param key: the attribute's name there.
+    :param otherwise: called with the same arguments if it takes more than a look.
+    """
+    state_key = alchemy.STATE_KEY
+
+    def __get__(self: Any, instance: Any, owner: Any) -> Any:
+        if instance is None:
+            return self
+        try:
+            values = instance.__dict__
+            guard = _find_guard(values[state_key].session_id)
+            if guard is None:
+                return values[key]
+            version = guard.version
+            if version is not None or guard.is_mine():
+                value = values[key]
+                if guard.version is version:
+                    return value
+        except KeyError:
+            pass  # not loaded, not mapped, or its session went away at this moment
+        return otherwise(self, instance, owner)
+
+    return __get__
+
+
+def compiled(key: str, otherwise: Getter) -> Getter:
+    """Like :func:`in_python`, and compiled; to be called only if that is there."""
+    return _reads.Read(key, alchemy.STATE_KEY, guards, _SLOTS, otherwise)
+
+
+_SLOTS = tuple(vars(Monitor)[name] for name in ("version", "running", "inside"))
+
+
+getter_of = compiled if _has_compiled else in_python

@@ -1,0 +1,259 @@
+"""Reading a loaded attribute, in Python and compiled: both do the same.
+
+What comes in between two steps of a read comes from a key of the object's dictionary
+that has the same hash, so that the look for the value calls its ``__eq__``: without it
+the compiled read is one step of the interpreter.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from types import SimpleNamespace
+
+import pytest
+
+from sharedsession import reads
+from sharedsession.alchemy import STATE_KEY
+from sharedsession.attachment import guards
+from sharedsession.guard import Guard
+
+HAS_COMPILED = reads.getter_of is reads.compiled
+
+KINDS = [
+    reads.in_python,
+    pytest.param(
+        reads.compiled,
+        marks=pytest.mark.skipif(
+            not HAS_COMPILED, reason="the compiled part was not built, or is disabled"
+        ),
+    ),
+]
+
+NUMBER = -1  # of no session
+OTHERWISE = object()
+VALUE = object()
+
+
+class Intruder:
+    """A key that does something when a dictionary compares it with that of a value."""
+
+    def __init__(self, key):
+        self._hash = hash(key)
+        self.do = lambda: None
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        self.do()
+        return False
+
+
+class Reading:
+    """An attribute called ``key``, and an object of a guarded session."""
+
+    def __init__(self, make):
+        self.calls = []
+        getter = make("key", self._otherwise)
+        attribute_class = type(
+            "Attribute", (), {"__get__": getter, "__set__": lambda *args: None}
+        )
+        self.attribute = attribute_class()
+        self.cls = type("Mapped", (), {"key": self.attribute})
+        self.guard = guards[NUMBER] = Guard()
+        self.object = self.cls()
+        self.values = self.object.__dict__
+        self.values[STATE_KEY] = SimpleNamespace(session_id=NUMBER)
+
+    def _otherwise(self, attribute, instance, owner):
+        self.calls.append((attribute, instance, owner))
+        return OTHERWISE
+
+    def intrude(self, do):
+        """Have *do* called in the middle of each read."""
+        intruder = Intruder("key")
+        self.values[intruder] = None
+        self.values["key"] = VALUE
+        intruder.do = do
+
+
+@pytest.fixture(params=KINDS)
+def reading(request):
+    yield Reading(request.param)
+    guards.pop(NUMBER, None)
+
+
+def change(guard):
+    guard.last_version += 1
+    guard.version = guard.last_version
+
+
+def test_what_is_loaded_is_looked_at(reading):
+    reading.values["key"] = VALUE
+    assert reading.object.key is VALUE
+    assert reading.calls == []
+
+
+@pytest.mark.parametrize("number", [None, NUMBER - 1])
+def test_without_a_guard_too(reading, number):
+    reading.values[STATE_KEY].session_id = number
+    reading.values["key"] = VALUE
+    assert reading.object.key is VALUE
+
+
+def test_the_class_has_the_attribute_itself(reading):
+    assert reading.cls.key is reading.attribute
+
+
+def test_it_can_be_asked_like_any_descriptor(reading):
+    reading.values["key"] = VALUE
+    getter = reading.attribute.__get__
+    assert getter(reading.object, reading.cls) is VALUE
+    assert getter(None, reading.cls) is reading.attribute
+    with pytest.raises(TypeError):
+        getter(reading.object, reading.cls, "one more")
+
+
+@pytest.mark.parametrize("missing", ["key", STATE_KEY])
+def test_what_is_not_there_is_read_otherwise(reading, missing):
+    reading.values["key"] = VALUE
+    del reading.values[missing]
+    assert reading.object.key is OTHERWISE
+    assert reading.calls == [(reading.attribute, reading.object, reading.cls)]
+
+
+def test_without_a_guard_what_is_not_there_is_read_otherwise(reading):
+    del guards[NUMBER]
+    assert reading.object.key is OTHERWISE
+
+
+def test_beside_an_operation_it_is_read_otherwise(reading):
+    reading.values["key"] = VALUE
+    reading.guard.version = None
+    assert reading.object.key is OTHERWISE
+
+
+@pytest.mark.parametrize("right", ["running", "inside"])
+def test_inside_it_is_looked_at(reading, right):
+    reading.values["key"] = VALUE
+    reading.guard.version = None
+    setattr(reading.guard, right, reading.guard.asker())
+    assert reading.object.key is VALUE
+    assert reading.calls == []
+    found = []
+    stranger = threading.Thread(target=lambda: found.append(reading.object.key))
+    stranger.start()
+    stranger.join()
+    assert found == [OTHERWISE]
+
+
+def test_a_change_in_between_makes_it_be_read_otherwise(reading):
+    reading.intrude(lambda: change(reading.guard))
+    assert reading.object.key is OTHERWISE
+
+
+def test_a_change_that_has_begun_in_between_does_so_too(reading):
+    reading.intrude(lambda: setattr(reading.guard, "version", None))
+    assert reading.object.key is OTHERWISE
+
+
+def test_something_else_in_between_does_not(reading):
+    seen = []
+    reading.intrude(lambda: seen.append(True))
+    assert reading.object.key is VALUE
+    assert seen
+
+
+def test_its_guard_may_go_away_in_between(reading):
+    gone = weakref.ref(reading.guard)
+
+    def drop():
+        guards.pop(NUMBER, None)
+        reading.guard = None
+        gc.collect()
+
+    reading.intrude(drop)
+    assert reading.object.key is VALUE
+    gc.collect()
+    assert gone() is None
+
+
+def test_its_value_may_go_away_in_between(reading):
+    reading.intrude(lambda: reading.values.clear())
+    assert reading.object.key is OTHERWISE
+
+
+def test_an_error_in_between_is_raised(reading):
+    def fail():
+        raise ZeroDivisionError
+
+    reading.intrude(fail)
+    with pytest.raises(ZeroDivisionError):
+        reading.object.key
+
+
+def test_an_error_of_who_is_asked_is_raised(reading):
+    def fail():
+        raise ZeroDivisionError
+
+    reading.values["key"] = VALUE
+    reading.guard.asker, reading.guard.version = fail, None
+    with pytest.raises(ZeroDivisionError):
+        reading.object.key
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_it_keeps_nothing_alive(make):
+    reading = Reading(make)
+    value = reading.values["key"] = Intruder("")
+    for _ in range(3):
+        reading.object.key
+    found = [weakref.ref(it) for it in (value, reading.cls, reading.guard)]
+    del value, reading, guards[NUMBER]
+    gc.collect()
+    assert [find() for find in found] == [None] * 3
+
+
+@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
+def test_the_compiled_one_can_be_disabled():
+    code = "from sharedsession import reads; print(reads.getter_of is reads.in_python)"
+    for disabled in ("", "1"):
+        env = {**os.environ, "DISABLE_SHAREDSESSION_CEXT": disabled}
+        command = [sys.executable, "-c", code]
+        said = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert said.stdout.split()[0] == str(bool(disabled)), said.stderr
+
+
+@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
+def test_the_compiled_one_checks_what_it_is_made_of():
+    from sharedsession._reads import Read
+
+    slots = reads._SLOTS
+    with pytest.raises(TypeError):
+        Read(b"key", STATE_KEY, guards, slots, print)
+    with pytest.raises(TypeError):
+        Read("key", STATE_KEY, None, slots, print)
+    with pytest.raises(TypeError, match="slots of a guard's class"):
+        Read("key", STATE_KEY, guards, (1, 2, 3), print)
+    with pytest.raises(TypeError, match="slots of a guard's class"):
+        Read("key", STATE_KEY, guards, (*slots[:2], OtherSlot.inside), print)
+
+
+class OtherSlot:
+    __slots__ = ("inside",)
+
+
+@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
+def test_the_compiled_one_does_not_look_at_another_kind_of_guard():
+    reading = Reading(reads.compiled)
+    reading.values["key"] = VALUE
+    guards[NUMBER] = OtherSlot()
+    try:
+        assert reading.object.key is OTHERWISE
+    finally:
+        del guards[NUMBER]
