@@ -29,17 +29,16 @@ from .statements import access_of, has_changes_within, is_known_change
 from .terms import CHANGE, LOAD, WRITE
 
 
-def is_guarded(connection: Connection) -> bool:
-    return _guard_of(connection) is not None
-
-
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
     """Guard *connection*; one that has a guard already keeps it.
 
     Two sessions may work on one connection.  The second one's operations then take the
     first one's guard too, for as long as they are on the connection.
     """
-    if issubclass(type(connection), Connection) and _guard_of(connection) is None:
+    if (
+        issubclass(type(connection), Connection)
+        and guard_of_connection(connection) is None
+    ):
         thing: Any = connection
         thing._sharedsession_guard = weakref.ref(guard)
         if not is_ours(connection):
@@ -47,16 +46,24 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
     return connection
 
 
-def _guard_of(connection: Any) -> Guard | None:
+def guard_of_connection(connection: Any) -> Guard | None:
     try:
         return connection._sharedsession_guard()  # type: ignore[no-any-return]
     except AttributeError:
         return None
 
 
+def _no_guard() -> None:
+    """In the place of the weak reference of a connection that is guarded."""
+
+
+#: The source that finds the guard of one that has changed its class.
+_GUARD = "{self}._sharedsession_guard()"
+
+
 @per_class
 def _guarded_class(base: Any) -> Any:
-    members: dict[str, Any] = {}
+    members: dict[str, Any] = {"_sharedsession_guard": staticmethod(_no_guard)}
     for name, access in CONNECTION.items():
         member = getattr(base, name, None)
         if access is None or member is None:
@@ -64,9 +71,9 @@ def _guarded_class(base: Any) -> Any:
         if name in HAND_OUT_TRANSACTIONS:
             member = _handing_out(member)
         if hasattr(member, "fget"):
-            members[name] = property(guarded(member.fget, access, _guard_of))
+            members[name] = property(guarded(member.fget, access, _GUARD))
         else:
-            members[name] = guarded(member, access, _guard_of)
+            members[name] = guarded(member, access, _GUARD)
     for name in ("execute", "exec_driver_sql", "scalar"):
         function = getattr(base, name)
         members[name] = with_parameters_of(
@@ -100,11 +107,10 @@ def _guarded_transaction(base: Any) -> Any:
 
 
 def _guard_of_transaction(transaction: Any) -> Guard | None:
-    return _guard_of(transaction.connection)
+    return guard_of_connection(transaction.connection)
 
 
-_EXECUTE = """\
-_guard = _guard_of({self})
+_EXECUTE = f"_guard = {_GUARD}" + """
 if _guard is None:
     return _function({parameters})
 _access = _access_now(_guard, statement)
@@ -127,7 +133,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     guard.check_may_execute()
     me = guard.asker()
     within = guard.running is me
-    if guard.reads_only():
+    if (guard.restricted or guard.reading) and guard.reads_only():
         if has_changes_within(statement):
             guard.refuse_write()
     elif within and guard.worker is me and not guard.may_open:
@@ -146,10 +152,12 @@ def _access_now(guard: Guard, statement: Any) -> Any:
 
 def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
     """Let others look at what is loaded while this one waits for the database."""
+    me = guard.window  # None if the handler of a signal has closed it
     try:
         result = function(*args, **kw)
     finally:
-        guard.close_window(guard.asker())
+        if me is not None:
+            guard.close_window(me)
     return rows.settle(guard, result)
 
 
@@ -159,7 +167,7 @@ def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
 
 
 _EXECUTES: dict[str, Any] = {
-    **{"_guard_of": _guard_of, "_access_now": _access_now, "_WINDOW": _WINDOW},
+    **{"_access_now": _access_now, "_WINDOW": _WINDOW},
     **{"_settle": rows.settle, "_in_window": _in_window, "_execute": _execute},
     "_run": run,
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any, Callable
+from typing import Any
 
 from . import alchemy, instances
 from .guard import Guard
@@ -34,9 +33,6 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
         _add(self, state, key)
 
 
-_guard_of: Callable[[Any], Guard | None] = operator.attrgetter("_guard")
-
-
 def _keys(self: Any) -> Any:
     return dict.fromkeys(_Plain.keys(self)).keys()  # not a view of what changes
 
@@ -50,7 +46,9 @@ _OWN = {"keys": _keys, "__iter__": _iter}
 for _name, _access in IDENTITY_MAP.items():
     if _access is not None and _name != "get":
         _function = _OWN.get(_name) or getattr(_Plain, _name)
-        setattr(_GuardedIdentityMap, _name, guarded(_function, _access, _guard_of))
+        setattr(
+            _GuardedIdentityMap, _name, guarded(_function, _access, "{self}._guard")
+        )
 
 
 def guard_identity_map(identity_map: Any, guard: Guard) -> None:

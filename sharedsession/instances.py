@@ -25,7 +25,6 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from . import alchemy, changes, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
-from .guard import Guard
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
@@ -34,12 +33,11 @@ from .operations import (
     guarded,
     look,
     run,
-    write,
 )
 from .terms import LOAD, READ, WRITE, Access
+from .writes import setter_of
 
 _MISSING: Any = object()
-_find_guard = guards.get
 
 
 # -- the descriptor of an attribute
@@ -51,31 +49,18 @@ def _in_dict_class(attribute: Any) -> Any:
     Of its own, because what the methods need is at hand in them: asking the attribute
     for its key or its implementation takes longer than all the rest.
     """
-    impl, state_key = attribute.impl, alchemy.STATE_KEY
-
-    def __set__(self: Any, instance: Any, value: Any) -> None:
-        """Set as one operation, without the steps from the attribute to the guard."""
-        values = instance.__dict__
-        try:
-            state = values[state_key]
-        except KeyError:
-            _plain_set(self, instance, value)
-            return
-        guard = _find_guard(state.session_id)
-        if guard is None:
-            impl.set_unguarded(state, values, value, None)
-        else:
-            write(guard, impl, state, values, value)
+    impl = attribute.impl
+    getter = reads.getter_of(attribute.key, _get_otherwise)
+    set_value = setter_of(impl, alchemy.STATE_KEY, _plain_set)
 
     def set_related(self: Any, instance: Any, value: Any) -> None:
         guard = guard_of_instance(instance)
         if guard is not None:
             guard.check_may_relate()
-        __set__(self, instance, value)
+        set_value(self, instance, value)
 
     related = alchemy.is_relationship(type(impl))
-    setter = set_related if related else __set__
-    getter = reads.getter_of(attribute.key, _get_otherwise)
+    setter = set_related if related else set_value
     members = {"__get__": getter, "__set__": setter, "inherit_cache": True}
     # Shown: an attribute makes those of aliases from its own class, and comparing the
     # two goes by whose class is the subclass of whose.
@@ -224,37 +209,35 @@ def _attrs(state: Any) -> Any:
     return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
 
 
-def _guarded_members(base: Any, table: Table, find_guard: Any) -> dict[str, Any]:
-    """The guarded properties and methods that *table* names."""
+def _guarded_members(base: Any, table: Table, state: str) -> dict[str, Any]:
+    """The guarded properties and methods that *table* names.
+
+    :param state: the source that finds the object's state.
+    """
+    find_guard = f"_guards.get({state}.session_id)"
     members: dict[str, Any] = {}
     for name, access in table.items():
         member = getattr(base, name, None)
         if access is None or member is None:
             continue
         if hasattr(member, "fget"):
-            getter = guarded(member.fget, access, find_guard)
+            getter = guarded(member.fget, access, find_guard, _guards=guards)
             members[name] = property(getter, doc=member.__doc__)
         else:
-            members[name] = guarded(member, access, find_guard)
+            members[name] = guarded(member, access, find_guard, _guards=guards)
     return members
-
-
-def _guard_of_attribute_state(attribute_state: Any) -> Guard | None:
-    return guard_of_state(attribute_state.state)
 
 
 _AttributeState = subclass(
     alchemy.AttributeState,
-    _guarded_members(
-        alchemy.AttributeState, ATTRIBUTE_STATE, _guard_of_attribute_state
-    ),
+    _guarded_members(alchemy.AttributeState, ATTRIBUTE_STATE, "{self}.state"),
 )
 
 #: What the state of an object becomes when it is attached to a guarded session.
 GuardedState = subclass(
     alchemy.InstanceState,
     {
-        **_guarded_members(alchemy.InstanceState, STATE, guard_of_state),
+        **_guarded_members(alchemy.InstanceState, STATE, "{self}"),
         "_modified_event": _modified_event,
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
         "__reduce_ex__": guarded(
@@ -266,19 +249,14 @@ GuardedState = subclass(
 
 def adopt(state: Any) -> None:
     """Guard an object's state, and what it holds, as its session is guarded."""
-    adopt_loaded(state)
+    if type(state) is PlainState:
+        state.__class__ = GuardedState
     values = state.dict
     for key in alchemy.loaded_collections(state, values):
         containers.guard_collection(values[key])
     for value in tuple(values.values()):
         if isinstance(value, alchemy.MutableBase):
             containers.guard_mutable(value)
-
-
-def adopt_loaded(state: Any) -> None:
-    """The same for an object that is being loaded: it holds nothing yet."""
-    if type(state) is PlainState:
-        state.__class__ = GuardedState
 
 
 PlainState = alchemy.InstanceState

@@ -126,7 +126,15 @@ class Monitor:
         *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
         *("version", "last_version", "window", "may_open", "_windows"),
         *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
-        *("_make_lock", "_mutex", "_has_gate", "_owner", "_loader", "restricted"),
+        *(
+            "_make_lock",
+            "_mutex",
+            "_has_gate",
+            "_has_windows",
+            "_owner",
+            "_loader",
+            "restricted",
+        ),
         *("reading", "queue", "_before", "since", "sole", "checks_askers"),
         *("forsaken", "_shared_entries", "_contended", "_timeouts"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
@@ -172,6 +180,7 @@ class Monitor:
         self._has_gate = usable and self._may_have_gate
         if not self._has_gate:
             self.gate[0] = CLOSED
+        self._has_windows = kind is not Kind.DETECT and kind is not Kind.CONFINE
         self._owner: Owner | None = None
         self._loader: Owner | None = None
         self.restricted = False
@@ -200,8 +209,9 @@ class Monitor:
     def come_in(self, me: Owner) -> bool:
         """Let *me* in for one operation if nobody is in and nobody waits.
 
-        The usual case, in as few steps as can be.  To be called if neither ``running``
-        nor ``inside`` is *me*.  Whatever comes of it, :meth:`leave` has to follow.
+        The usual case, in as few steps as can be.  To be called if none of ``running``,
+        ``inside`` and ``window`` is *me*: whoever is in by the gate already would come
+        in once more.  Whatever comes of it, :meth:`leave` has to follow.
         """
         known = self.sole is me or not self.checks_askers
         try:
@@ -221,11 +231,8 @@ class Monitor:
         Not in a section or a stream, nor where threads that meet are an error.
         """
         self.may_open = False
-        if self.holds or not self._is_exclusive(me):
+        if self.holds or not self._has_windows or not self._is_exclusive(me):
             return False
-        if self.kind is Kind.DETECT or self.kind is Kind.CONFINE:
-            return False
-        self._move_in(me)
         self._windows += 1
         # No call from here to the version: an interrupt finds it open or not.
         self.window = me

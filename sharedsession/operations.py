@@ -76,55 +76,6 @@ def _run_within(
     return result
 
 
-def write(guard: Guard, impl: Any, state: Any, values: Any, value: Any) -> None:
-    """Set an attribute as one operation: like :func:`run`, in as few steps as can be.
-
-    No application makes any other operation as often.  So the steps of
-    :meth:`Guard.come_in` and :meth:`Guard.leave` stand here in line, and the operation
-    is not timed.
-    """
-    me = guard.asker()
-    known = guard.sole is me or not guard.checks_askers
-    if guard.running is me or guard.inside is me or not known:
-        run(guard, WRITE, impl.set_unguarded, state, values, value, None)
-        return
-    gate = guard.gate
-    came_in = left = False
-    try:
-        try:
-            came_in = gate.setdefault(0, me) is me and gate[0] is me
-        except KeyError:
-            pass  # see Guard.come_in()
-        if came_in:
-            guard.version = None
-            guard.running = me
-            if guard.attention:
-                guard.attend_to(me, WRITE)
-            impl.set_unguarded(state, values, value, None)
-            if guard.worker is not me:
-                guard.note_work(me)
-            if gate[0] is me and not guard.queue and not guard.unsettled:
-                # No call from here to the end: an interrupt finds all or nothing.
-                guard.running = None
-                guard.last_version += 1
-                guard.version = guard.last_version
-                del gate[0]
-                left = not guard.queue and not guard.forsaken
-    except BaseException as error:
-        guard.failed = me, error.__class__.__name__
-        guard.attention = guard.unsettled = True
-        raise
-    finally:
-        if not left and (came_in or gate.get(0) is me):
-            try:
-                guard.leave(me)
-            except BaseException:
-                guard.leave(me)  # an interrupt at its first line
-                raise
-    if not came_in:
-        run(guard, WRITE, impl.set_unguarded, state, values, value, None)
-
-
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Call *function*, which only looks at loaded state, without a lock if possible.
 
@@ -160,61 +111,73 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
 def guarded(
     function: Callable[..., Any],
     access: Access,
-    find_guard: Callable[[Any], Guard | None],
+    find_guard: Callable[[Any], Guard | None] | str,
     *,
     refused: bool = False,
+    within: str = "_function({parameters})",
+    **names: Any,
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature.
 
     As a part of an operation it is called right away, if :func:`run` would do nothing
-    else.  With *refused* it is not in a read section, whatever it is a part of.
+    else.
+
+    :param find_guard: a function; or source in which ``{self}`` is the object, which
+        takes no call.
+    :param refused: whether it is not in a read section, whatever it is a part of.
+    :param within: the source that calls *function* as a part of an operation, if there
+        is a shorter one.
+    :param names: what these sources refer to, see :func:`with_parameters_of`.
     """
     steps = (
         _LOOK if access is READ else _FIND + _REFUSE * refused + _PART[access] + _RUN
     )
+    if not isinstance(find_guard, str):
+        names["_find_guard"], find_guard = find_guard, "_find_guard({self})"
     return with_parameters_of(
         function,
-        steps,
+        steps.replace("{guard}", find_guard).replace("{call}", within),
         _function=function,
         _access=access,
-        _find_guard=find_guard,
         _look=look,
         _run=run,
+        **names,
     )
 
 
 _LOOK = """\
-_guard = _find_guard({self})
+_guard = {guard}
 if _guard is None or (_guard.version is None and _guard.running is _guard.asker()):
-    return _function({parameters})
+    return {call}
 return _look(_guard, _function, {parameters})"""
 
 _FIND = """\
-_guard = _find_guard({self})
+_guard = {guard}
 if _guard is None:
-    return _function({parameters})
+    return {call}
 """
 
+#: ``reads_only()`` is asked only if anybody reads at all.
 _REFUSE = """\
-if _guard.reads_only():
+if (_guard.restricted or _guard.reading) and _guard.reads_only():
     _guard.refuse_write()
 """
 
 _PART_OF_LOAD = """\
 if _guard.running is _guard.asker():
-    return _function({parameters})
+    return {call}
 """
 
 _PART_OF_CHANGE = """\
 if _guard.running is _guard.asker() and not _guard.may_open:
-    return _function({parameters})
+    return {call}
 """
 
 _PART_OF_WRITE = """\
 _me = _guard.running
-if _me is _guard.worker and _me is _guard.asker():
-    if not _guard.may_open and not _guard.reads_only():
-        _result = _function({parameters})
+if _me is _guard.worker and _me is _guard.asker() and not _guard.may_open:
+    if not (_guard.restricted or _guard.reading) or not _guard.reads_only():
+        _result = {call}
         if _guard.worker is not _me:
             _guard.note_work(_me)
         return _result

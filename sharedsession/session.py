@@ -7,7 +7,7 @@ import weakref
 from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from . import alchemy, containers, forks, instances, looks, rows
@@ -60,6 +60,8 @@ class SharedSessionMixin(Session):
     _failure: Loss | None
     _owed: set[Owner]
     _blocks: dict[Owner, int]
+    #: The engines that several threads may use.
+    _fit_engines: set[Engine]
     #: Whether a unit of work is open, whose end will commit.
     _in_unit = False
 
@@ -395,14 +397,15 @@ class _NextInLine(dict[type, Any]):
         return base
 
 
-def _next_in_line(name: str) -> Any:
+def _next_in_line(name: str, line: _NextInLine) -> Any:
     """Call the method of the class that the mixin stands before."""
-    return with_parameters_of(
-        getattr(Session, name),
-        f"return _next[_type({{self}})].{name}({{parameters}})",
-        _next=_NextInLine(name),
-        _type=type,
-    )
+    plain = getattr(Session, name)
+    body = "return " + _next_call(name)
+    return with_parameters_of(plain, body, _next=line, _type=type)
+
+
+def _next_call(name: str) -> str:
+    return f"_next[_type({{self}})].{name}({{parameters}})"
 
 
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
@@ -450,8 +453,8 @@ def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-def _guard_of(session: Any) -> Guard | None:
-    return session.guard  # type: ignore[no-any-return]
+#: The source that finds it.
+_GUARD = "{self}.guard"
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -479,19 +482,33 @@ _OWN = {
 }
 
 
+def _operation(name: str, plain: Any, access: Access) -> Any:
+    refused = name in SESSION and access not in (READ, LOAD)
+    own: Any = _OWN.get(name)
+    if own:
+        return guarded(like(own, plain), access, _GUARD, refused=refused)
+    line = _NextInLine(name)
+    return guarded(
+        _next_in_line(name, line),
+        access,
+        _GUARD,
+        refused=refused,
+        within=_next_call(name),
+        _next=line,
+        _type=type,
+    )
+
+
 def _put_operations_on(cls: Any) -> None:
     for name, access in {**SESSION, **SESSION_INTERNAL}.items():
         plain = getattr(Session, name, None)
         if access is None or plain is None:
             continue  # free, or only in another release of SQLAlchemy
         if isinstance(plain, property):
-            getter = guarded(_next_property(name), access, _guard_of)
+            getter = guarded(_next_property(name), access, _GUARD)
             setattr(cls, name, property(getter, doc=plain.__doc__))
         else:
-            own: Any = _OWN.get(name)
-            function = like(own, plain) if own else _next_in_line(name)
-            refused = name in SESSION and access not in (READ, LOAD)
-            operation = guarded(function, access, _guard_of, refused=refused)
+            operation = _operation(name, plain, access)
             if name == "get":
                 operation = with_signature_of(plain, looks.quick_get(operation))
             elif name == "__contains__":  # has the signature
@@ -547,6 +564,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._failure = None
     session._owed = set()
     session._blocks = {}
+    session._fit_engines = set()
     guard.session = weakref.ref(session)
     guard.note_work = _weakly(session._note_work)
     guard.attend = _weakly(session._attend)

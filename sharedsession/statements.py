@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import re
 from typing import Any
@@ -28,17 +29,41 @@ def access_of(statement: Any, options: Any = None) -> Access:
     too, so it counts as a change.  A SELECT that is to overwrite what is loaded counts
     as one as well.
     """
-    if isinstance(statement, str):
+    cls: Any = type(statement)
+    kind = _kind_of(cls)
+    if kind is _Kind.STRING:
         return _access_of_text(statement)
-    if isinstance(statement, sa.TextClause):
+    if kind is _Kind.TEXT:
         return _access_of_text(statement.text)
-    if isinstance(statement, (FromStatement, sa.TextualSelect)):
+    if kind is _Kind.AROUND_ANOTHER:
         return access_of(statement.element, options)
-    if _overwrites(statement, options):
+    if kind is _Kind.OTHER or (kind is _Kind.LAMBDA and not statement.is_select):
         return WRITE
-    if getattr(statement, "is_select", False) or isinstance(statement, FunctionElement):
-        return LOAD
-    return WRITE
+    return WRITE if _overwrites(statement, options) else LOAD
+
+
+class _Kind(enum.Enum):
+    STRING = enum.auto()
+    TEXT = enum.auto()
+    AROUND_ANOTHER = enum.auto()
+    SELECT = enum.auto()
+    LAMBDA = enum.auto()  # only the statement itself knows what it is
+    OTHER = enum.auto()
+
+
+@functools.lru_cache(1024)
+def _kind_of(cls: type) -> _Kind:
+    if issubclass(cls, str):
+        return _Kind.STRING
+    if issubclass(cls, sa.TextClause):
+        return _Kind.TEXT
+    if issubclass(cls, (FromStatement, sa.TextualSelect)):
+        return _Kind.AROUND_ANOTHER
+    if isinstance(getattr(cls, "is_select", False), property):
+        return _Kind.LAMBDA
+    if getattr(cls, "is_select", False) or issubclass(cls, FunctionElement):
+        return _Kind.SELECT
+    return _Kind.OTHER
 
 
 @functools.lru_cache(1024)

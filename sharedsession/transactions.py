@@ -15,7 +15,7 @@ from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .affinity import check_engine
-from .connections import guard_connection, is_guarded
+from .connections import guard_connection, guard_of_connection
 from .guard import Guard
 from .holds import Hold
 from .operations import guarded, run
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
 
+
+#: The source that does the same.
+_GUARD = "{self}.session.guard"
 
 _Plain = sa_orm.SessionTransaction
 
@@ -142,16 +145,16 @@ class GuardedTransaction(_Plain):
         finally:
             self.session._note_failure(sys.exc_info()[1])
 
-    close = guarded(_close, END, _guard_of)
-    commit = guarded(_commit, CHANGE, _guard_of)
-    rollback = guarded(_rollback, END, _guard_of)
-    is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _guard_of))
-    prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
-    connection = guarded(_Plain.connection, LOAD, _guard_of)
+    close = guarded(_close, END, _GUARD)
+    commit = guarded(_commit, CHANGE, _GUARD)
+    rollback = guarded(_rollback, END, _GUARD)
+    is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _GUARD))
+    prepare = guarded(_Plain.prepare, CHANGE, _GUARD)
+    connection = guarded(_Plain.connection, LOAD, _GUARD)
     if hasattr(_Plain, "connections"):
-        _connections_seen = guarded(vars(_Plain)["connections"].fget, READ, _guard_of)
+        _connections_seen = guarded(vars(_Plain)["connections"].fget, READ, _GUARD)
         connections = property(_connections_seen)
-        bound_connection = guarded(_Plain.bound_connection, READ, _guard_of)
+        bound_connection = guarded(_Plain.bound_connection, READ, _GUARD)
 
     # -- what it is made of
 
@@ -164,14 +167,22 @@ class GuardedTransaction(_Plain):
         connection = alchemy.connection_at_hand(self, bind, execution_options)
         if connection is None:
             connection = super()._connection_for_bind(bind, execution_options)
-        return connection if is_guarded(connection) else self._guard(connection)
+        if guard_of_connection(connection) is None:
+            return self._guard(connection)
+        return connection
 
     def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)
         assert guard is not None
         if guard.is_shared:
-            check_engine(connection.engine, guard.asker())
+            self._check_engine(connection.engine, guard)
         return guard_connection(connection, guard)
+
+    def _check_engine(self, engine: Any, guard: Guard) -> None:
+        known = self.session._fit_engines
+        if engine not in known:  # it takes a while, and a session has few
+            check_engine(engine, guard.asker())
+            known.add(engine)
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:

@@ -27,13 +27,15 @@ from sharedsession import (
 )
 from sharedsession.asyncio import AsyncSharedSession
 from sharedsession.coroutines import AsyncSection
-from sharedsession.operations import look, run, write
+from sharedsession.operations import look, run
 from sharedsession.sections import CriticalSection, ReadSection
 from sharedsession.taskguard import TaskGuard
 from sharedsession.tasks import to_the_end
 from sharedsession.terms import CHANGE, END, LOAD, STREAM, WRITE, Kind
+from sharedsession.writes import setter_of
 
 from .aio_scheduler import Loop
+from .guard_programs import attached
 
 Program = tuple[str, ...]
 
@@ -408,7 +410,8 @@ def _glanced_at(world: World) -> None:
 
 
 async def set_attribute(world: World) -> None:
-    write(world.guard, FakeAttribute(world), None, None, None)
+    set_value = setter_of(FakeAttribute(world), "state", None)
+    set_value(None, attached(world.guard), None)
 
 
 async def put_off(world: World) -> None:

@@ -22,7 +22,9 @@ from sharedsession import (
     guard,
     operations,
     sections,
+    writes,
 )
+from sharedsession.attachment import guards
 from sharedsession.locks import _ForeignExclusive
 from sharedsession.owners import Owner
 from sharedsession.terms import EXCLUSIVE, LOAD, STREAM, WRITE, Kind
@@ -38,7 +40,7 @@ PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
     run=operations.run,
     look=operations.look,
-    write=operations.write,
+    setter_of=writes.setter_of,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
 )
@@ -48,14 +50,14 @@ class World:
     """A guard, what it guards, and what is known of who is inside."""
 
     def __init__(
-        self, scheduler: Scheduler, kind: str, code: SimpleNamespace, guards: int = 1
+        self, scheduler: Scheduler, kind: str, code: SimpleNamespace, count: int = 1
     ) -> None:
         self.scheduler = scheduler
         self.code = code
         self.kind = kind
         self.owners: dict[Task, Owner] = {}
         self._outsider = make_owner("outsider")
-        self.sessions = [FakeSession(self, self._make_guard()) for _ in range(guards)]
+        self.sessions = [FakeSession(self, self._make_guard()) for _ in range(count)]
         self.session = self.sessions[0]
         self.guard: guard.Guard = self.session.guard
         # Equal, unless somebody is changing them
@@ -305,7 +307,27 @@ class FakeAttribute:
 
 
 def set_attribute(world: World) -> None:
-    world.code.write(world.guard, FakeAttribute(world), None, None, None)
+    set_value = world.code.setter_of(FakeAttribute(world), "state", None)
+    set_value(None, attached(world.guard), None)
+
+
+def attached(guard: Any) -> Any:
+    """Something that is attached to a session with that guard."""
+    guards[_NUMBER] = guard  # there is one world at a time
+    return SimpleNamespace(state=SimpleNamespace(session_id=_NUMBER))
+
+
+_NUMBER = -1  # of no session
+
+
+def set_within(world: World) -> None:
+    """Setting as a part of another operation, which goes on."""
+
+    def body() -> None:
+        set_attribute(world)
+        _change_inside(world)
+
+    world.code.run(world.guard, WRITE, body)
 
 
 def change_and_leave_pending(world: World) -> None:
@@ -348,6 +370,16 @@ def load_in_window(world: World) -> None:
 def change_in_window(world: World) -> None:
     """A listener that changes something while the database is waited for."""
     _wait_in_window(world, lambda: change(world))
+
+
+def set_in_window(world: World) -> None:
+    """The same, by the shortest way in."""
+    _wait_in_window(world, lambda: set_attribute(world))
+
+
+def critical_in_window(world: World) -> None:
+    """A listener with a section of its own."""
+    _wait_in_window(world, lambda: critical(world))
 
 
 def look(world: World) -> int:
@@ -528,10 +560,13 @@ def both(first: int, second: int) -> Callable[[World], None]:
 OPERATIONS: dict[str, Callable[[World], None]] = {
     "change": change,
     "set": set_attribute,
+    "set-within": set_within,
     "leave-pending": change_and_leave_pending,
     "load": load,
     "load-window": load_in_window,
     "change-window": change_in_window,
+    "set-window": set_in_window,
+    "critical-window": critical_in_window,
     "look": look,  # type: ignore[dict-item]
     "critical": critical,
     "critical-timeout": critical_with_timeout,
@@ -552,6 +587,7 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "critical-interrupted": interrupted(critical),
     "read-interrupted": interrupted(read),
     "load-window-interrupted": interrupted(load_in_window),
+    "set-window-interrupted": interrupted(set_in_window),
     "read-load-interrupted": interrupted(read_and_load),
     "a-in-b": both(1, 0),
     "b-in-a": both(0, 1),
@@ -570,7 +606,7 @@ def program(
     two = any("-in-" in script for script in scripts)
 
     def run(scheduler: Scheduler) -> Any:
-        world = World(scheduler, kind, code, guards=2 if two else 1)
+        world = World(scheduler, kind, code, count=2 if two else 1)
         for number, script in enumerate(scripts):
             world.spawn(number, script)
         scheduler.run()

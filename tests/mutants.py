@@ -209,16 +209,16 @@ MUTANTS = [
     ),
     Mutant(
         "setting an attribute does not hide what it changes",
-        "operations",
-        "            guard.version = None\n",
+        "writes",
+        "                guard.version = None\n",
         "",
         f"{SCHEDULES} -k 'several'",
     ),
     Mutant(
         "setting an attribute does not look who queued meanwhile",
-        "operations",
-        "                left = not guard.queue and not guard.forsaken\n",
-        "                left = True\n",
+        "writes",
+        "                    left = not guard.queue and not guard.forsaken\n",
+        "                    left = True\n",
         f"{SCHEDULES} -k 'several'",
     ),
     Mutant(
@@ -238,8 +238,8 @@ MUTANTS = [
     Mutant(
         "a window opens inside a section",
         "monitor",
-        "        if self.holds or not self._is_exclusive(me):\n",
-        "        if not self._is_exclusive(me):\n",
+        "        if self.holds or not self._has_windows or",
+        "        if not self._has_windows or",
         WINDOWS,
     ),
     Mutant(
@@ -379,7 +379,8 @@ MUTANTS = [
     Mutant(
         "a read does not ask whether the version changed",
         "reads",
-        "                if guard.version is version:\n                    return value\n",
+        "                if guard.version is version:\n"
+        "                    return value\n",
         "                return value\n",
         READS,
     ),
@@ -399,10 +400,24 @@ MUTANTS = [
     ),
     Mutant(
         "setting an attribute is not guarded",
-        "instances",
-        "            write(guard, impl, state, values, value)\n",
-        "            impl.set_unguarded(state, values, value, None)\n",
+        "writes",
+        "        if guard is None:\n",
+        "        if True:\n",
         MATRIX,
+    ),
+    Mutant(
+        "setting an attribute comes in where it is in already, with a window open",
+        "writes",
+        " and guard.window is not me\n",
+        "\n",
+        f"{SCHEDULES} -k 'set-window'",
+    ),
+    Mutant(
+        "setting an attribute comes in where it is in already, by an operation",
+        "writes",
+        "        free = guard.version is not None and",
+        "        free = True and",
+        f"{SCHEDULES} -k 'set-within'",
     ),
     Mutant(
         "a setting of the session is not guarded",

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sharedsession import guard, monitor, operations, owners, sections
+from sharedsession import guard, monitor, operations, owners, sections, writes
 
 _HOOK = "_switch_point"
 
@@ -74,7 +74,7 @@ def stepping_code(hook: Callable[[], None]) -> SimpleNamespace:
         Guard=guards["Guard"],
         run=ops["run"],
         look=ops["look"],
-        write=ops["write"],
+        setter_of=stepping_copy(writes, hook, run=ops["run"])["setter_of"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],
     )

@@ -21,10 +21,12 @@ from sharedsession import (
 from sharedsession.guard import Guard
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.monitor import TURN
-from sharedsession.operations import guarded, run, write
+from sharedsession.operations import guarded, run
 from sharedsession.owners import Owner, current_owner
 from sharedsession.terms import CHANGE, LOAD, READ, STREAM, WRITE, Kind
+from sharedsession.writes import setter_of
 
+from .guard_programs import attached
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 WAITING_KINDS = ["rlock", "rw"]
@@ -561,7 +563,8 @@ def test_a_signal_handler_may_use_what_is_being_entered(enter: str) -> None:
     if enter == "operation":
         run(guard, WRITE, check)
     elif enter == "attribute":
-        write(guard, SimpleNamespace(set_unguarded=check), None, None, None)
+        set_value = setter_of(SimpleNamespace(set_unguarded=check), "state", check)
+        set_value(None, attached(guard), None)
     else:
         hold = guard.hold("section")
         check()

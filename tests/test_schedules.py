@@ -54,6 +54,10 @@ def test_three_owners(kind: str, first: str) -> None:
         ("change load-window", "change pause look"),
         ("change change-window", "change pause look"),
         ("change load-window", "change pause set"),
+        ("change set-window", "change pause set"),
+        ("change set-window", "change pause look"),
+        ("change critical-window", "change pause look"),
+        ("set set-within", "set pause set"),
     ],
     ids=" beside ".join,
 )
