@@ -17,11 +17,11 @@ typedef struct {
     PyObject *key;        /* of the attribute in the dictionary of its object */
     PyObject *state_key;  /* of the object's state there */
     PyObject *guards;     /* by the number of the session */
-    PyObject *slots[3];   /* of a guard: version, running, inside */
+    PyObject *slots[5];   /* of a guard, see below */
     PyObject *otherwise;  /* called like this object if a look is not enough */
 } Read;
 
-enum { VERSION, RUNNING, INSIDE };
+enum { VERSION, RUNNING, INSIDE, OWNER, ATTENTION };
 
 static PyObject *session_id_name, *asker_name;
 
@@ -50,9 +50,9 @@ has(Read *self, PyObject *guard, int which, PyObject *thing)
     return found == thing;
 }
 
-/* Whether who asks is inside, so that nobody else can change anything. */
+/* Like Monitor.is_mine(). */
 static int
-is_inside(Read *self, PyObject *guard)
+is_mine(Read *self, PyObject *guard)
 {
     PyObject *asker = PyObject_GetAttr(guard, asker_name);
     if (asker == NULL)
@@ -61,7 +61,8 @@ is_inside(Read *self, PyObject *guard)
     Py_DECREF(asker);
     if (me == NULL)
         return 0;
-    int is = has(self, guard, RUNNING, me) || has(self, guard, INSIDE, me);
+    int is = has(self, guard, RUNNING, me) || has(self, guard, INSIDE, me)
+             || (has(self, guard, OWNER, me) && has(self, guard, ATTENTION, Py_False));
     Py_DECREF(me);
     return is;
 }
@@ -72,7 +73,7 @@ look(Read *self, PyObject *guard, PyObject *values)
 {
     PyObject *version = get(self, guard, VERSION);
     PyObject *value = NULL;
-    if (version != Py_None || is_inside(self, guard))
+    if (version != Py_None || is_mine(self, guard))
         value = find(values, self->key);
     if (value != NULL && version != Py_None && !has(self, guard, VERSION, version))
         Py_CLEAR(value);
@@ -127,11 +128,11 @@ read_bind(PyObject *self, PyObject *attribute, PyObject *type)
     return attribute == NULL ? Py_NewRef(self) : PyMethod_New(self, attribute);
 }
 
-/* Whether all three are slots, which hold an object each, of one class. */
+/* Whether all are slots, which hold an object each, of one class. */
 static int
 are_slots(PyObject *const *slots)
 {
-    for (int which = VERSION; which <= INSIDE; which++) {
+    for (int which = VERSION; which <= ATTENTION; which++) {
         if (!Py_IS_TYPE(slots[which], &PyMemberDescr_Type)
             || PyDescr_TYPE(slots[which]) != PyDescr_TYPE(slots[VERSION])
             || ((PyMemberDescrObject *)slots[which])->d_member->type != T_OBJECT_EX) {
@@ -145,10 +146,10 @@ are_slots(PyObject *const *slots)
 static PyObject *
 read_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *key, *state_key, *guards, *slots[3], *otherwise;
-    if (!PyArg_ParseTuple(args, "UUO!(OOO)O:Read", &key, &state_key, &PyDict_Type,
+    PyObject *key, *state_key, *guards, *slots[5], *otherwise;
+    if (!PyArg_ParseTuple(args, "UUO!(OOOOO)O:Read", &key, &state_key, &PyDict_Type,
                           &guards, &slots[VERSION], &slots[RUNNING], &slots[INSIDE],
-                          &otherwise)
+                          &slots[OWNER], &slots[ATTENTION], &otherwise)
         || !are_slots(slots))
         return NULL;
     Read *self = (Read *)type->tp_alloc(type, 0);
@@ -160,7 +161,7 @@ read_new(PyTypeObject *type, PyObject *args, PyObject *names)
     PyUnicode_InternInPlace(&self->key);
     PyUnicode_InternInPlace(&self->state_key);
     self->guards = Py_NewRef(guards);
-    for (int which = VERSION; which <= INSIDE; which++)
+    for (int which = VERSION; which <= ATTENTION; which++)
         self->slots[which] = Py_NewRef(slots[which]);
     self->otherwise = Py_NewRef(otherwise);
     return (PyObject *)self;
@@ -182,7 +183,7 @@ read_dealloc(Read *self)
     Py_DECREF(self->key);
     Py_DECREF(self->state_key);
     Py_DECREF(self->guards);
-    for (int which = VERSION; which <= INSIDE; which++)
+    for (int which = VERSION; which <= ATTENTION; which++)
         Py_DECREF(self->slots[which]);
     Py_DECREF(self->otherwise);
     PyObject_GC_Del(self);

@@ -35,7 +35,7 @@ def quick_get(operation: _Operation) -> _Operation:
 
 def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
     version = session.guard.version
-    if version is None:
+    if version is None and not session.guard.is_mine():
         return None
     mapper = alchemy.mapper_of_class(entity)
     if mapper is None or mapper.inherits or mapper.always_refresh:
@@ -55,8 +55,11 @@ def quick_contains(operation: _Operation) -> _Operation:
 
     def __contains__(self: Any, instance: object) -> Any:
         guard = self.guard
-        version = None if guard is None else guard.version
-        if version is not None and is_plain(type(self), "__contains__"):
+        if guard is None:
+            return operation(self, instance)
+        version = guard.version
+        free = version is not None or guard.is_mine()
+        if free and is_plain(type(self), "__contains__"):
             try:
                 found = alchemy.is_present(self, alchemy.instance_state(instance))
             except AttributeError:

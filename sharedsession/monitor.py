@@ -262,9 +262,14 @@ class Monitor:
             self.running = me
 
     def is_mine(self) -> bool:
-        """Whether the asker has full rights, so that nobody else changes anything."""
+        """Whether the asker may look, because it keeps everybody else out.
+
+        In a section that only reads, it may have to be told something first.
+        """
         me = self.asker()
-        return self.running is me or self.inside is me
+        if self.running is me or self.inside is me:
+            return True
+        return self._owner is me and not self.attention
 
     def _is_exclusive(self, me: Owner) -> bool:
         return self._owner is me or self.gate.get(0) is me

@@ -60,7 +60,11 @@ def compiled(key: str, otherwise: Getter) -> Getter:
     return _reads.Read(key, alchemy.STATE_KEY, guards, _SLOTS, otherwise)
 
 
-_SLOTS = tuple(vars(Monitor)[name] for name in ("version", "running", "inside"))
+#: Of a guard, for :meth:`Monitor.is_mine`, too.
+_SLOTS = tuple(
+    vars(Monitor)[name]
+    for name in ("version", "running", "inside", "_owner", "attention")
+)
 
 
 getter_of = compiled if _has_compiled else in_python

@@ -394,7 +394,7 @@ MUTANTS = [
     Mutant(
         "everybody counts as inside",
         "monitor",
-        "        return self.running is me or self.inside is me\n",
+        "        return self._owner is me and not self.attention\n",
         "        return True\n",
         f"{READS} {SCHEDULES}",
     ),

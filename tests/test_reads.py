@@ -138,7 +138,7 @@ def test_beside_an_operation_it_is_read_otherwise(reading):
     assert reading.object.key is OTHERWISE
 
 
-@pytest.mark.parametrize("right", ["running", "inside"])
+@pytest.mark.parametrize("right", ["running", "inside", "_owner"])
 def test_inside_it_is_looked_at(reading, right):
     reading.values["key"] = VALUE
     reading.guard.version = None
@@ -150,6 +150,14 @@ def test_inside_it_is_looked_at(reading, right):
     stranger.start()
     stranger.join()
     assert found == [OTHERWISE]
+
+
+def test_who_only_reads_is_told_first_what_there_is_to_tell(reading):
+    reading.values["key"] = VALUE
+    reading.guard.version = None
+    reading.guard._owner = reading.guard.asker()
+    reading.guard.attention = True
+    assert reading.object.key is OTHERWISE
 
 
 def test_a_change_in_between_makes_it_be_read_otherwise(reading):
@@ -239,9 +247,9 @@ def test_the_compiled_one_checks_what_it_is_made_of():
     with pytest.raises(TypeError):
         Read("key", STATE_KEY, None, slots, print)
     with pytest.raises(TypeError, match="slots of a guard's class"):
-        Read("key", STATE_KEY, guards, (1, 2, 3), print)
+        Read("key", STATE_KEY, guards, (1, 2, 3, 4, 5), print)
     with pytest.raises(TypeError, match="slots of a guard's class"):
-        Read("key", STATE_KEY, guards, (*slots[:2], OtherSlot.inside), print)
+        Read("key", STATE_KEY, guards, (*slots[:4], OtherSlot.inside), print)
 
 
 class OtherSlot:
