@@ -150,6 +150,7 @@ ROWS = {
         Row("bare-len", "len(items), no attribute read", "bare-len"),
         Row("bare-iterate", "for item in items, the same", "bare-iterate"),
         Row("bare-index", "items[50], the same", "bare-index"),
+        Row("inside", "100 reads in one section", "inside"),
         _single("execute", "execute(select 1).scalar()", 1.05),
         _single("load", "load 500 objects", 1.03),
         _single("add", "add 50, flush, rollback", 1.03),

@@ -30,6 +30,7 @@ STATEMENTS = {
     "bare-len": "len(items)",
     "bare-iterate": "for item in items: pass",
     "bare-index": "items[50]",
+    "inside": "for _ in range(100): user.name",
     "execute": "session.execute(text('select 1')).scalar()",
     "load": "session.scalars(select(User)).all()",
     "add": (
@@ -37,7 +38,9 @@ STATEMENTS = {
         "session.flush(); session.rollback()"
     ),
 }
-_SLOW = {"iterate", "bare-iterate", "execute", "load", "add"}
+_SLOW = {"iterate", "bare-iterate", "inside", "execute", "load", "add"}
+#: What a shared session does in a critical section.
+_INSIDE = {"inside"}
 _TIMES = 10
 _DEPTHS = 64
 
@@ -63,6 +66,9 @@ def _timer(contestant: str, name: str) -> timeit.Timer:
     if contestant == models.HAND:
         names["lock"] = models.sections(session)[0]()
         statement = f"with lock: {_in_one_line(statement)}"
+    if contestant in models.GUARDED and name in _INSIDE:
+        names["section"] = session.critical_section
+        statement = f"with section(): {_in_one_line(statement)}"
     times = 1 if name in _SLOW else _TIMES
     return timeit.Timer("\n".join([statement] * times), globals=names)
 
