@@ -50,21 +50,40 @@ has(Read *self, PyObject *guard, int which, PyObject *thing)
     return found == thing;
 }
 
-/* Like Monitor.is_mine(). */
+/* Like Monitor.is_mine(), if `me` is who asks. */
 static int
-is_mine(Read *self, PyObject *guard)
+is_mine(Read *self, PyObject *guard, PyObject *me)
+{
+    return has(self, guard, RUNNING, me) || has(self, guard, INSIDE, me)
+           || (has(self, guard, OWNER, me) && has(self, guard, ATTENTION, Py_False));
+}
+
+static PyObject *
+look_in_version(Read *self, PyObject *guard, PyObject *values, PyObject *version)
+{
+    PyObject *value = find(values, self->key);
+    if (value != NULL && !has(self, guard, VERSION, version))
+        Py_CLEAR(value);
+    return value;
+}
+
+static PyObject *
+look_inside(Read *self, PyObject *guard, PyObject *values)
 {
     PyObject *asker = PyObject_GetAttr(guard, asker_name);
     if (asker == NULL)
-        return 0;
+        return NULL;
     PyObject *me = PyObject_CallNoArgs(asker);
     Py_DECREF(asker);
     if (me == NULL)
-        return 0;
-    int is = has(self, guard, RUNNING, me) || has(self, guard, INSIDE, me)
-             || (has(self, guard, OWNER, me) && has(self, guard, ATTENTION, Py_False));
+        return NULL;
+    PyObject *value = NULL;
+    if (is_mine(self, guard, me))
+        value = find(values, self->key);
+    if (value != NULL && !is_mine(self, guard, me))
+        Py_CLEAR(value);
     Py_DECREF(me);
-    return is;
+    return value;
 }
 
 /* The value, if nothing can have changed while it was looked at. */
@@ -72,11 +91,9 @@ static PyObject *
 look(Read *self, PyObject *guard, PyObject *values)
 {
     PyObject *version = get(self, guard, VERSION);
-    PyObject *value = NULL;
-    if (version != Py_None || is_mine(self, guard))
-        value = find(values, self->key);
-    if (value != NULL && version != Py_None && !has(self, guard, VERSION, version))
-        Py_CLEAR(value);
+    PyObject *value = version == Py_None
+                          ? look_inside(self, guard, values)
+                          : look_in_version(self, guard, values, version);
     Py_DECREF(version);
     return value;
 }
@@ -108,17 +125,22 @@ static PyObject *
 read_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     Read *self = (Read *)callable;
-    if (PyVectorcall_NARGS(nargsf) != 3 || names != NULL)
-        return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
-    if (args[1] == Py_None)
+    PyObject *value = NULL;
+    int is_usual = PyVectorcall_NARGS(nargsf) == 3 && names == NULL;
+    if (is_usual && args[1] == Py_None)
         return Py_NewRef(args[0]);
-    PyObject *values = PyObject_GenericGetDict(args[1], NULL);
-    if (values == NULL)
-        return NULL;
-    PyObject *value = read_loaded(self, values);
-    Py_DECREF(values);
+    /* Who calls may have it from a class that it goes away with meanwhile. */
+    Py_INCREF(self);
+    if (is_usual) {
+        PyObject *values = PyObject_GenericGetDict(args[1], NULL);
+        if (values != NULL) {
+            value = read_loaded(self, values);
+            Py_DECREF(values);
+        }
+    }
     if (value == NULL && !PyErr_Occurred())
-        return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
+        value = PyObject_Vectorcall(self->otherwise, args, nargsf, names);
+    Py_DECREF(self);
     return value;
 }
 

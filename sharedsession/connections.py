@@ -128,7 +128,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     """What executing *statement* does to the session.
 
     ``None`` if it is a part of an operation that allows for it, and ``_WINDOW`` if
-    others were let in to look meanwhile.
+    others may be let in to look meanwhile.
     """
     guard.check_may_execute()
     me = guard.asker()
@@ -142,9 +142,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     if not within:
         return access
     if access is LOAD:
-        if not guard.may_open:
-            return None
-        return _WINDOW if guard.open_window(me) else LOAD
+        return _WINDOW if guard.may_open else None
     if access is WRITE and not is_known_change(statement):
         return CHANGE
     return access
@@ -152,12 +150,12 @@ def _access_now(guard: Guard, statement: Any) -> Any:
 
 def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
     """Let others look at what is loaded while this one waits for the database."""
-    me = guard.window  # None if the handler of a signal has closed it
+    me = guard.asker()
     try:
+        guard.open_window(me)
         result = function(*args, **kw)
     finally:
-        if me is not None:
-            guard.close_window(me)
+        guard.close_window(me)
     return rows.settle(guard, result)
 
 

@@ -122,17 +122,17 @@ class Guard(Monitor):
             self.since = self.clock()
         else:
             mine = self._owner is me or self._loader is me
-            if mine or me in self.reading:
-                if access is not READ and access is not LOAD:
-                    self.refuse_write()
-                if not mine:
-                    self._acquire(me, BESIDE, self.timeout)
-            else:
-                beside = access is READ and self._shares
-                looks = access is READ and not me.is_patient
+            reads = me in self.reading
+            # One that is not restricted is being ended by somebody else just now.
+            only_reads = reads or self._loader is me or (mine and self.restricted)
+            if only_reads and access is not READ and access is not LOAD:
+                self.refuse_write()
+            if not (mine and self.go_on(me)):
+                beside = reads or (access is READ and self._shares)
+                looks = access is READ and not reads and not me.is_patient
                 mode = BESIDE if beside else EXCLUSIVE
                 self._acquire(me, mode, self.timeout, looks)
-            self.running = me
+                self.running = me
         if self.attention:
             self.attend_to(me, access)
 
@@ -188,7 +188,8 @@ class Guard(Monitor):
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard for reading until the hold is released."""
         me = self.asker()
-        if self._is_exclusive(me) or self._loader is me or not self._shares:
+        shares = self._shares and self._loader is not me
+        if self._is_exclusive(me) or not (shares or me in self.reading):
             return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
         return self._take(me, SHARED, what, timeout, restricts=False)
 
@@ -226,10 +227,11 @@ class Guard(Monitor):
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
         self._move_in(me)
-        mine = self._owner is me or self._loader is me or me in self.reading
         hold = Hold(self, me, mode, what, False)
+        anew = False
         try:
-            if not mine:
+            if not self._join(hold, restricts):
+                anew = True
                 if self.checks_askers and self.sole is not me:
                     self._check_asker(me)
                 wanted = self.timeout if timeout is None else check_timeout(timeout)
@@ -239,22 +241,51 @@ class Guard(Monitor):
                     self.running = None
                 else:
                     self._acquire(me, mode, wanted)
-            if mode is SHARED:
-                self.reading[me].holds.add(hold.number)
-            else:
-                self.holds[hold.number] = what
-                if restricts and not self.restricted:
-                    hold.restricts = self.restricted = True
-                self._settle_rights()
+                self._note(hold, restricts)
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
         except BaseException:
-            if not mine and self._is_exclusive(me):
-                self._move_in(me)  # an interrupt at the gate, or after it
-                self.running = None
+            if anew:
+                self._note_whatever_it_got(hold)
             hold.release()
             raise
         return hold
+
+    def _note_whatever_it_got(self, hold: Hold) -> None:
+        """Before it is released: an interrupt came at the gate, or after it."""
+        me = hold.owner
+        if self._is_exclusive(me):
+            self._move_in(me)
+            self.running = None
+            self.holds[hold.number] = hold.what
+        elif me in self.reading:
+            self.reading[me].holds.add(hold.number)
+
+    def _join(self, hold: Hold, restricts: bool) -> bool:
+        """Note *hold* if its owner is in already; whether it is.
+
+        Under the mutex, like :meth:`go_on`.
+        """
+        me = hold.owner
+        with self._mutex:
+            if hold.mode is SHARED:
+                mine = me in self.reading
+            else:
+                mine = self._owner is me or self._loader is me
+            if mine:
+                self._note(hold, restricts)
+        if self.forsaken:
+            self._reap()
+        return mine
+
+    def _note(self, hold: Hold, restricts: bool) -> None:
+        if hold.mode is SHARED:
+            self.reading[hold.owner].holds.add(hold.number)
+            return
+        self.holds[hold.number] = hold.what
+        if restricts and not self.restricted:
+            hold.restricts = self.restricted = True
+        self._settle_rights()
 
     def downgrade(self, hold: Hold) -> None:
         """Let readers in beside an exclusive *hold*, and nobody in between.

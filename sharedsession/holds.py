@@ -23,6 +23,8 @@ class Hold:
     """
 
     is_open = False  # until it is all there
+    #: Whether it has been taken away, but what it kept was not given back yet.
+    is_ending = False
 
     def __init__(
         self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool

@@ -35,7 +35,7 @@ def quick_get(operation: _Operation) -> _Operation:
 
 def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
     version = session.guard.version
-    if version is None and not session.guard.is_mine():
+    if not session.guard.is_still(version):
         return None
     mapper = alchemy.mapper_of_class(entity)
     if mapper is None or mapper.inherits or mapper.always_refresh:
@@ -47,7 +47,7 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
     found = alchemy.find_unexpired(
         session.identity_map, mapper.identity_key_from_primary_key(ident)
     )
-    return found if session.guard.version is version else None
+    return found if session.guard.is_still(version) else None
 
 
 def quick_contains(operation: _Operation) -> _Operation:
@@ -58,14 +58,13 @@ def quick_contains(operation: _Operation) -> _Operation:
         if guard is None:
             return operation(self, instance)
         version = guard.version
-        free = version is not None or guard.is_mine()
-        if free and is_plain(type(self), "__contains__"):
+        if guard.is_still(version) and is_plain(type(self), "__contains__"):
             try:
                 found = alchemy.is_present(self, alchemy.instance_state(instance))
             except AttributeError:
                 pass  # not mapped, which the operation will say
             else:
-                if guard.version is version:
+                if guard.is_still(version):
                     return found
         return operation(self, instance)
 

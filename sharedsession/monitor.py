@@ -225,14 +225,14 @@ class Monitor:
             pass
         return False
 
-    def open_window(self, me: Owner) -> bool:
-        """Let others look while *me*, which is in, waits; whether they may.
+    def open_window(self, me: Owner) -> None:
+        """Let others look while *me*, which is in, waits.
 
         Not in a section or a stream, nor where threads that meet are an error.
         """
         self.may_open = False
         if self.holds or not self._has_windows or not self._is_exclusive(me):
-            return False
+            return
         self._windows += 1
         # No call from here to the version: an interrupt finds it open or not.
         self.window = me
@@ -241,7 +241,6 @@ class Monitor:
         self.version = None if self.unsettled else self.last_version
         if self.queue:
             self._let_look()
-        return True
 
     def _let_look(self) -> None:
         """Wake those who only wait to look.
@@ -261,10 +260,20 @@ class Monitor:
             self.window = None
             self.running = me
 
+    def is_still(self, version: int | None) -> bool:
+        """Whether nothing has changed since there was that version.
+
+        Without a version, whether nothing can have changed: see :meth:`is_mine`.
+        """
+        return self.version is version and (version is not None or self.is_mine())
+
     def is_mine(self) -> bool:
         """Whether the asker may look, because it keeps everybody else out.
 
-        In a section that only reads, it may have to be told something first.
+        In a section that only reads, it may have to be told something first.  To be
+        asked before the look and after it: another thread may have ended a stream, or
+        the collector a section that everybody forgot, and nobody gets back in without
+        asking for it.
         """
         me = self.asker()
         if self.running is me or self.inside is me:
@@ -273,6 +282,20 @@ class Monitor:
 
     def _is_exclusive(self, me: Owner) -> bool:
         return self._owner is me or self.gate.get(0) is me
+
+    def go_on(self, me: Owner) -> bool:
+        """Begin an operation in what *me* holds; whether it still holds anything.
+
+        Under the mutex, since whoever ends a hold of *me* in the meantime, in another
+        thread, gives the guard away if nothing runs.
+        """
+        with self._mutex:
+            held = self._owner is me or self._loader is me
+            if held:
+                self.running = me
+        if self.forsaken:
+            self._reap()
+        return held
 
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to.
@@ -287,7 +310,7 @@ class Monitor:
             if self.since is not None:
                 self._note_hold()
             # No call from here to the end: an interrupt finds all of it or nothing.
-            self.running = None
+            self.running = self.window = None
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
             del self.gate[0]
@@ -331,14 +354,21 @@ class Monitor:
         self._reap()
 
     def _let_go(self, hold: Hold) -> None:
-        me = hold.owner
+        if not hold.is_open:
+            return
+        me, number = hold.owner, hold.number
         reading = self.reading.get(me)
-        if reading is not None:
-            reading.holds.discard(hold.number)
+        # One that is not there, for its stream was dropped, say, keeps nothing: its
+        # owner may be in by now for something else.
+        if reading is not None and (number in reading.holds or hold.is_ending):
+            hold.is_ending = True
+            reading.holds.discard(number)
             if not reading.holds and self._loader is not me:
                 self._drop_reader(me)
-        if self._owner is me or self._loader is me:
-            self.holds.pop(hold.number, None)
+        mine = self._owner is me or self._loader is me
+        if mine and (number in self.holds or hold.is_ending):
+            hold.is_ending = True
+            self.holds.pop(number, None)
             if hold.restricts and self.restricted:
                 self.restricted = False
             self._settle_rights()
@@ -353,7 +383,7 @@ class Monitor:
         included: it must not wait for the mutex.
         """
         heir = Hold(hold.guard, hold.owner, hold.mode, hold.what, hold.restricts)
-        heir.number = hold.number
+        heir.number, heir.is_ending = hold.number, hold.is_ending
         hold.is_open = False
         self.forsaken.append(heir)
         self._reap()

@@ -30,8 +30,8 @@ def run(
         return _run_within(guard, me, access, function, args, kw)
     held = tuple(guard.holds) if guard.holds else ()
     try:
-        if guard.inside is me:
-            guard.running = me
+        if guard.inside is me and guard.go_on(me):
+            pass
         elif guard.come_in(me):
             guard.since = guard.clock()
             if guard.attention:
@@ -85,17 +85,16 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     Who has to wait for that leaves the queue for a window, but once only.
     """
     version = guard.version
-    if version is None:
-        if guard.is_mine():
-            return function(*args, **kw)
-    else:
+    if version is None and guard.running is guard.asker():
+        return function(*args, **kw)
+    if guard.is_still(version):
         try:
             result = function(*args, **kw)
         except Exception:
-            if guard.version is version:
+            if guard.is_still(version):
                 raise
         else:
-            if guard.version is version:
+            if guard.is_still(version):
                 return result
     try:
         return run(guard, READ, function, *args, **kw)

@@ -44,9 +44,13 @@ def in_python(key: str, otherwise: Getter) -> Getter:
             if guard is None:
                 return values[key]
             version = guard.version
-            if version is not None or guard.is_mine():
+            if version is not None:
                 value = values[key]
                 if guard.version is version:
+                    return value
+            elif guard.is_mine():
+                value = values[key]
+                if guard.is_mine():
                     return value
         except KeyError:
             pass  # not loaded, not mapped, or its session went away at this moment

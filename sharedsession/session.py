@@ -60,8 +60,8 @@ class SharedSessionMixin(Session):
     _failure: Loss | None
     _owed: set[Owner]
     _blocks: dict[Owner, int]
-    #: The engines that several threads may use.
-    _fit_engines: set[Engine]
+    #: Engines that several threads may use.
+    _fit_engines: weakref.WeakSet[Engine]
     #: Whether a unit of work is open, whose end will commit.
     _in_unit = False
 
@@ -564,7 +564,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._failure = None
     session._owed = set()
     session._blocks = {}
-    session._fit_engines = set()
+    session._fit_engines = weakref.WeakSet()
     guard.session = weakref.ref(session)
     guard.note_work = _weakly(session._note_work)
     guard.attend = _weakly(session._attend)

@@ -37,7 +37,9 @@ def access_of(statement: Any, options: Any = None) -> Access:
         return _access_of_text(statement.text)
     if kind is _Kind.AROUND_ANOTHER:
         return access_of(statement.element, options)
-    if kind is _Kind.OTHER or (kind is _Kind.LAMBDA and not statement.is_select):
+    if kind is _Kind.OTHER:
+        return WRITE
+    if kind is _Kind.BY_ITSELF and not getattr(statement, "is_select", False):
         return WRITE
     return WRITE if _overwrites(statement, options) else LOAD
 
@@ -47,7 +49,7 @@ class _Kind(enum.Enum):
     TEXT = enum.auto()
     AROUND_ANOTHER = enum.auto()
     SELECT = enum.auto()
-    LAMBDA = enum.auto()  # only the statement itself knows what it is
+    BY_ITSELF = enum.auto()  # a lambda, say: only the statement knows what it is
     OTHER = enum.auto()
 
 
@@ -59,11 +61,11 @@ def _kind_of(cls: type) -> _Kind:
         return _Kind.TEXT
     if issubclass(cls, (FromStatement, sa.TextualSelect)):
         return _Kind.AROUND_ANOTHER
-    if isinstance(getattr(cls, "is_select", False), property):
-        return _Kind.LAMBDA
-    if getattr(cls, "is_select", False) or issubclass(cls, FunctionElement):
+    if issubclass(cls, FunctionElement):
         return _Kind.SELECT
-    return _Kind.OTHER
+    by_class = {True: _Kind.SELECT, False: _Kind.OTHER}
+    is_select = getattr(cls, "is_select", None)
+    return by_class[is_select] if isinstance(is_select, bool) else _Kind.BY_ITSELF
 
 
 @functools.lru_cache(1024)

@@ -188,10 +188,9 @@ class TaskGuard(Guard):
             self._reap()
         self._do_if_free()
 
-    def open_window(self, me: Owner) -> bool:
+    def open_window(self, me: Owner) -> None:
         """Never: who looks beside an operation takes a step."""
         self.may_open = False
-        return False
 
     def note_change(self) -> None:
         """The operation in flight turned out to do more than it was let in for."""

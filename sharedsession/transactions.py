@@ -180,7 +180,7 @@ class GuardedTransaction(_Plain):
 
     def _check_engine(self, engine: Any, guard: Guard) -> None:
         known = self.session._fit_engines
-        if engine not in known:  # it takes a while, and a session has few
+        if engine not in known:  # it takes a while
             check_engine(engine, guard.asker())
             known.add(engine)
 

@@ -56,6 +56,7 @@ def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
             if came_in:
                 guard.version = None
                 guard.running = me
+                guard.may_open = False
                 if guard.attention:
                     guard.attend_to(me, WRITE)
                 set_unguarded(state, values, value, None)
@@ -63,12 +64,13 @@ def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
                     guard.note_work(me)
                 if gate[0] is me and not guard.queue and not guard.unsettled:
                     # No call from here to the end: an interrupt finds all or nothing.
-                    guard.running = None
+                    guard.running = guard.window = None
                     guard.last_version += 1
                     guard.version = guard.last_version
                     del gate[0]
                     left = not guard.queue and not guard.forsaken
         except BaseException as error:
+            guard.close_window(me)
             guard.failed = me, error.__class__.__name__
             guard.attention = guard.unsettled = True
             raise

@@ -153,6 +153,8 @@ class World:
             g = session.guard
             if g.forsaken or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
+            if STREAM in g.holds.values():
+                continue  # another one is in the middle of collecting it
             assert g._owner is not owner and g._loader is not owner, "still exclusive"
             assert g.gate.get(0) is not owner, "still in by the gate"
             assert owner not in g.reading, "still a reader"
@@ -351,13 +353,13 @@ def _wait_in_window(world: World, meanwhile: Callable[[], None]) -> None:
     owner = world.owners[world.scheduler.current]
 
     def body() -> None:
-        opened = world.guard.may_open and world.guard.open_window(owner)
         try:
+            if world.guard.may_open:
+                world.guard.open_window(owner)
             world.scheduler.step()
             meanwhile()
         finally:
-            if opened:
-                world.guard.close_window(owner)
+            world.guard.close_window(owner)
         _change_inside(world)
 
     world.code.run(world.guard, LOAD, body)
@@ -510,6 +512,44 @@ def drop_stream(world: World) -> None:
     world.garbage.clear()
 
 
+def leave_stream(world: World) -> None:
+    """It is open until somebody collects it."""
+    world.garbage.append(_open_stream(world))
+
+
+def look_and_drop_stream(world: World) -> None:
+    """A look in a stream of one's own, which another one collects meanwhile."""
+    hold = _open_stream(world)
+    world.garbage.append(hold)
+    del hold
+    look_slowly(world)
+    world.garbage.clear()
+
+
+def look_slowly(world: World) -> None:
+    def read() -> tuple[int, int]:
+        left = world.left
+        world.scheduler.step(interruptible=False)
+        return left, world.right
+
+    left, right = world.code.look(world.guard, read)
+    assert left == right, f"a torn read: {left}, {right}"
+
+
+def fail_with_stream(world: World) -> None:
+    """A stream is dropped since its operation fails; its hold is collected later."""
+
+    def body() -> None:
+        with world.being("exclusive"):
+            world.garbage.append(world.guard.keep(STREAM))
+            raise ZeroDivisionError
+
+    try:
+        world.code.run(world.guard, LOAD, body)
+    except ZeroDivisionError:
+        world.guard.failed = None  # there is no transaction that it could have broken
+
+
 def pause(world: World) -> None:
     """Between two operations others may go on, too."""
     world.scheduler.step(interruptible=False)
@@ -579,6 +619,9 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
     "stream": stream,
     "forget-stream": forget_stream,
     "drop-stream": drop_stream,
+    "leave-stream": leave_stream,
+    "look-drop-stream": look_and_drop_stream,
+    "fail-stream": fail_with_stream,
     "collect": collect,
     "pause": pause,
     "end-inside": end_inside,

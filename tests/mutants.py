@@ -259,7 +259,7 @@ MUTANTS = [
     Mutant(
         "get() does not ask whether the version changed",
         "looks",
-        "    return found if session.guard.version is version else None\n",
+        "    return found if session.guard.is_still(version) else None\n",
         "    return found\n",
         "tests/test_looks.py",
     ),
@@ -294,15 +294,15 @@ MUTANTS = [
     Mutant(
         "a look does not ask whether the version changed",
         "operations",
-        "            if guard.version is version:\n                return result\n",
+        "            if guard.is_still(version):\n                return result\n",
         "            return result\n",
         SCHEDULES,
     ),
     Mutant(
-        "a look starts beside the exclusive one",
-        "operations",
-        "    if version is None:\n",
-        "    if False:\n",
+        "a look counts beside the exclusive one",
+        "monitor",
+        " and (version is not None or self.is_mine())\n",
+        "\n",
         SCHEDULES,
     ),
     Mutant(
@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "a read section may write",
         "guard",
-        "                if access is not READ and access is not LOAD:\n"
-        "                    self.refuse_write()\n",
+        "            if only_reads and access is not READ and access is not LOAD:\n"
+        "                self.refuse_write()\n",
         "",
         f"{SCHEDULES} tests/test_guard.py",
     ),
@@ -385,11 +385,46 @@ MUTANTS = [
         READS,
     ),
     Mutant(
-        "a read looks beside the exclusive one",
+        "a read does not ask whether its section is still there",
         "reads",
-        "            if version is not None or guard.is_mine():\n",
-        "            if True:\n",
+        "                if guard.is_mine():\n                    return value\n",
+        "                return value\n",
         READS,
+    ),
+    Mutant(
+        "who goes on in a stream does not see that it ends",
+        "operations",
+        "        if guard.inside is me and guard.go_on(me):\n            pass\n",
+        "        if guard.inside is me:\n            guard.running = me\n",
+        f"{SCHEDULES} -k just_as_its_owner",
+    ),
+    Mutant(
+        "a section begins in a stream and does not see that it ends",
+        "guard",
+        "        with self._mutex:\n            if hold.mode is SHARED:\n",
+        "        if True:\n            if hold.mode is SHARED:\n",
+        f"{SCHEDULES} -k just_as_its_owner",
+    ),
+    Mutant(
+        "a hold that is not there puts its owner out",
+        "monitor",
+        "        if mine and (number in self.holds or hold.is_ending):\n",
+        "        if mine:\n",
+        f"{SCHEDULES} -k failed_once",
+    ),
+    Mutant(
+        "a window opens while an attribute is set",
+        "writes",
+        "                guard.may_open = False\n",
+        "",
+        WINDOWS,
+    ),
+    Mutant(
+        "a window that is left open stays so",
+        "monitor",
+        "            self.running = self.window = None\n",
+        "            self.running = None\n",
+        WINDOWS,
     ),
     Mutant(
         "everybody counts as inside",

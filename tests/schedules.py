@@ -49,11 +49,14 @@ def by_lot(seed: str, longest: int) -> tuple[str, Program]:
 
 
 class Everywhere:
-    """Programs whose owners may be stopped before any statement."""
+    """Programs whose owners may be stopped before any statement.
 
-    def __init__(self) -> None:
+    :param in_monitor: before those of the monitor, too.
+    """
+
+    def __init__(self, *, in_monitor: bool = True) -> None:
         self._scheduler: Scheduler | None = None
-        self._code = stepping_code(self._step)
+        self._code = stepping_code(self._step, in_monitor=in_monitor)
 
     def _step(self) -> None:
         if self._scheduler is not None:

@@ -61,10 +61,15 @@ def stepping_copy(
     return copy
 
 
-def stepping_code(hook: Callable[[], None]) -> SimpleNamespace:
-    """What :class:`tests.guard_programs.World` needs, with switch points everywhere."""
+def stepping_code(
+    hook: Callable[[], None], *, in_monitor: bool = True
+) -> SimpleNamespace:
+    """What :class:`tests.guard_programs.World` needs, with switch points everywhere.
+
+    Without those in the monitor there are so few that whole programs can be explored.
+    """
     told = list(owners.on_death)
-    below = stepping_copy(monitor, hook)
+    below = stepping_copy(monitor, hook) if in_monitor else vars(monitor)
     with mock.patch.multiple(monitor, Monitor=below["Monitor"], CLOSED=below["CLOSED"]):
         guards = stepping_copy(guard, hook)  # on top of the copy below it
     owners.on_death[:] = told  # the copy must not be told of the death of threads

@@ -170,6 +170,14 @@ def test_a_change_that_has_begun_in_between_does_so_too(reading):
     assert reading.object.key is OTHERWISE
 
 
+@pytest.mark.parametrize("right", ["running", "inside", "_owner"])
+def test_the_end_of_its_section_in_between_does_so_too(reading, right):
+    reading.guard.version = None
+    setattr(reading.guard, right, reading.guard.asker())
+    reading.intrude(lambda: setattr(reading.guard, right, None))
+    assert reading.object.key is OTHERWISE
+
+
 def test_something_else_in_between_does_not(reading):
     seen = []
     reading.intrude(lambda: seen.append(True))
@@ -225,6 +233,29 @@ def test_it_keeps_nothing_alive(make):
     del value, reading, guards[NUMBER]
     gc.collect()
     assert [find() for find in found] == [None] * 3
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_it_may_go_away_itself_in_between(make):
+    reading, other = Reading(make), Reading(make)
+    reading.values["key"] = VALUE
+    reading.guard.version = None
+    plain_asker = reading.guard.asker
+    guards[NUMBER] = reading.guard
+
+    def asker():
+        # What happens to an attribute whose implementation is another one now.
+        reading.attribute.__class__ = type(other.attribute)
+        gc.collect()
+        junk = [bytearray(b"x" * size) for size in range(300)]
+        assert junk
+        return plain_asker()
+
+    reading.guard.asker = asker
+    try:
+        assert reading.object.key is OTHERWISE
+    finally:
+        del guards[NUMBER]
 
 
 @pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")

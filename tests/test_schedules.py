@@ -73,6 +73,9 @@ def test_two_owners_in_several_operations(kind: str, scripts: Any) -> None:
         ("rw", ("read", "read-interrupted")),
         ("foreign", ("change", "drop-stream")),
         ("foreign", ("read", "read-load-interrupted")),
+        ("rlock", ("look-drop-stream", "collect change")),
+        ("foreign", ("look-drop-stream", "collect change")),
+        ("foreign", ("fail-stream change", "change change", "pause collect")),
     ],
     ids=lambda value: value if isinstance(value, str) else " beside ".join(value),
 )
@@ -96,6 +99,14 @@ def test_programs_by_lot_with_switches_at_every_statement(seed: int) -> None:
     for number in range(4):
         explored.add(chance_run(Everywhere(), f"{seed} {number}", 10))
     assert explored.schedules == 40
+
+
+@pytest.mark.parametrize("goes_on", ["change", "critical", "look", "set"])
+def test_a_stream_that_ends_just_as_its_owner_goes_on(goes_on: str) -> None:
+    everywhere = Everywhere(in_monitor=False)
+    scripts = f"leave-stream {goes_on} collect", "collect change"
+    explored = explore(everywhere.program("rlock", scripts), bound=2)
+    assert explored.schedules > 1000
 
 
 # -- controls: what the exploring is for is found

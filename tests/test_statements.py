@@ -25,6 +25,7 @@ READS = [
     sa.func.now(),
     SELECT.from_statement(sa.text("select * from user")),
     sa.lambda_stmt(lambda: SELECT),
+    sa.lambda_stmt(lambda: SELECT).spoil(),
 ]
 CHANGES = [
     "insert into user values (1)",
@@ -37,6 +38,7 @@ CHANGES = [
     SELECT.from_statement(INSERT.returning(User)),
     SELECT.execution_options(populate_existing=True),
     sa.lambda_stmt(lambda: INSERT),
+    sa.lambda_stmt(lambda: INSERT).spoil(),
     sa.DDL("select 1"),
 ]
 
@@ -67,6 +69,10 @@ def test_classes_of_an_application_are_what_they_derive_from():
     assert access_of(Text("select 1")) is LOAD
     assert access_of(Text("drop table user")) is WRITE
     assert access_of(Select(User)) is LOAD
+
+
+def test_what_is_no_statement_at_all_changes_something_as_far_as_is_known():
+    assert access_of(object()) is WRITE
 
 
 def test_a_change_within_a_select_is_found():

@@ -210,6 +210,30 @@ def test_no_window_opens_after_a_change_of_its_own(
     assert looking.result() == "ann"
 
 
+def test_no_window_opens_while_an_attribute_is_set(
+    session: Any, engine: sa.Engine, user: Any
+) -> None:
+    """Not even if a load before it had none to open."""
+    windows: list[Any] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(*args: Any) -> None:
+        windows.append(session.guard.window)
+
+    def select(*args: Any) -> None:
+        session.scalar(sa.text("SELECT 1"))
+
+    Worker(select).result()
+    session.connection()
+    sa.event.listen(User.name, "set", select)
+    try:
+        user.name = "changed"
+    finally:
+        sa.event.remove(User.name, "set", select)
+    control, window = windows
+    assert control is not None and window is None
+
+
 def test_detect_lets_nobody_look(
     engine: sa.Engine, database: Database, waiting: Any
 ) -> None:
@@ -261,3 +285,24 @@ def test_an_interrupt_just_after_it_opened_leaves_no_window(
     assert looking[0].result() == "ann"
     assert noted[0][0] is None and noted[0][1][1] == "KeyboardInterrupt"
     assert session.guard.window is None and session.guard.owner is None
+
+
+def test_a_window_that_interrupts_left_open_ends_with_the_operation(
+    session: Any, user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its owner would go on by it, later, without being in."""
+    Worker(lambda: session.scalar(sa.text("SELECT 1"))).result()
+    left = []
+
+    def interrupt(guard: Any, me: Any) -> None:
+        left.append(guard.window)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Monitor, "close_window", interrupt)
+        session.scalar(sa.text("SELECT 1"))
+    assert len(left) > 1 and left[0] is left[-1] is not None
+    assert session.guard.window is None and session.guard.owner is None
+    changing = Worker(lambda: setattr(user, "name", "changed"))
+    changing.result()
+    assert user.name == "changed"
