@@ -267,6 +267,8 @@ class Guard(Monitor):
         Under the mutex, like :meth:`go_on`.
         """
         me = hold.owner
+        if self._owner is not me and self._loader is not me and me not in self.reading:
+            return False  # nobody else would let it in
         with self._mutex:
             if hold.mode is SHARED:
                 mine = me in self.reading

@@ -58,13 +58,15 @@ def quick_contains(operation: _Operation) -> _Operation:
         if guard is None:
             return operation(self, instance)
         version = guard.version
-        if guard.is_still(version) and is_plain(type(self), "__contains__"):
+        free = version is not None or guard.is_mine()
+        if free and is_plain(type(self), "__contains__"):
             try:
                 found = alchemy.is_present(self, alchemy.instance_state(instance))
             except AttributeError:
                 pass  # not mapped, which the operation will say
             else:
-                if guard.is_still(version):
+                # The usual case first, without a call.
+                if guard.version is version is not None or guard.is_still(version):
                     return found
         return operation(self, instance)
 
