@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -315,7 +316,7 @@ def set_attribute(world: World) -> None:
 
 def attached(guard: Any) -> Any:
     """Something that is attached to a session with that guard."""
-    guards[_NUMBER] = guard  # there is one world at a time
+    guards[_NUMBER] = weakref.proxy(guard)  # there is one world at a time
     return SimpleNamespace(state=SimpleNamespace(session_id=_NUMBER))
 
 
@@ -637,8 +638,10 @@ OPERATIONS: dict[str, Callable[[World], None]] = {
 }
 
 
-#: Those of one guard, for programs by lot.
-ON_ONE_GUARD = [n for n in OPERATIONS if "-in-" not in n and n != "pause"]
+#: Those of one guard that leave nothing for others to wait for, for programs by lot.
+ON_ONE_GUARD = [
+    n for n in OPERATIONS if "-in-" not in n and n not in ("pause", "leave-stream")
+]
 
 
 def program(
