@@ -35,7 +35,7 @@ from sharedsession.terms import CHANGE, END, LOAD, STREAM, WRITE, Kind
 from sharedsession.writes import setter_of
 
 from .aio_scheduler import Loop
-from .guard_programs import attached
+from .guard_programs import attached, attaching
 
 Program = tuple[str, ...]
 
@@ -676,6 +676,7 @@ def program(kind: str, scripts: Program) -> Callable[[Loop], Any]:
     """One run of a program, for a loop to explore."""
     logging.getLogger("sharedsession").setLevel(logging.ERROR)
 
+    @attaching()
     def run(loop: Loop) -> Any:
         world = World(loop, kind)
         loop.watch = world.watch

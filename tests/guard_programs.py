@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -316,11 +315,20 @@ def set_attribute(world: World) -> None:
 
 def attached(guard: Any) -> Any:
     """Something that is attached to a session with that guard."""
-    guards[_NUMBER] = weakref.proxy(guard)  # there is one world at a time
+    guards[_NUMBER] = guard  # there is one world at a time
     return SimpleNamespace(state=SimpleNamespace(session_id=_NUMBER))
 
 
 _NUMBER = -1  # of no session
+
+
+@contextmanager
+def attaching() -> Iterator[None]:
+    """Where :func:`attached` is used: keeps no guard beyond it."""
+    try:
+        yield
+    finally:
+        guards.pop(_NUMBER, None)
 
 
 def set_within(world: World) -> None:
@@ -651,6 +659,7 @@ def program(
     logging.getLogger("sharedsession").setLevel(logging.ERROR)
     two = any("-in-" in script for script in scripts)
 
+    @attaching()
     def run(scheduler: Scheduler) -> Any:
         world = World(scheduler, kind, code, count=2 if two else 1)
         for number, script in enumerate(scripts):

@@ -26,7 +26,7 @@ from sharedsession.owners import Owner, current_owner
 from sharedsession.terms import CHANGE, LOAD, READ, STREAM, WRITE, Kind
 from sharedsession.writes import setter_of
 
-from .guard_programs import attached
+from .guard_programs import attached, attaching
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 WAITING_KINDS = ["rlock", "rw"]
@@ -564,7 +564,8 @@ def test_a_signal_handler_may_use_what_is_being_entered(enter: str) -> None:
         run(guard, WRITE, check)
     elif enter == "attribute":
         set_value = setter_of(SimpleNamespace(set_unguarded=check), "state", check)
-        set_value(None, attached(guard), None)
+        with attaching():
+            set_value(None, attached(guard), None)
     else:
         hold = guard.hold("section")
         check()
