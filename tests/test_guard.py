@@ -298,6 +298,7 @@ def test_what_a_thread_held_when_it_ended_is_released(
     guard: Guard, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = []
+    caplog.set_level("WARNING", "sharedsession")  # the programs here set another one
     Worker(lambda: kept.append(guard.hold("section")), name="gone").result()
     wait_until(lambda: guard.owner is None)
     operate(guard, WRITE)
