@@ -531,18 +531,8 @@ def look_and_drop_stream(world: World) -> None:
     hold = _open_stream(world)
     world.garbage.append(hold)
     del hold
-    look_slowly(world)
+    look(world)
     world.garbage.clear()
-
-
-def look_slowly(world: World) -> None:
-    def read() -> tuple[int, int]:
-        left = world.left
-        world.scheduler.step(interruptible=False)
-        return left, world.right
-
-    left, right = world.code.look(world.guard, read)
-    assert left == right, f"a torn read: {left}, {right}"
 
 
 def fail_with_stream(world: World) -> None:

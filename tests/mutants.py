@@ -427,6 +427,13 @@ MUTANTS = [
         WINDOWS,
     ),
     Mutant(
+        "a look in a stream does not see that another one ends it",
+        "operations",
+        "            if guard.is_still(version):\n                return result\n",
+        "            if guard.version is version:\n                return result\n",
+        f"{SCHEDULES} -k failed_once",
+    ),
+    Mutant(
         "everybody counts as inside",
         "monitor",
         "        return self._owner is me and not self.attention\n",
