@@ -17,7 +17,7 @@ typedef struct {
     PyObject *key;        /* of the attribute in the dictionary of its object */
     PyObject *state_key;  /* of the object's state there */
     PyObject *guards;     /* by the number of the session */
-    PyObject *slots[5];   /* of a guard, see below */
+    PyObject *slots[5];   /* of a guard's class, in the order below */
     PyObject *otherwise;  /* called like this object if a look is not enough */
 } Read;
 
@@ -214,7 +214,7 @@ read_dealloc(Read *self)
 static PyTypeObject read_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._reads.Read",
-    .tp_doc = "Read(key, state_key, guards, otherwise): see reads.py",
+    .tp_doc = "Read(key, state_key, guards, slots, otherwise): see reads.py",
     .tp_basicsize = sizeof(Read),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,

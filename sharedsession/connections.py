@@ -54,7 +54,7 @@ def guard_of_connection(connection: Any) -> Guard | None:
 
 
 def _no_guard() -> None:
-    """In the place of the weak reference of a connection that is guarded."""
+    """For a connection of a guarded class that was given no guard of its own."""
 
 
 #: The source that finds the guard of one that has changed its class.

@@ -46,15 +46,17 @@ Fields, and how each is published:
     Changed under the mutex, with the gate closed (the queue also while it is not; and
     ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
     ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
-    the mutex: only that owner puts itself there or takes itself away.
+    the mutex: only that owner puts itself there.  It is taken away by itself, or under
+    the mutex by whoever ends the last thing that it holds while nothing of its runs.
 ``holds``
-    What keeps the guard beyond one operation.  Changed inside only, or on behalf of an
-    owner that is gone.
+    What keeps the guard beyond one operation.  Changed inside only, or under the mutex
+    by whoever ends a stream of another owner, or on behalf of one that is gone.
 ``running``
     The owner whose operation runs now.  Written by that owner alone (or on its behalf
     once it is gone), so comparing it with oneself needs no mutex.  While it is set, the
     end of a hold does not give the guard away; so the end of an operation clears it
-    first, and looks for holds then.
+    first, and looks for holds then, and one that begins in what is held sets it under
+    the mutex.
 ``inside``
     The owner that has full rights between operations, too: by a section, a block or a
     stream.  Published like ``running``.
@@ -126,15 +128,8 @@ class Monitor:
         *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
         *("version", "last_version", "window", "may_open", "_windows"),
         *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
-        *(
-            "_make_lock",
-            "_mutex",
-            "_has_gate",
-            "_has_windows",
-            "_owner",
-            "_loader",
-            "restricted",
-        ),
+        *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
+        *("_owner", "_loader", "restricted"),
         *("reading", "queue", "_before", "since", "sole", "checks_askers"),
         *("forsaken", "_shared_entries", "_contended", "_timeouts"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
