@@ -1,12 +1,18 @@
 """The compiled part, which is optional; everything else is in setup.cfg."""
 
+import glob
 import os
 import platform
 import sysconfig
 
 from setuptools import Extension, setup
 
-READS = Extension("sharedsession._reads", ["sharedsession/_reads.c"], optional=True)
+COMPILED = Extension(
+    "sharedsession._compiled",
+    sorted(glob.glob("sharedsession/_c/*.c")),
+    depends=sorted(glob.glob("sharedsession/_c/*.h")),
+    optional=True,
+)
 
 # It relies on the interpreter's lock, as only one that was made for it may.
 wanted = (
@@ -15,4 +21,4 @@ wanted = (
     and not os.environ.get("DISABLE_SHAREDSESSION_CEXT")
 )
 
-setup(ext_modules=[READS] if wanted else [])
+setup(ext_modules=[COMPILED] if wanted else [])

@@ -50,6 +50,11 @@ def instance_state(instance: object) -> Any:
     return _attributes.instance_state(instance)
 
 
+def instance_dict(instance: object) -> Any:
+    """The values of a mapped object by name; looked up each time for the same reason."""
+    return _attributes.instance_dict(instance)
+
+
 #: Where the state of an object is in its ``__dict__``.
 STATE_KEY = _base.DEFAULT_STATE_ATTR
 
@@ -98,6 +103,16 @@ def has_plain_instrumentation(cls: type) -> bool:
 InstanceState: type[Any] = _state.InstanceState
 AttributeState: type[Any] = _state.AttributeState
 
+
+def make_states_with(manager: Any, make: Any) -> None:
+    """Have *make* make the states of a class's new objects; nothing if it is too early.
+
+    SQLAlchemy finds what makes them when it makes the first one, and tells listeners.
+    """
+    if vars(manager).get("_state_constructor") is InstanceState:
+        manager._state_constructor = make
+
+
 #: The map of every session's persistent objects: each load goes through it.
 WeakInstanceDict: type[Any] = _named(_identity, "WeakInstanceDict")
 
@@ -110,10 +125,9 @@ def adapter_of(collection: Any) -> Any:
     return getattr(collection, "_sa_adapter", None)
 
 
-def loaded_collections(state: Any, values: Any) -> set[str]:
-    """The names of the collections among an object's *values*."""
-    names: set[str] = state.manager._collection_impl_keys.intersection(values)
-    return names
+def names_of_collections(state: Any) -> Any:
+    """The names of those attributes of an object that hold collections."""
+    return state.manager._collection_impl_keys
 
 
 def stands_before_others(attribute: Any) -> bool:
@@ -130,9 +144,11 @@ IteratorResult: type[Any] = _result.IteratorResult
 ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 
 
-def rows_in_memory(rows: Any) -> Any:
-    """A strategy for a cursor result whose rows are all here, its cursor closed."""
-    return _cursor.FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+#: How the rows of a cursor result come, if nobody asked for anything else.
+CursorFetchStrategy: type[Any] = _cursor.CursorFetchStrategy
+
+#: Called with rows, a strategy for a cursor result that has them, its cursor closed.
+rows_in_memory = functools.partial(_cursor.FullyBufferedCursorFetchStrategy, None, None)
 
 
 def is_exhausted(result: Any) -> bool:
@@ -367,25 +383,33 @@ def current_greenlet() -> Any:
     return None if greenlet is None else greenlet.getcurrent()
 
 
+#: The state of a transaction that is neither beginning nor ending.
+ACTIVE = _session.SessionTransactionState.ACTIVE
+
+
 def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:
     """The connection that a transaction has already, if there is nothing to check.
 
     What ``SessionTransaction._connection_for_bind()`` returns then, in fewer steps.
     """
-    if transaction._state is _ACTIVE and not options:
+    if transaction._state is ACTIVE and not options:
         found = transaction._connections.get(bind)
         return None if found is None else found[0]
     return None
 
 
-_ACTIVE = _session.SessionTransactionState.ACTIVE
 
 
 def boundary(transaction: Any) -> Any:
     """The savepoint or outer transaction that *transaction*, if any, is part of."""
-    while transaction is not None and not transaction._is_transaction_boundary:
+    while transaction is not None and not is_boundary(transaction):
         transaction = transaction._parent
     return transaction
+
+
+def is_boundary(transaction: Any) -> bool:
+    """Whether it has a COMMIT of its own, or a RELEASE; those of flushes have not."""
+    return transaction.nested or transaction._parent is None
 
 
 def connections_of(transaction: Any) -> set[Any]:

@@ -15,11 +15,13 @@ from sqlalchemy.engine import Connection
 
 from . import rows
 from .disguise import is_ours, per_class, subclass
+from .execution import quick_execute
 from .guard import Guard
 from .operations import (
     CONNECTION,
     CONNECTION_TRANSACTION,
     HAND_OUT_TRANSACTIONS,
+    Path,
     guarded,
     like,
     run,
@@ -57,8 +59,8 @@ def _no_guard() -> None:
     """For a connection of a guarded class that was given no guard of its own."""
 
 
-#: The source that finds the guard of one that has changed its class.
-_GUARD = "{self}._sharedsession_guard()"
+#: To the guard of one that has changed its class.
+_GUARD = Path(("_sharedsession_guard",), is_called=True)
 
 
 @per_class
@@ -79,6 +81,7 @@ def _guarded_class(base: Any) -> Any:
         members[name] = with_parameters_of(
             function, _EXECUTE, _function=function, **_EXECUTES
         )
+    members["execute"] = quick_execute(base.execute, members["execute"])
     return subclass(base, members)
 
 
@@ -110,7 +113,7 @@ def _guard_of_transaction(transaction: Any) -> Guard | None:
     return guard_of_connection(transaction.connection)
 
 
-_EXECUTE = f"_guard = {_GUARD}" + """
+_EXECUTE = f"_guard = {_GUARD.source()}" + """
 if _guard is None:
     return _function({parameters})
 _access = _access_now(_guard, statement)

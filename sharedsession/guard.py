@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Literal, NoReturn
 
+from . import compiled
 from .errors import (
     ConcurrentAccessError,
     ForkedSessionError,
@@ -226,10 +227,12 @@ class Guard(Monitor):
     def _take(
         self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
     ) -> Hold:
-        self._move_in(me)
         hold = Hold(self, me, mode, what, False)
         anew = False
         try:
+            if mode is EXCLUSIVE and not restricts and self._take_at_once(hold):
+                return hold
+            self._move_in(me)
             if not self._join(hold, restricts):
                 anew = True
                 if self.checks_askers and self.sole is not me:
@@ -250,6 +253,19 @@ class Guard(Monitor):
             hold.release()
             raise
         return hold
+
+    def _take_at_once(self, hold: Hold) -> bool:
+        """Begin *hold* in one step, if nobody is in; whether it did."""
+        if compiled.parts is None or type(self) is not Guard:
+            return False
+        taken: bool = compiled.parts.take(self, hold.owner, hold.number, hold.what)
+        return taken
+
+    def _let_go_at_once(self, hold: Hold) -> bool:
+        if compiled.parts is None or type(self) is not Guard:
+            return False
+        gone: bool = compiled.parts.let_go(self, hold.owner, hold.number)
+        return gone
 
     def _note_whatever_it_got(self, hold: Hold) -> None:
         """Before it is released: an interrupt came at the gate, or after it."""
@@ -545,3 +561,6 @@ def disown_all() -> None:
 
 
 on_death.append(_bury_everywhere)
+
+if compiled.parts is not None:
+    compiled.parts.know_guard(Guard, CLOSED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import alchemy, instances
+from . import alchemy, compiled, instances
 from .guard import Guard
-from .operations import IDENTITY_MAP, guarded, look
+from .operations import IDENTITY_MAP, Path, guarded
 
 _Plain: Any = alchemy.WeakInstanceDict
-_find: Any = _Plain.get
 _add: Any = _Plain._add_unpresent
 
 
@@ -19,18 +18,22 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     __class__ = property(lambda self: _Plain)
     _guard: Guard
 
-    # A load asks for these two at each row.
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        guard = self._guard
-        if guard.running is guard.asker():
-            return _find(self, key, default)
-        return look(guard, _find, self, key, default)
-
     def _add_unpresent(self, state: Any, key: Any) -> None:
         if type(state) is instances.PlainState:
             state.__class__ = instances.GuardedState
         _add(self, state, key)
+
+
+if compiled.parts is not None:
+    _classes = instances.PlainState, instances.GuardedState
+    _maker = compiled.parts.Maker(*_classes)
+
+    def _make_states_guarded(manager: Any) -> None:
+        alchemy.make_states_with(manager, _maker)
+
+    _GuardedIdentityMap._add_unpresent = compiled.parts.Adder(
+        *_classes, _make_states_guarded
+    )
 
 
 def _keys(self: Any) -> Any:
@@ -44,10 +47,10 @@ def _iter(self: Any) -> Any:
 _OWN = {"keys": _keys, "__iter__": _iter}
 
 for _name, _access in IDENTITY_MAP.items():
-    if _access is not None and _name != "get":
+    if _access is not None:
         _function = _OWN.get(_name) or getattr(_Plain, _name)
         setattr(
-            _GuardedIdentityMap, _name, guarded(_function, _access, "{self}._guard")
+            _GuardedIdentityMap, _name, guarded(_function, _access, Path(("_guard",)))
         )
 
 

@@ -14,7 +14,6 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import sqlalchemy.event as sa_event
@@ -22,13 +21,14 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, changes, containers, reads
+from . import alchemy, changes, compiled, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
     STATE,
+    Path,
     Table,
     guarded,
     look,
@@ -108,10 +108,8 @@ def _guarded_impl(impl_class: Any) -> Any:
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
         if function is not None and access is not None:
-            if access is WRITE and alchemy.is_relationship(impl_class):
-                make = _for_related_state
-            else:
-                make = _load_for_state if _is_usual_load(function) else _for_state
+            relates = access is WRITE and alchemy.is_relationship(impl_class)
+            make = _for_related_state if relates else _for_state
             members[name] = make(function, access)
     is_scalar = impl_class is alchemy.ScalarAttributeImpl
     members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
@@ -120,14 +118,12 @@ def _guarded_impl(impl_class: Any) -> Any:
     return subclass(impl_class, members)
 
 
-def _for_state(function: Any, access: Access) -> Any:
-    def operation(impl: Any, state: Any, *args: Any, **kw: Any) -> Any:
-        guard = guards.get(state.session_id)
-        if guard is None:
-            return function(impl, state, *args, **kw)
-        return run(guard, access, function, impl, state, *args, **kw)
+#: To the guard of the object whose state it is.
+_GUARD = Path(("session_id",), table=guards)
 
-    return operation
+
+def _for_state(function: Any, access: Access) -> Any:
+    return guarded(function, access, _GUARD, which=1)
 
 
 def _for_related_state(function: Any, access: Access) -> Any:
@@ -140,27 +136,6 @@ def _for_related_state(function: Any, access: Access) -> Any:
         return operation(impl, state, *args, **kw)
 
     return checked
-
-
-def _is_usual_load(function: Any) -> bool:
-    """Whether it can be :func:`_load_for_state`."""
-    return tuple(inspect.signature(function).parameters) == _PARAMETERS_OF_LOADS
-
-
-_PARAMETERS_OF_LOADS = ("self", "state", "dict_", "passive")
-
-
-def _load_for_state(function: Any, access: Access) -> Any:
-    """For what a flush asks for each value: with its own parameters, in fewer steps."""
-    (usual,) = function.__defaults__
-
-    def operation(impl: Any, state: Any, dict_: Any, passive: Any = usual) -> Any:
-        guard = guards.get(state.session_id)
-        if guard is None or guard.running is guard.asker():
-            return function(impl, state, dict_, passive)
-        return run(guard, LOAD, function, impl, state, dict_, passive)
-
-    return operation
 
 
 def _guarded_initializer(impl_class: Any) -> Any:
@@ -209,35 +184,35 @@ def _attrs(state: Any) -> Any:
     return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
 
 
-def _guarded_members(base: Any, table: Table, state: str) -> dict[str, Any]:
+def _guarded_members(base: Any, table: Table, *state: str) -> dict[str, Any]:
     """The guarded properties and methods that *table* names.
 
-    :param state: the source that finds the object's state.
+    :param state: the names of the attributes that lead to the object's state.
     """
-    find_guard = f"_guards.get({state}.session_id)"
+    find_guard = Path((*state, "session_id"), table=guards)
     members: dict[str, Any] = {}
     for name, access in table.items():
         member = getattr(base, name, None)
         if access is None or member is None:
             continue
         if hasattr(member, "fget"):
-            getter = guarded(member.fget, access, find_guard, _guards=guards)
+            getter = guarded(member.fget, access, find_guard)
             members[name] = property(getter, doc=member.__doc__)
         else:
-            members[name] = guarded(member, access, find_guard, _guards=guards)
+            members[name] = guarded(member, access, find_guard)
     return members
 
 
 _AttributeState = subclass(
     alchemy.AttributeState,
-    _guarded_members(alchemy.AttributeState, ATTRIBUTE_STATE, "{self}.state"),
+    _guarded_members(alchemy.AttributeState, ATTRIBUTE_STATE, "state"),
 )
 
 #: What the state of an object becomes when it is attached to a guarded session.
 GuardedState = subclass(
     alchemy.InstanceState,
     {
-        **_guarded_members(alchemy.InstanceState, STATE, "{self}"),
+        **_guarded_members(alchemy.InstanceState, STATE),
         "_modified_event": _modified_event,
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
         "__reduce_ex__": guarded(
@@ -247,12 +222,27 @@ GuardedState = subclass(
 )
 
 
-def adopt(state: Any) -> None:
+def adopt(state: Any, values: Any) -> None:
     """Guard an object's state, and what it holds, as its session is guarded."""
     if type(state) is PlainState:
         state.__class__ = GuardedState
-    values = state.dict
-    for key in alchemy.loaded_collections(state, values):
+    collections = alchemy.names_of_collections(state)
+    if _hold_more(values, collections, alchemy.MutableBase):
+        _adopt_values(collections, values)
+
+
+def _do_hold_more(values: Any, collections: Any, mutable: type) -> bool:
+    """Whether there is a collection among them, or a value that tracks its changes."""
+    return not collections.isdisjoint(values) or any(
+        isinstance(value, mutable) for value in tuple(values.values())
+    )
+
+
+_hold_more = _do_hold_more if compiled.parts is None else compiled.parts.hold_more
+
+
+def _adopt_values(collections: Any, values: Any) -> None:
+    for key in collections.intersection(values):
         containers.guard_collection(values[key])
     for value in tuple(values.values()):
         if isinstance(value, alchemy.MutableBase):

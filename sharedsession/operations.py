@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
+from . import alchemy, compiled
 from .guard import Guard
 from .holds import WindowOpened
 from .owners import Owner
-from .signatures import with_parameters_of
+from .signatures import with_parameters_of, with_signature_of
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
-def run(
+def _run(
     guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
@@ -44,22 +45,32 @@ def run(
             guard.note_work(me)
         return result
     except BaseException as error:
-        guard.close_window(me)  # an interrupt, before anybody saw to that
-        if guard.running is me:  # else it was not let in
-            guard.failed = me, error.__class__.__name__
-            guard.attention = guard.unsettled = True
-        if guard.holds:
-            guard.drop_streams(me, held)
+        _note_failure(guard, me, held, error)
         raise
     finally:
         try:
             guard.leave(me)
         except BaseException:
-            # An interrupt at its first line: without this nobody else comes in again.
-            if guard.holds:
-                guard.drop_streams(me, held)
-            guard.leave(me)
+            _leave_again(guard, me, held)
             raise
+
+
+def _note_failure(
+    guard: Guard, me: Owner, held: tuple[int, ...], error: BaseException
+) -> None:
+    guard.close_window(me)  # an interrupt, before anybody saw to that
+    if guard.running is me:  # else it was not let in
+        guard.failed = me, error.__class__.__name__
+        guard.attention = guard.unsettled = True
+    if guard.holds:
+        guard.drop_streams(me, held)
+
+
+def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+    """After an interrupt at its first line, or nobody else comes in any more."""
+    if guard.holds:
+        guard.drop_streams(me, held)
+    guard.leave(me)
 
 
 def _run_within(
@@ -74,6 +85,9 @@ def _run_within(
     if access is WRITE and guard.worker is not me:
         guard.note_work(me)
     return result
+
+
+run: Callable[..., Any] = _run
 
 
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -107,36 +121,115 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
         me.is_patient = False
 
 
+class Path(NamedTuple):
+    """Where the guard is, from the object that an operation is a method of.
+
+    :ivar names: the attributes that lead there.
+    :ivar is_called: whether what is found has to be called.
+    :ivar table: of guards, if what is found is the number of a session.
+    """
+
+    names: tuple[str, ...]
+    is_called: bool = False
+    table: dict[int | None, Guard] | None = None
+
+    def source(self) -> str:
+        found = ".".join(["{self}", *self.names]) + "()" * self.is_called
+        return found if self.table is None else f"_guards.get({found})"
+
+
+if compiled.parts is not None:
+    run = compiled.parts.Runner(
+        _run, look, _note_failure, _leave_again, (READ, LOAD, WRITE)
+    )
+
+
 def guarded(
     function: Callable[..., Any],
     access: Access,
-    find_guard: Callable[[Any], Guard | None] | str,
+    find_guard: Callable[[Any], Guard | None] | Path,
     *,
     refused: bool = False,
-    within: str = "_function({parameters})",
-    **names: Any,
+    line: Mapping[type, Any] | None = None,
+    which: int = 0,
+    public: bool = False,
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature.
 
     As a part of an operation it is called right away, if :func:`run` would do nothing
     else.
 
-    :param find_guard: a function; or source in which ``{self}`` is the object, which
-        takes no call.
     :param refused: whether it is not in a read section, whatever it is a part of.
-    :param within: the source that calls *function* as a part of an operation, if there
-        is a shorter one.
-    :param names: what these sources refer to, see :func:`with_parameters_of`.
+    :param line: by class, the one behind it that has the method, if it is not always
+        this one.
+    :param which: the number of the argument that has the guard, usually the first.
+    :param public: whether it has to be a function, for others look at its code.
     """
+    if compiled.parts is None:
+        return _guarded_in_python(function, access, find_guard, refused, line, which)
+    operation = _compiled(function, access, find_guard, refused, line, which)
+    return with_signature_of(function, operation) if public else operation
+
+
+def _compiled(
+    function: Any,
+    access: Access,
+    find_guard: Any,
+    refused: bool,
+    line: Any,
+    which: int,
+) -> Callable[..., Any]:
+    by_path = isinstance(find_guard, Path)
+    path = find_guard if by_path else Path(())
+    operation = compiled.parts.Operation(
+        run,
+        access,
+        function,
+        name=getattr(function, "__name__", "operation"),
+        line=line,
+        which=which,
+        path=path.names,
+        table=path.table,
+        is_called=path.is_called,
+        finder=None if by_path else find_guard,
+        is_refused=refused,
+        peeks=_PEEKS.get(function, 0),
+    )
+    functools.update_wrapper(operation, function)
+    del operation.__wrapped__
+    return operation
+
+
+#: What is at hand nearly always, and how it is found.
+_PEEKS = {alchemy.AttributeImpl.get: 1, alchemy.WeakInstanceDict.get: 2}
+
+
+def _guarded_in_python(
+    function: Any,
+    access: Access,
+    find_guard: Any,
+    refused: bool,
+    line: Any,
+    which: int,
+) -> Callable[..., Any]:
     steps = (
         _LOOK if access is READ else _FIND + _REFUSE * refused + _PART[access] + _RUN
     )
-    if not isinstance(find_guard, str):
-        names["_find_guard"], find_guard = find_guard, "_find_guard({self})"
+    call = "_function({parameters})"
+    names: dict[str, Any] = {"_function": function}
+    if line is not None:
+        call = f"_line[_type({{self}})].{function.__name__}({{parameters}})"
+        names.update(_line=line, _type=type)
+    if isinstance(find_guard, Path):
+        source = find_guard.source()
+        names["_guards"] = find_guard.table
+    else:
+        source = "_find_guard({self})"
+        names["_find_guard"] = find_guard
     return with_parameters_of(
         function,
-        steps.replace("{guard}", find_guard).replace("{call}", within),
-        _function=function,
+        steps.replace("{guard}", source).replace("{call}", call),
+        which=which,
         _access=access,
         _look=look,
         _run=run,

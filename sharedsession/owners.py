@@ -19,6 +19,8 @@ from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
 
+from . import compiled
+
 if TYPE_CHECKING:
     from .terms import Lock
 
@@ -128,14 +130,6 @@ _owners: dict[int, Owner] = {}
 _watches: set[weakref.ref[_LastBreath]] = set()
 
 
-def current_owner() -> Owner:
-    """Return the owner for whoever is asking."""
-    try:
-        return _owners[get_ident()]
-    except KeyError:
-        return _introduce()
-
-
 def _introduce() -> Owner:
     owner = Owner(threading.current_thread())
     process, ident = os.getpid(), get_ident()
@@ -143,6 +137,8 @@ def _introduce() -> Owner:
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
         _owners.pop(ident, None)
+        if compiled.parts is not None:
+            _compiled_asker.forget()
         owner.alive = False
         if process != os.getpid() or sys.is_finalizing():
             return  # a fork's child, or the end, clears the storage of other threads
@@ -153,3 +149,17 @@ def _introduce() -> Owner:
     _watches.add(weakref.ref(_local.last_breath, ended))
     _owners[ident] = owner
     return owner
+
+
+def _current_owner() -> Owner:
+    """Return the owner for whoever is asking."""
+    try:
+        return _owners[get_ident()]
+    except KeyError:
+        return _introduce()
+
+
+current_owner: Callable[[], Owner] = _current_owner
+if compiled.parts is not None:
+    _compiled_asker = compiled.parts.Asker(_owners, _introduce)
+    current_owner = _compiled_asker

@@ -8,19 +8,11 @@ Set ``DISABLE_SHAREDSESSION_CEXT`` in the environment to do without.
 
 from __future__ import annotations
 
-import os
 from typing import Any, Callable
 
 from . import alchemy
+from . import compiled as _compiled
 from .attachment import guards
-from .monitor import Monitor
-
-try:
-    from . import _reads
-except ImportError:
-    _has_compiled = False
-else:
-    _has_compiled = not os.environ.get("DISABLE_SHAREDSESSION_CEXT")
 
 Getter = Callable[[Any, Any, Any], Any]
 
@@ -61,14 +53,7 @@ def in_python(key: str, otherwise: Getter) -> Getter:
 
 def compiled(key: str, otherwise: Getter) -> Getter:
     """Like :func:`in_python`, and compiled; to be called only if that is there."""
-    return _reads.Read(key, alchemy.STATE_KEY, guards, _SLOTS, otherwise)
+    return _compiled.parts.Read(key, alchemy.STATE_KEY, guards, otherwise)
 
 
-#: Of a guard, for :meth:`Monitor.is_mine`, too.
-_SLOTS = tuple(
-    vars(Monitor)[name]
-    for name in ("version", "running", "inside", "_owner", "attention")
-)
-
-
-getter_of = compiled if _has_compiled else in_python
+getter_of = in_python if _compiled.parts is None else compiled

@@ -10,6 +10,7 @@ kept until its end.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, Callable, Iterator
 
@@ -24,6 +25,18 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
+    return _settle(guard, result, _promise_objects)
+
+
+def settle_within(guard: Guard, result: Any) -> Any:
+    """The same for one that a part of an operation executed.
+
+    It is for what SQLAlchemy does next, as a rule, so its objects are made at once.
+    """
+    return _settle(guard, result, _make_objects)
+
+
+def _settle(guard: Guard, result: Any, see_to_objects: Callable[..., None]) -> Any:
     if isinstance(result, alchemy.CursorResult):
         if alchemy.is_exhausted(result):
             return result  # it has no rows, or is settled
@@ -35,7 +48,7 @@ def settle(guard: Guard, result: Any) -> Any:
     if cursor_result is not None and _streams(result, cursor_result):
         _stream(guard, result, cursor_result)
     elif cursor_result is not result:
-        _promise_objects(guard, result)
+        see_to_objects(guard, result)
     else:
         _buffer_rows(result)
     return result
@@ -62,6 +75,20 @@ def _buffer_rows(cursor_result: Any) -> None:
 
 
 # -- objects
+
+
+def _make_objects(guard: Guard, result: Any) -> None:
+    if isinstance(result, alchemy.ChunkedIteratorResult):
+        made = iter(list(itertools.chain.from_iterable(result.chunks(None))))
+        result.chunks = functools.partial(_in_chunks, made)
+    else:
+        made = iter(list(result.iterator))
+    result.iterator = made
+
+
+def _in_chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
 
 
 def _promise_objects(guard: Guard, result: Any) -> None:
@@ -135,8 +162,7 @@ class _Objects:
 
     def chunks(self, size: int | None) -> Iterator[list[Any]]:
         self._ensure_made(size)
-        while chunk := list(itertools.islice(self, size)):
-            yield chunk
+        return _in_chunks(self, size)
 
 
 # -- streams

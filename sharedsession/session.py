@@ -15,6 +15,7 @@ from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
 from .errors import SharedSessionError
+from .execution import quick_execute_internal
 from .guard import Guard
 from .identity import guard_identity_map
 from .locks import LockArgument, make_guard
@@ -22,6 +23,7 @@ from .operations import (
     SESSION,
     SESSION_INTERNAL,
     SESSION_SETTINGS,
+    Path,
     guarded,
     like,
     run,
@@ -62,6 +64,8 @@ class SharedSessionMixin(Session):
     _blocks: dict[Owner, int]
     #: Engines that several threads may use.
     _fit_engines: weakref.WeakSet[Engine]
+    #: Whether it was found to be no session of an AsyncSession that knows nothing.
+    _is_for_threads = False
     #: Whether a unit of work is open, whose end will commit.
     _in_unit = False
 
@@ -113,14 +117,6 @@ class SharedSessionMixin(Session):
         return ReadSection(self, timeout)
 
     # -- settings and blocks of Session's own
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Like setting an attribute of any session; its settings under the guard."""
-        guard = self.guard if name in SESSION_SETTINGS else None
-        if guard is None:
-            super().__setattr__(name, value)
-        else:
-            run(guard, CHANGE, super().__setattr__, name, value)
 
     def __enter__(self: _S) -> _S:
         guard = self.guard  # type: ignore[attr-defined]
@@ -192,22 +188,24 @@ class SharedSessionMixin(Session):
     def _autobegin_t(self, begin: bool = False) -> Any:
         if self._transaction is not None:
             return self._transaction
-        if self.guard is not None and not self._for_tasks:
-            check_is_for_threads(self)
+        if self.guard is not None and not self._is_for_threads:
+            if not self._for_tasks:
+                check_is_for_threads(self)
+            self._is_for_threads = True  # an AsyncSession takes none that is in use
         return self._guard_transaction(super()._autobegin_t(begin))
 
     def _guard_transaction(self, transaction: Any) -> Any:
         guard = self.guard
         if guard is not None and type(transaction) is SessionTransaction:
             transaction.__class__ = GuardedTransaction
-            assert isinstance(transaction, GuardedTransaction)
             transaction.begun_by = guard.asker()
-            guard.worker = None  # work is noted anew for each level
+            if alchemy.is_boundary(transaction):
+                guard.worker = None  # work is noted anew for each level
         return transaction
 
     def _after_attach(self, state: Any, obj: Any) -> None:
         if self.guard is not None:
-            instances.adopt(state)
+            instances.adopt(state, alchemy.instance_dict(obj))
         super()._after_attach(state, obj)
 
     def _close(self) -> None:
@@ -247,16 +245,17 @@ class SharedSessionMixin(Session):
         """A level of the transaction has ended."""
         guard = self.guard
         assert guard is not None
-        guard.worker = None
-        transaction.ended_by = guard.asker()
+        me = guard.asker()
+        transaction.ended_by = me
         transaction.was_committed = committed
-        if alchemy.boundary(transaction) is transaction:  # not that of a mere flush
-            self._owed.discard(transaction.ended_by)
+        if not alchemy.is_boundary(transaction):
+            return  # that of a flush: what is done in it is work of the level around it
+        guard.worker = None
+        self._owed.discard(me)
         if committed:
             parent = transaction.parent if transaction.nested else None
             self._ledger.committed(transaction, alchemy.boundary(parent))
             return
-        me = guard.asker()
         if self._failure is not None or self._ledger.concerns_others(transaction, me):
             loss = self._failure or Loss(me, "ended it without a commit")
             self._ledger.thrown_away(transaction, loss)
@@ -421,9 +420,10 @@ _guard = {self}.guard
 if _guard is None:
     return _next[_type({self})]._execute_internal({parameters})
 _access = _access_to_execute(_guard, statement, execution_options)
-return _run(_guard, _access, _execute_settled, {parameters})"""
+_step = _within if _guard.running is _guard.asker() else _alone
+return _run(_guard, _access, _step, {parameters})"""
 
-_EXECUTE_SETTLED = """\
+_STEP = """\
 {self}._note_statement(statement, execution_options)
 _result = _next[_type({self})]._execute_internal({parameters})
 return _settle({self}.guard, _result)"""
@@ -436,7 +436,6 @@ def _executing(steps: str, **names: Any) -> Any:
         _access_to_execute=_access_to_execute,
         _next=_bases_that_execute,
         _run=run,
-        _settle=rows.settle,
         _type=type,
         **names,
     )
@@ -444,8 +443,13 @@ def _executing(steps: str, **names: Any) -> Any:
 
 _bases_that_execute = _NextInLine("_execute_internal")
 _Mixin: Any = SharedSessionMixin
-_Mixin._execute_internal = _executing(
-    _EXECUTE, _execute_settled=_executing(_EXECUTE_SETTLED)
+_Mixin._execute_internal = quick_execute_internal(
+    _bases_that_execute,
+    _executing(
+        _EXECUTE,
+        _alone=_executing(_STEP, _settle=rows.settle),
+        _within=_executing(_STEP, _settle=rows.settle_within),
+    ),
 )
 
 
@@ -453,8 +457,7 @@ def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-#: The source that finds it.
-_GUARD = "{self}.guard"
+_GUARD = Path(("guard",))
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -486,16 +489,13 @@ def _operation(name: str, plain: Any, access: Access) -> Any:
     refused = name in SESSION and access not in (READ, LOAD)
     own: Any = _OWN.get(name)
     if own:
-        return guarded(like(own, plain), access, _GUARD, refused=refused)
+        return guarded(
+            like(own, plain), access, _GUARD, refused=refused, public=True
+        )
     line = _NextInLine(name)
+    function = _next_in_line(name, line)
     return guarded(
-        _next_in_line(name, line),
-        access,
-        _GUARD,
-        refused=refused,
-        within=_next_call(name),
-        _next=line,
-        _type=type,
+        function, access, _GUARD, refused=refused, line=line, public=name in SESSION
     )
 
 
@@ -517,6 +517,33 @@ def _put_operations_on(cls: Any) -> None:
 
 
 _put_operations_on(SharedSessionMixin)
+
+
+class _Setting:
+    """An attribute that is in the session's dictionary, and is set under the guard."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, session: Any, owner: type) -> Any:
+        if session is None:
+            return self
+        try:
+            return session.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(self._name, name=self._name, obj=session) from None
+
+    def __set__(self, session: Any, value: Any) -> None:
+        guard = session.guard
+        if guard is None:
+            session.__dict__[self._name] = value
+        else:
+            values = session.__dict__
+            run(guard, CHANGE, values.__setitem__, self._name, value)
+
+
+for _name in SESSION_SETTINGS:
+    setattr(SharedSessionMixin, _name, _Setting(_name))
 
 
 def _show_operations_on(cls: Any) -> None:
@@ -566,9 +593,9 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._blocks = {}
     session._fit_engines = weakref.WeakSet()
     guard.session = weakref.ref(session)
-    guard.note_work = _weakly(session._note_work)
-    guard.attend = _weakly(session._attend)
-    guard.second_owner = _weakly(session._second_owner)
+    guard.note_work = _weakly(session, "_note_work")
+    guard.attend = _weakly(session, "_attend")
+    guard.second_owner = _weakly(session, "_second_owner")
     session.guard = guard
     guards[session.hash_key] = guard
     forks.sessions.add(session)
@@ -576,13 +603,14 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     _adopt_present(session, guard)
 
 
-def _weakly(method: Any) -> Any:
+def _weakly(session: Any, name: str) -> Any:
     """A session has its guard; the guard must not keep the session."""
-    find = weakref.WeakMethod(method)
+    find = weakref.ref(session)
+    method = getattr(type(session), name)
 
     def call(*args: Any) -> Any:
         found = find()
-        return None if found is None else found(*args)
+        return None if found is None else method(found, *args)
 
     return call
 
@@ -592,7 +620,7 @@ def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
     states = alchemy.states_in(session)
     guard_identity_map(session.identity_map, guard)
     for state in states:
-        instances.adopt(state)
+        instances.adopt(state, state.dict)
     transaction = session._transaction
     while transaction is not None:
         session._guard_transaction(transaction)

@@ -24,12 +24,13 @@ _ANY = (
 
 
 def with_parameters_of(
-    function: Callable[..., Any], body: str, **names: Any
+    function: Callable[..., Any], body: str, *, which: int = 0, **names: Any
 ) -> Callable[..., Any]:
     """Return a function that looks like *function* and does what *body* says.
 
-    :param body: its source.  ``{self}`` in it stands for the first parameter, and
+    :param body: its source.  ``{self}`` in it stands for a parameter, and
         ``{parameters}`` for all of them, passed on.
+    :param which: the number of that parameter, usually the first.
     :param names: what *body* refers to; its own names, and these, begin with an
         underscore.
     """
@@ -39,7 +40,8 @@ def with_parameters_of(
     name = getattr(function, "__name__", "operation")
     name = name if name.isidentifier() else "operation"  # not so of a lambda
     # Only names and stars go into the source; defaults are objects, copied below.
-    source = f"def {name}({_declared(parameters)}):\n{_steps(parameters, body)}\n"
+    steps = _steps(parameters, body, which)
+    source = f"def {name}({_declared(parameters)}):\n{steps}\n"
     made: dict[str, Any] = {**names, "__name__": __name__}
     where = getattr(function, "__qualname__", name)
     exec(compile(source, f"<operation {where}>", "exec"), made)
@@ -54,19 +56,19 @@ def with_signature_of(
     return with_parameters_of(function, body, _operation=operation)
 
 
-def _steps(parameters: Sequence[Parameter], body: str) -> str:
-    steps = _filled(body, parameters)
+def _steps(parameters: Sequence[Parameter], body: str, which: int) -> str:
+    steps = _filled(body, parameters, which)
     last = parameters[-1]
     if last.kind is Parameter.VAR_KEYWORD:
         # They are seldom given, and passing none on takes as long as passing some.
         given = textwrap.indent(steps, "    ")
-        steps = f"if {last.name}:\n{given}\n{_filled(body, parameters[:-1])}"
+        steps = f"if {last.name}:\n{given}\n{_filled(body, parameters[:-1], which)}"
     return textwrap.indent(steps, "    ")
 
 
-def _filled(body: str, parameters: Sequence[Parameter]) -> str:
+def _filled(body: str, parameters: Sequence[Parameter], which: int) -> str:
     passed = ", ".join(map(_passed_on, parameters))
-    return body.format(self=parameters[0].name, parameters=passed)
+    return body.format(self=parameters[which].name, parameters=passed)
 
 
 def _parameters_of(function: Any) -> tuple[Parameter, ...]:

@@ -34,7 +34,10 @@ def access_of(statement: Any, options: Any = None) -> Access:
     if kind is _Kind.STRING:
         return _access_of_text(statement)
     if kind is _Kind.TEXT:
+        known_kinds[cls] = False
         return _access_of_text(statement.text)
+    if kind is _Kind.SELECT:
+        known_kinds[cls] = True
     if kind is _Kind.AROUND_ANOTHER:
         return access_of(statement.element, options)
     if kind is _Kind.OTHER:
@@ -68,9 +71,19 @@ def _kind_of(cls: type) -> _Kind:
     return by_class[is_select] if isinstance(is_select, bool) else _Kind.BY_ITSELF
 
 
-@functools.lru_cache(1024)
 def _access_of_text(text: str) -> Access:
-    return LOAD if _READS.match(text) else WRITE
+    access = known_texts.get(text)
+    if access is None:
+        if len(known_texts) >= 1024:
+            known_texts.clear()
+        access = known_texts[text] = LOAD if _READS.match(text) else WRITE
+    return access
+
+
+#: What executing a text does, and the classes of statements that are one thing always:
+#: true for a SELECT, false for a text.
+known_texts: dict[str, Access] = {}
+known_kinds: dict[type, bool] = {}
 
 
 def is_known_change(statement: Any) -> bool:

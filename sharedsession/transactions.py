@@ -16,9 +16,10 @@ from sqlalchemy.orm import SessionTransactionOrigin
 from . import alchemy
 from .affinity import check_engine
 from .connections import guard_connection, guard_of_connection
+from .execution import quick_connection
 from .guard import Guard
 from .holds import Hold
-from .operations import guarded, run
+from .operations import Path, guarded, run
 from .owners import Owner
 from .terms import CHANGE, END, LOAD, READ
 
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
 
 
 _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
-
-
-#: The source that does the same.
-_GUARD = "{self}.session.guard"
+_GUARD = Path(("session", "guard"))
 
 _Plain = sa_orm.SessionTransaction
 
@@ -161,15 +159,23 @@ class GuardedTransaction(_Plain):
     def _begin(self, nested: bool = False) -> Any:
         return self.session._guard_transaction(super()._begin(nested))
 
-    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+    def _provide_connection(self, bind: Any, execution_options: Any) -> Any:
         if self.session.guard is not None:
             self.session.guard.check_may_execute()
-        connection = alchemy.connection_at_hand(self, bind, execution_options)
-        if connection is None:
-            connection = super()._connection_for_bind(bind, execution_options)
+        connection = super()._connection_for_bind(bind, execution_options)
         if guard_of_connection(connection) is None:
             return self._guard(connection)
         return connection
+
+    def _connection_in_python(self, bind: Any, execution_options: Any) -> Any:
+        connection = alchemy.connection_at_hand(self, bind, execution_options)
+        if connection is None or guard_of_connection(connection) is None:
+            return self._provide_connection(bind, execution_options)
+        if self.session.guard is not None:
+            self.session.guard.check_may_execute()
+        return connection
+
+    _connection_for_bind = quick_connection(_connection_in_python, _provide_connection)
 
     def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)

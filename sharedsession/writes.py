@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from . import compiled
 from .attachment import guards
 from .operations import run
 from .terms import WRITE
@@ -16,7 +17,11 @@ Setter = Callable[[Any, Any, Any], None]
 _find_guard = guards.get
 
 
-def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
+def compiled_setter(impl: Any, state_key: str, otherwise: Setter) -> Setter:
+    return compiled.parts.Write(run, state_key, guards, impl.set_unguarded, otherwise)
+
+
+def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
     """The ``__set__`` of an attribute whose values are in its objects' ``__dict__``.
 
     Like :func:`run`, but the steps of :meth:`Guard.come_in` and :meth:`Guard.leave`
@@ -85,3 +90,6 @@ def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
             run(guard, WRITE, set_unguarded, state, values, value, None)
 
     return __set__
+
+
+setter_of = in_python if compiled.parts is None else compiled_setter

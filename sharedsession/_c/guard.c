@@ -1,0 +1,285 @@
+/* A guard, as what is compiled sees it: see guard.h. */
+
+#include "guard.h"
+#include <structmember.h>
+
+PyTypeObject *guard_type;
+Py_ssize_t slot_offsets[SLOTS];
+
+static const char *const slot_names[SLOTS] = {
+    "asker", "attention", "checks_askers", "clock", "forsaken", "gate", "_has_gate",
+    "holds", "inside", "last_version", "_loader", "_lock", "_longest_hold", "may_open", "_mutex",
+    "note_work", "_owner", "queue", "reading", "restricted", "running", "since", "sole",
+    "unsettled", "version", "window", "worker",
+};
+
+static PyTypeObject *lock_type;
+static PyObject *closed, *locked_name, *zero;
+
+int
+init_guard(void)
+{
+    zero = PyLong_FromLong(0);
+    locked_name = PyUnicode_InternFromString("locked");
+    PyObject *threads = PyImport_ImportModule("_thread");
+    if (threads == NULL)
+        return -1;
+    lock_type = (PyTypeObject *)PyObject_GetAttrString(threads, "LockType");
+    Py_DECREF(threads);
+    return zero == NULL || locked_name == NULL || lock_type == NULL ? -1 : 0;
+}
+
+static int
+find_slot(PyObject *cls, const char *name, Py_ssize_t *offset)
+{
+    PyObject *member = PyObject_GetAttrString(cls, name);
+    if (member == NULL)
+        return -1;
+    PyMemberDescrObject *descriptor = (PyMemberDescrObject *)member;
+    int fits = Py_IS_TYPE(member, &PyMemberDescr_Type)
+               && descriptor->d_member->type == T_OBJECT_EX;
+    if (fits)
+        *offset = descriptor->d_member->offset;
+    else
+        PyErr_Format(PyExc_TypeError, "%s is no slot of a guard's class", name);
+    Py_DECREF(member);
+    return fits ? 0 : -1;
+}
+
+/* know_guard(cls, closed): find the slots of the class of guards.
+
+   `closed` is in the gate if the monitor decides. */
+PyObject *
+know_guard(PyObject *module, PyObject *args)
+{
+    PyObject *cls, *in_gate;
+    Py_ssize_t offsets[SLOTS];
+    if (!PyArg_ParseTuple(args, "O!O:know_guard", &PyType_Type, &cls, &in_gate))
+        return NULL;
+    for (int which = 0; which < SLOTS; which++)
+        if (find_slot(cls, slot_names[which], &offsets[which]) < 0)
+            return NULL;
+    memcpy(slot_offsets, offsets, sizeof offsets);
+    Py_XSETREF(guard_type, (PyTypeObject *)Py_NewRef(cls));
+    Py_XSETREF(closed, Py_NewRef(in_gate));
+    Py_RETURN_NONE;
+}
+
+PyObject *
+ask(PyObject *guard)
+{
+    PyObject *asker = Py_NewRef(slot(guard, ASKER));
+    PyObject *me = PyObject_CallNoArgs(asker);
+    Py_DECREF(asker);
+    return me;
+}
+
+/* Whether a deque is empty; 0 also if that cannot be told. */
+static int
+is_empty(PyObject *deque)
+{
+    Py_ssize_t size = PyObject_Size(deque);
+    if (size < 0)
+        PyErr_Clear();
+    return size == 0;
+}
+
+static int
+is_in_by_gate(PyObject *guard, PyObject *me)
+{
+    PyObject *gate = slot(guard, GATE);
+    return PyDict_CheckExact(gate) && PyDict_GetItemWithError(gate, zero) == me;
+}
+
+/* Whether a dictionary has so many entries; 0 also for another kind of it. */
+static int
+has_entries(PyObject *dictionary, Py_ssize_t count)
+{
+    return PyDict_CheckExact(dictionary) && PyDict_GET_SIZE(dictionary) == count;
+}
+
+/* Put something into the gate, if it is open to *me*. */
+static int
+pass_gate(PyObject *guard, PyObject *me, PyObject *thing)
+{
+    int is_known = slot(guard, SOLE) == me || slot(guard, CHECKS_ASKERS) == Py_False;
+    if (!is_known || !has_entries(slot(guard, GATE), 0))
+        return 0;
+    if (PyDict_SetItem(slot(guard, GATE), zero, thing) < 0) {
+        PyErr_Clear(); /* out of memory, and the dictionary is as it was */
+        return 0;
+    }
+    return 1;
+}
+
+int
+come_in_at_once(PyObject *guard, PyObject *me)
+{
+    if (!pass_gate(guard, me, me))
+        return 0;
+    set_slot(guard, VERSION, Py_None);
+    set_slot(guard, RUNNING, me);
+    return 1;
+}
+
+/* Whether nobody is at a step under the mutex; 0 also for a mutex of another kind. */
+static int
+is_at_rest(PyObject *guard)
+{
+    PyObject *mutex = slot(guard, MUTEX);
+    if (Py_TYPE(mutex) != lock_type)
+        return 0;
+    PyObject *locked = PyObject_CallMethodNoArgs(mutex, locked_name);
+    if (locked == NULL)
+        PyErr_Clear();
+    Py_XDECREF(locked);
+    return locked == Py_False;
+}
+
+int
+go_on_at_once(PyObject *guard, PyObject *me)
+{
+    if (!is_at_rest(guard) || !is_empty(slot(guard, FORSAKEN)))
+        return 0;
+    if (slot(guard, OWNER) != me && slot(guard, LOADER) != me)
+        return 0;
+    set_slot(guard, RUNNING, me);
+    return 1;
+}
+
+PyObject *
+read_clock(PyObject *guard)
+{
+    PyObject *clock = Py_NewRef(slot(guard, CLOCK));
+    PyObject *now = PyObject_CallNoArgs(clock);
+    Py_DECREF(clock);
+    return now;
+}
+
+/* Like Monitor._note_hold(); 0 if the times are no floats. */
+static int
+note_hold(PyObject *guard)
+{
+    if (slot(guard, SINCE) == Py_None)
+        return 1;
+    if (!PyCFunction_Check(slot(guard, CLOCK)))
+        return 0; /* it could do anything meanwhile */
+    PyObject *since = Py_NewRef(slot(guard, SINCE)), *held = NULL;
+    PyObject *now = read_clock(guard);
+    if (now != NULL && PyFloat_CheckExact(now) && PyFloat_CheckExact(since))
+        held = PyFloat_FromDouble(PyFloat_AS_DOUBLE(now) - PyFloat_AS_DOUBLE(since));
+    Py_XDECREF(now);
+    Py_DECREF(since);
+    PyErr_Clear();
+    PyObject *longest = slot(guard, LONGEST_HOLD);
+    if (held == NULL || !PyFloat_CheckExact(longest)) {
+        Py_XDECREF(held);
+        return 0;
+    }
+    if (PyFloat_AS_DOUBLE(held) > PyFloat_AS_DOUBLE(longest))
+        set_slot(guard, LONGEST_HOLD, held);
+    Py_DECREF(held);
+    set_slot(guard, SINCE, Py_None);
+    return 1;
+}
+
+/* The number after the last version, as a new reference. */
+static PyObject *
+next_version(PyObject *guard)
+{
+    PyObject *last = slot(guard, LAST_VERSION);
+    long long number = PyLong_CheckExact(last) ? PyLong_AsLongLong(last) : -1;
+    return number < 0 ? NULL : PyLong_FromLongLong(number + 1);
+}
+
+/* Nobody is in any more; 0 if there is no memory for a new version. */
+static int
+open_up(PyObject *guard)
+{
+    PyObject *version = next_version(guard);
+    if (version == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    set_slot(guard, RUNNING, Py_None);
+    set_slot(guard, INSIDE, Py_None);
+    set_slot(guard, WINDOW, Py_None);
+    set_slot(guard, OWNER, Py_None);
+    set_slot(guard, LAST_VERSION, version);
+    int is_unsettled = slot(guard, UNSETTLED) != Py_False;
+    set_slot(guard, VERSION, is_unsettled ? Py_None : version);
+    Py_DECREF(version);
+    PyDict_Clear(slot(guard, GATE));
+    return 1;
+}
+
+int
+leave_at_once(PyObject *guard, PyObject *me)
+{
+    if (slot(guard, INSIDE) == me) {
+        PyObject *holds = slot(guard, HOLDS);
+        if (!PyDict_CheckExact(holds) || PyDict_GET_SIZE(holds) == 0)
+            return 0;
+        set_slot(guard, RUNNING, Py_None);
+        return 1;
+    }
+    return is_in_by_gate(guard, me) && is_empty(slot(guard, QUEUE))
+           && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard);
+}
+
+/* take(guard, me, number, what): begin a hold, like Guard._take(), if nobody is in and
+   there is nothing to see to; whether it did. */
+PyObject *
+take(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *guard = args[0], *me = args[1];
+    if (count != 4 || !Py_IS_TYPE(guard, guard_type)) {
+        PyErr_SetString(PyExc_TypeError, "take() takes a guard, an owner, a hold");
+        return NULL;
+    }
+    int is_free = slot(guard, ATTENTION) == Py_False && has_entries(slot(guard, GATE), 0)
+                  && has_entries(slot(guard, HOLDS), 0)
+                  && PyCFunction_Check(slot(guard, CLOCK));
+    PyObject *now = is_free ? read_clock(guard) : NULL;
+    if (now == NULL) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    int taken = pass_gate(guard, me, closed);
+    if (taken && PyDict_SetItem(slot(guard, HOLDS), args[2], args[3]) < 0) {
+        PyErr_Clear();
+        PyDict_Clear(slot(guard, GATE));
+        taken = 0;
+    }
+    if (taken) {
+        set_slot(guard, VERSION, Py_None);
+        set_slot(guard, SINCE, now);
+        set_slot(guard, OWNER, me);
+        set_slot(guard, INSIDE, me);
+    }
+    Py_DECREF(now);
+    return PyBool_FromLong(taken);
+}
+
+/* let_go(guard, owner, number): end a hold, like Monitor.let_go(), if it is the last
+   thing that its owner has and nobody waits; whether it did. */
+PyObject *
+let_go(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *guard = args[0], *owner = args[1];
+    if (count != 3 || !Py_IS_TYPE(guard, guard_type)) {
+        PyErr_SetString(PyExc_TypeError, "let_go() takes a guard, an owner, a number");
+        return NULL;
+    }
+    int is_last = slot(guard, OWNER) == owner && slot(guard, INSIDE) == owner
+                  && slot(guard, RUNNING) == Py_None && slot(guard, LOADER) == Py_None
+                  && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
+                  && !is_read(guard) && has_entries(slot(guard, HOLDS), 1)
+                  && PyDict_Contains(slot(guard, HOLDS), args[2]) == 1;
+    if (is_last && is_at_rest(guard) && is_empty(slot(guard, QUEUE))
+        && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard)) {
+        PyDict_Clear(slot(guard, HOLDS));
+        Py_RETURN_TRUE;
+    }
+    Py_RETURN_FALSE;
+}

@@ -1,0 +1,36 @@
+/* The module sharedsession._compiled. */
+
+#include "parts.h"
+
+static PyMethodDef functions[] = {
+    {"know_guard", know_guard, METH_VARARGS, "Find the slots of the class of guards."},
+    {"let_go", (PyCFunction)(void (*)(void))let_go, METH_FASTCALL, "End a hold."},
+    {"take", (PyCFunction)(void (*)(void))take, METH_FASTCALL, "Begin a hold."},
+    {"hold_more", (PyCFunction)(void (*)(void))hold_more, METH_FASTCALL,
+     "Whether there is a collection among the values, or one that tracks its changes."},
+    {NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "sharedsession._compiled",
+    .m_doc = "What is compiled: see compiled.py.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC
+PyInit__compiled(void)
+{
+    if (init_guard() < 0 || init_operation() < 0 || init_read() < 0
+        || init_states() < 0 || init_statements() < 0)
+        return NULL;
+    PyTypeObject *types[] = {&adder_type, &asker_type, &at_hand_type,
+                             &execute_type, &maker_type, &statements_type, &operation_type, &read_type, &runner_type,
+                             &write_type};
+    PyObject *made = PyModule_Create(&definition);
+    for (size_t which = 0; made != NULL && which < Py_ARRAY_LENGTH(types); which++)
+        if (PyModule_AddType(made, types[which]) < 0)
+            Py_CLEAR(made);
+    return made;
+}

@@ -1,0 +1,342 @@
+/* A method that is an operation: what guarded() in operations.py makes, compiled.
+
+   As a part of an operation that runs already, which most calls are, it is called
+   right away. */
+
+#include "parts.h"
+#include <structmember.h>
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Runner *runner;
+    PyObject *access;
+    PyObject *function;  /* the method; or NULL if `line` tells */
+    PyObject *line;      /* by class: the base that has the method, or NULL */
+    PyObject *name;      /* of the method in that base */
+    Py_ssize_t which;    /* argument that has the guard */
+    PyObject *path;      /* a tuple: the names of attributes that lead from there */
+    PyObject *table;     /* of guards by what is found there; or NULL: it is the guard */
+    PyObject *finder;    /* called with the argument in the place of all that, or NULL */
+    char is_called;      /* whether what is found is called, and returns the guard */
+    char is_refused;     /* whether it is not in a read section, whatever it is part of */
+    int peeks;           /* where what it returns may be at hand */
+    PyObject *dict;
+} Operation;
+
+enum { PEEK_IN_VALUES = 1, PEEK_IN_MAP };
+
+static PyObject *reads_only_name, *refuse_name, *key_name, *dict_name;
+
+int
+init_operation(void)
+{
+    reads_only_name = PyUnicode_InternFromString("reads_only");
+    refuse_name = PyUnicode_InternFromString("refuse_write");
+    key_name = PyUnicode_InternFromString("key");
+    dict_name = PyUnicode_InternFromString("_dict");
+    return reads_only_name == NULL || refuse_name == NULL || key_name == NULL
+                   || dict_name == NULL
+               ? -1
+               : 0;
+}
+
+/* The guard of an object, or None; a new reference, or NULL with an error. */
+static PyObject *
+find_guard(Operation *self, PyObject *thing)
+{
+    if (self->finder != NULL)
+        return PyObject_CallOneArg(self->finder, thing);
+    PyObject *found = Py_NewRef(thing);
+    for (Py_ssize_t step = 0; step < PyTuple_GET_SIZE(self->path); step++) {
+        Py_SETREF(found, PyObject_GetAttr(found, PyTuple_GET_ITEM(self->path, step)));
+        if (found == NULL)
+            return NULL;
+    }
+    if (self->is_called)
+        Py_SETREF(found, PyObject_CallNoArgs(found));
+    if (self->table != NULL) {
+        Py_SETREF(found, find(self->table, found));
+        if (found == NULL && !PyErr_Occurred())
+            return Py_NewRef(Py_None);
+    }
+    return found;
+}
+
+/* The method itself, as a new reference. */
+static PyObject *
+find_function(Operation *self, PyObject *thing)
+{
+    if (self->line == NULL)
+        return Py_NewRef(self->function);
+    PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(thing));
+    if (base == NULL)
+        return NULL;
+    PyObject *function = PyObject_GetAttr(base, self->name);
+    Py_DECREF(base);
+    return function;
+}
+
+/* Whether the asker only reads; -1 with an error. */
+static int
+reads_only(PyObject *guard)
+{
+    if (!is_read(guard))
+        return 0;
+    PyObject *said = PyObject_CallMethodNoArgs(guard, reads_only_name);
+    int only = said == NULL ? -1 : PyObject_IsTrue(said);
+    Py_XDECREF(said);
+    return only;
+}
+
+/* Whether *me* may call it as a part of what it does; -1 with an error. */
+static int
+is_part(Operation *self, PyObject *guard, PyObject *me)
+{
+    if (slot(guard, RUNNING) != me)
+        return 0;
+    if (self->access == self->runner->read)
+        return slot(guard, VERSION) == Py_None;
+    if (self->access == self->runner->load)
+        return 1;
+    if (slot(guard, MAY_OPEN) != Py_False)
+        return 0;
+    if (self->access != self->runner->write)
+        return 1;
+    int only = slot(guard, WORKER) == me ? reads_only(guard) : 1;
+    return only < 0 ? only : !only;
+}
+
+/* What SQLAlchemy's get() of an attribute finds first: get(impl, state, values). */
+static PyObject *
+peek_in_values(Args args)
+{
+    if (args.count < 3 || !PyDict_Check(args.args[2]))
+        return NULL;
+    PyObject *key = PyObject_GetAttr(args.args[0], key_name);
+    if (key == NULL)
+        return NULL;
+    PyObject *value = find(args.args[2], key);
+    Py_DECREF(key);
+    return value;
+}
+
+/* What get() of an identity map returns for what is not there: get(map, key). */
+static PyObject *
+peek_in_map(Args args)
+{
+    if (args.count != 2 || args.names != NULL)
+        return NULL;
+    PyObject *states = PyObject_GetAttr(args.args[0], dict_name);
+    if (states == NULL)
+        return NULL;
+    int there = PyDict_Check(states) ? PyDict_Contains(states, args.args[1]) : 1;
+    Py_DECREF(states);
+    if (there != 0)
+        return NULL;
+    expects_guarded_state = 1;
+    return Py_NewRef(Py_None);
+}
+
+static PyObject *
+peek(Operation *self, Args args)
+{
+    return self->peeks == PEEK_IN_VALUES ? peek_in_values(args)
+           : self->peeks == PEEK_IN_MAP  ? peek_in_map(args)
+                                         : NULL;
+}
+
+static PyObject *
+call_part(Operation *self, PyObject *function, Args args)
+{
+    PyObject *value = peek(self, args);
+    return value != NULL || PyErr_Occurred() ? value : call(function, args);
+}
+
+/* As a part of a write, whose work it is may have to be noted anew. */
+static PyObject *
+call_write(Operation *self, PyObject *guard, PyObject *me, PyObject *function,
+           Args args)
+{
+    PyObject *result = call(function, args);
+    if (result == NULL || slot(guard, WORKER) == me)
+        return result;
+    PyObject *note = Py_NewRef(slot(guard, NOTE_WORK));
+    PyObject *noted = PyObject_CallOneArg(note, me);
+    Py_DECREF(note);
+    Py_XDECREF(noted);
+    if (noted == NULL)
+        Py_CLEAR(result);
+    return result;
+}
+
+static PyObject *
+call_guarded(Operation *self, PyObject *guard, PyObject *function, Args args)
+{
+    if (self->is_refused) {
+        int only = reads_only(guard);
+        if (only > 0)
+            return PyObject_CallMethodNoArgs(guard, refuse_name);
+        if (only < 0)
+            return NULL;
+    }
+    PyObject *me = ask(guard);
+    if (me == NULL)
+        return NULL;
+    int part = is_part(self, guard, me);
+    PyObject *result = NULL;
+    if (part > 0 && self->access == self->runner->write)
+        result = call_write(self, guard, me, function, args);
+    else if (part > 0)
+        result = call_part(self, function, args);
+    Py_DECREF(me);
+    if (part != 0)
+        return result;
+    if (self->access == self->runner->read)
+        return look_at(self->runner, guard, function, args);
+    return run_operation(self->runner, guard, self->access, function, args);
+}
+
+static PyObject *
+call_found(Operation *self, Args args)
+{
+    PyObject *thing = args.args[self->which];
+    PyObject *guard = find_guard(self, thing);
+    if (guard == NULL)
+        return NULL;
+    PyObject *result = NULL, *function = find_function(self, thing);
+    if (function != NULL && is_guard(guard))
+        result = call_guarded(self, guard, function, args);
+    else if (function != NULL)
+        result = call_part(self, function, args);
+    Py_XDECREF(function);
+    Py_DECREF(guard);
+    return result;
+}
+
+static PyObject *
+operation_call(PyObject *callable, PyObject *const *args, size_t nargsf,
+               PyObject *names)
+{
+    Operation *self = (Operation *)callable;
+    Args all = {args, PyVectorcall_NARGS(nargsf), names};
+    if (all.count <= self->which) {
+        PyErr_Format(PyExc_TypeError, "%S() misses an argument", self->name);
+        return NULL;
+    }
+    /* Who calls may have it from a class that it goes away with meanwhile. */
+    Py_INCREF(self);
+    PyObject *result = call_found(self, all);
+    Py_DECREF(self);
+    return result;
+}
+
+static PyObject *
+operation_bind(PyObject *self, PyObject *thing, PyObject *type)
+{
+    return thing == NULL ? Py_NewRef(self) : PyMethod_New(self, thing);
+}
+
+static PyObject *
+none_as_null(PyObject *thing)
+{
+    return thing == Py_None ? NULL : Py_NewRef(thing);
+}
+
+static PyObject *
+operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    static char *keywords[] = {"runner", "access", "function", "name", "line", "which",
+                               "path", "table", "is_called", "finder", "is_refused",
+                               "peeks", NULL};
+    PyObject *runner, *access, *function, *name, *line, *path, *table, *finder;
+    Py_ssize_t which;
+    int is_called, is_refused, peeks;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, names, "O!OOUOnO!OpOpi:Operation", keywords, &runner_type, &runner,
+            &access, &function, &name, &line, &which, &PyTuple_Type, &path, &table,
+            &is_called, &finder, &is_refused, &peeks))
+        return NULL;
+    if (table != Py_None && !PyDict_Check(table)) {
+        PyErr_SetString(PyExc_TypeError, "the table of guards is a dictionary");
+        return NULL;
+    }
+    Operation *self = (Operation *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = operation_call;
+    self->runner = (Runner *)Py_NewRef(runner);
+    self->access = Py_NewRef(access);
+    self->function = Py_NewRef(function);
+    self->name = Py_NewRef(name);
+    self->line = none_as_null(line);
+    self->which = which;
+    self->path = Py_NewRef(path);
+    self->table = none_as_null(table);
+    self->finder = none_as_null(finder);
+    self->is_called = is_called;
+    self->is_refused = is_refused;
+    self->peeks = peeks;
+    return (PyObject *)self;
+}
+
+static int
+operation_traverse(Operation *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->runner);
+    Py_VISIT(self->function);
+    Py_VISIT(self->line);
+    Py_VISIT(self->table);
+    Py_VISIT(self->finder);
+    Py_VISIT(self->dict);
+    return 0;
+}
+
+static void
+operation_dealloc(Operation *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_DECREF(self->runner);
+    Py_DECREF(self->access);
+    Py_DECREF(self->function);
+    Py_DECREF(self->name);
+    Py_XDECREF(self->line);
+    Py_DECREF(self->path);
+    Py_XDECREF(self->table);
+    Py_XDECREF(self->finder);
+    Py_XDECREF(self->dict);
+    PyObject_GC_Del(self);
+}
+
+static PyObject *
+operation_signature(Operation *self, void *unused)
+{
+    PyObject *inspect = PyImport_ImportModule("inspect");
+    if (inspect == NULL)
+        return NULL;
+    PyObject *found = PyObject_CallMethod(inspect, "signature", "O", self->function);
+    Py_DECREF(inspect);
+    return found;
+}
+
+static PyGetSetDef operation_properties[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict},
+    {"__signature__", (getter)operation_signature},
+    {NULL},
+};
+
+PyTypeObject operation_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Operation",
+    .tp_basicsize = sizeof(Operation),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_new = operation_new,
+    .tp_dealloc = (destructor)operation_dealloc,
+    .tp_traverse = (traverseproc)operation_traverse,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Operation, call),
+    .tp_descr_get = operation_bind,
+    .tp_dictoffset = offsetof(Operation, dict),
+    .tp_getset = operation_properties,
+};

@@ -1,0 +1,94 @@
+/* Who asks: what current_owner() in owners.py says in Python, compiled. */
+
+#include "parts.h"
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *owners;    /* by the identifier of the thread */
+    PyObject *introduce; /* called for a thread that is not among them */
+    /* The last one that asked, borrowed: forget() comes before it goes. */
+    unsigned long last_ident;
+    PyObject *last;
+} Asker;
+
+static PyObject *
+asker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Asker *self = (Asker *)callable;
+    unsigned long ident = PyThread_get_thread_ident();
+    if (PyVectorcall_NARGS(nargsf) != 0 || names != NULL) {
+        PyErr_SetString(PyExc_TypeError, "current_owner() takes no arguments");
+        return NULL;
+    }
+    if (self->last != NULL && self->last_ident == ident)
+        return Py_NewRef(self->last);
+    PyObject *key = PyLong_FromUnsignedLong(ident);
+    if (key == NULL)
+        return NULL;
+    PyObject *owner = find(self->owners, key);
+    Py_DECREF(key);
+    if (owner == NULL)
+        return PyErr_Occurred() ? NULL : PyObject_CallNoArgs(self->introduce);
+    self->last_ident = ident;
+    self->last = owner;
+    return owner;
+}
+
+static PyObject *
+asker_forget(PyObject *self, PyObject *unused)
+{
+    ((Asker *)self)->last = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+asker_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *owners, *introduce;
+    if (!PyArg_ParseTuple(args, "O!O:Asker", &PyDict_Type, &owners, &introduce))
+        return NULL;
+    Asker *self = (Asker *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = asker_call;
+    self->owners = Py_NewRef(owners);
+    self->introduce = Py_NewRef(introduce);
+    return (PyObject *)self;
+}
+
+static int
+asker_traverse(Asker *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->owners);
+    Py_VISIT(self->introduce);
+    return 0;
+}
+
+static void
+asker_dealloc(Asker *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_DECREF(self->owners);
+    Py_DECREF(self->introduce);
+    PyObject_GC_Del(self);
+}
+
+static PyMethodDef asker_methods[] = {
+    {"forget", asker_forget, METH_NOARGS, "Forget who asked last: it may be gone."},
+    {NULL},
+};
+
+PyTypeObject asker_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Asker",
+    .tp_doc = "Asker(owners, introduce): see owners.py",
+    .tp_basicsize = sizeof(Asker),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = asker_new,
+    .tp_dealloc = (destructor)asker_dealloc,
+    .tp_traverse = (traverseproc)asker_traverse,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Asker, call),
+    .tp_methods = asker_methods,
+};

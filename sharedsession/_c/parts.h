@@ -1,0 +1,66 @@
+/* The types that the module is made of. */
+
+#ifndef SHAREDSESSION_PARTS_H
+#define SHAREDSESSION_PARTS_H
+
+#include "guard.h"
+
+extern PyTypeObject adder_type, asker_type, at_hand_type, execute_type, maker_type,
+    statements_type, operation_type, read_type, runner_type, write_type;
+
+int init_operation(void);
+int init_read(void);
+int init_states(void);
+int init_statements(void);
+
+PyObject *hold_more(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+extern int expects_guarded_state;
+
+extern PyObject *session_id_name;
+
+/* The guard of the object that has that state, as a new reference; NULL, perhaps
+   without an error. */
+static inline PyObject *
+guard_of_state(PyObject *guards, PyObject *state)
+{
+    PyObject *number = PyObject_GetAttr(state, session_id_name);
+    if (number == NULL)
+        return NULL;
+    PyObject *guard = find(guards, number);
+    Py_DECREF(number);
+    return guard;
+}
+
+/* What run() and look() in operations.py are made of. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *in_python;   /* run(), for all that is not usual */
+    PyObject *look;        /* look(), likewise */
+    PyObject *note_failure;
+    PyObject *leave_again; /* after an interrupt */
+    PyObject *read, *load, *write; /* accesses */
+} Runner;
+
+/* The arguments of a call. */
+typedef struct {
+    PyObject *const *args;
+    Py_ssize_t count; /* of those by position */
+    PyObject *names;  /* of the others, or NULL */
+} Args;
+
+/* Like run(guard, access, function, ...). */
+PyObject *run_operation(Runner *self, PyObject *guard, PyObject *access,
+                        PyObject *function, Args args);
+
+/* Like look(guard, function, ...). */
+PyObject *look_at(Runner *self, PyObject *guard, PyObject *function, Args args);
+
+static inline PyObject *
+call(PyObject *function, Args args)
+{
+    return PyObject_Vectorcall(function, args.args, args.count, args.names);
+}
+
+#endif

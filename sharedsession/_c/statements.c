@@ -1,0 +1,582 @@
+/* Executing a statement: what statements.py, rows.py, session.py and connections.py say
+   about the usual ones, compiled. */
+
+#include "parts.h"
+#include <structmember.h>
+
+/* What is known of statements and their results. */
+typedef struct {
+    PyObject_HEAD
+    Runner *runner;
+    PyObject *kinds;         /* by class of statement: True if it is a SELECT, False if
+                                it is text; others are not there */
+    PyObject *texts;         /* by text: what executing it does */
+    PyObject *access_of;     /* for all others, and for what is not there yet */
+    PyTypeObject *result;    /* of what has rows of the database */
+    PyTypeObject *strategy;  /* of how they come, usually */
+    PyObject *in_memory;     /* makes a strategy for rows that are here */
+    PyObject *settle;        /* for all other results, */
+    PyObject *settle_within; /* and those of a part of an operation */
+} Statements;
+
+enum name {
+    BIND_OPTIONS, CLOSE_CURSOR, CONNECTION, CONTEXT, CURSOR, FETCHALL, GUARD, GUARD_OF,
+    HANDLE, IS_SERVER_SIDE, LOAD_OPTIONS, OPTIONS, OVERWRITE, OVERWRITES, OWN_OPTIONS,
+    SESSION, SOFT_CLOSED, STATE, CONNECTIONS, STRATEGY, STREAM, TEXT, YIELD, YIELD_PER,
+    NAMES
+};
+
+static const char *const texts[NAMES] = {
+    "execution_options", "_safe_close_cursor", "connection", "context", "cursor",
+    "fetchall", "guard", "_sharedsession_guard", "handle_exception", "_is_server_side",
+    "_sa_orm_load_options", "execution_options", "_populate_existing",
+    "populate_existing", "_execution_options", "session", "_soft_closed", "_state",
+    "_connections", "cursor_strategy", "stream_results", "text", "yield_per",
+    "_yield_per",
+};
+
+static PyObject *names_of[NAMES];
+
+int
+init_statements(void)
+{
+    for (int which = 0; which < NAMES; which++)
+        if ((names_of[which] = PyUnicode_InternFromString(texts[which])) == NULL)
+            return -1;
+    return 0;
+}
+
+static inline PyObject *
+attribute(PyObject *thing, enum name name)
+{
+    return PyObject_GetAttr(thing, names_of[name]);
+}
+
+/* Whether an attribute is that very object; 0 also if there is none. */
+static int
+has(PyObject *thing, enum name name, PyObject *wanted)
+{
+    PyObject *found = attribute(thing, name);
+    if (found == NULL)
+        PyErr_Clear();
+    Py_XDECREF(found);
+    return found == wanted;
+}
+
+/* -- what a statement does */
+
+/* Whether options are there, and have none of two names; 0 also if in doubt. */
+static int
+have_neither(PyObject *options, enum name one, enum name other)
+{
+    if (options == NULL || options == Py_None)
+        return 1;
+    if (!PyDict_Check(options))
+        return 0;
+    if (PyDict_GET_SIZE(options) == 0)
+        return 1;
+    int found = PyDict_Contains(options, names_of[one]);
+    if (found == 0)
+        found = PyDict_Contains(options, names_of[other]);
+    if (found < 0)
+        PyErr_Clear();
+    return found == 0;
+}
+
+/* Whether those of a query are sure not to overwrite what is loaded. */
+static int
+load_only(PyObject *options)
+{
+    if (options == NULL || !PyDict_Check(options))
+        return options == NULL || options == Py_None;
+    PyObject *loads = PyDict_GetItemWithError(options, names_of[LOAD_OPTIONS]);
+    if (loads == NULL)
+        PyErr_Clear();
+    int plain = loads == NULL || has(loads, OVERWRITE, Py_False);
+    return plain && have_neither(options, OVERWRITES, OVERWRITES);
+}
+
+/* What executing the statement does, as a borrowed reference; NULL for any that is not
+   usual, or not known yet. */
+static PyObject *
+known_access(Statements *self, PyObject *statement, PyObject *options)
+{
+    PyObject *kind = PyDict_GetItemWithError(self->kinds, (PyObject *)Py_TYPE(statement));
+    if (kind == Py_False) {
+        PyObject *text = attribute(statement, TEXT);
+        PyObject *access = text == NULL ? NULL : PyDict_GetItemWithError(self->texts, text);
+        Py_XDECREF(text);
+        PyErr_Clear();
+        if (access != self->runner->load)
+            return access;
+    }
+    else if (kind != Py_True) {
+        PyErr_Clear();
+        return NULL;
+    }
+    PyObject *own = attribute(statement, OWN_OPTIONS);
+    int plain = own != NULL && have_neither(own, OVERWRITES, OVERWRITES);
+    PyErr_Clear();
+    Py_XDECREF(own);
+    return plain && load_only(options) ? self->runner->load : NULL;
+}
+
+/* The same for any statement; a new reference, or NULL with an error. */
+static PyObject *
+access_of(Statements *self, PyObject *statement, PyObject *options)
+{
+    PyObject *access = known_access(self, statement, options);
+    if (access != NULL)
+        return Py_NewRef(access);
+    PyObject *args[] = {statement, options == NULL ? Py_None : options};
+    return PyObject_Vectorcall(self->access_of, args, 2, NULL);
+}
+
+/* -- its result */
+
+/* Whether the rows of a result are all that is to be fetched, and now. */
+static int
+is_usual(Statements *self, PyObject *result)
+{
+    PyObject *strategy = attribute(result, STRATEGY);
+    int usual = strategy != NULL && Py_IS_TYPE(strategy, self->strategy)
+                && has(result, YIELD_PER, Py_None);
+    Py_XDECREF(strategy);
+    PyObject *context = usual ? attribute(result, CONTEXT) : NULL;
+    PyObject *options = context == NULL ? NULL : attribute(context, OPTIONS);
+    usual = options != NULL && have_neither(options, STREAM, YIELD)
+            && has(context, IS_SERVER_SIDE, Py_False);
+    Py_XDECREF(options);
+    Py_XDECREF(context);
+    PyErr_Clear();
+    return usual;
+}
+
+/* What the strategy makes of an error of the driver: another error, as a rule. */
+static void
+handle_exception(PyObject *result, PyObject *cursor)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    PyObject *strategy = attribute(result, STRATEGY);
+    PyObject *args[] = {strategy, result, cursor, error};
+    PyObject *handled = strategy == NULL ? NULL
+                                         : PyObject_VectorcallMethod(names_of[HANDLE],
+                                                                     args, 4, NULL);
+    Py_XDECREF(strategy);
+    if (handled == NULL) {
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(traceback);
+        return;
+    }
+    Py_DECREF(handled);
+    PyErr_Restore(type, error, traceback);
+}
+
+/* What a result does when its rows are at an end: it closes its cursor. */
+static int
+close_cursor(PyObject *result, PyObject *cursor)
+{
+    PyObject *connection = NULL, *closed = NULL;
+    if (PyObject_SetAttr(result, names_of[CURSOR], Py_None) == 0)
+        connection = attribute(result, CONNECTION);
+    PyObject *args[] = {connection, cursor};
+    if (connection != NULL)
+        closed = PyObject_VectorcallMethod(names_of[CLOSE_CURSOR], args, 2, NULL);
+    Py_XDECREF(connection);
+    if (closed == NULL)
+        return -1;
+    Py_DECREF(closed);
+    return PyObject_SetAttr(result, names_of[SOFT_CLOSED], Py_True);
+}
+
+/* Fetch all rows, and have the result deal them out. */
+static int
+fetch_rows(Statements *self, PyObject *result)
+{
+    PyObject *cursor = attribute(result, CURSOR), *strategy = NULL;
+    if (cursor == NULL)
+        return -1;
+    PyObject *rows = PyObject_CallMethodNoArgs(cursor, names_of[FETCHALL]);
+    if (rows == NULL)
+        handle_exception(result, cursor);
+    else if (close_cursor(result, cursor) == 0)
+        strategy = PyObject_CallOneArg(self->in_memory, rows);
+    Py_XDECREF(rows);
+    Py_DECREF(cursor);
+    if (strategy == NULL)
+        return -1;
+    int failed = PyObject_SetAttr(result, names_of[STRATEGY], strategy);
+    Py_DECREF(strategy);
+    return failed;
+}
+
+/* Like settle() in rows.py, or settle_within(), which is for what is not usual; takes the
+   reference to the result, which may be NULL. */
+static PyObject *
+settled(Statements *self, PyObject *settle, PyObject *guard, PyObject *result)
+{
+    if (result == NULL)
+        return NULL;
+    int has_rows = PyObject_TypeCheck(result, self->result);
+    if (has_rows && has(result, SOFT_CLOSED, Py_True))
+        return result;
+    if (has_rows && is_usual(self, result)) {
+        if (fetch_rows(self, result) < 0)
+            Py_CLEAR(result);
+        return result;
+    }
+    PyObject *args[] = {guard, result};
+    PyObject *all = PyObject_Vectorcall(settle, args, 2, NULL);
+    Py_DECREF(result);
+    return all;
+}
+
+static PyObject *
+statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *settle,
+        *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OOO:Statements", &runner_type, &runner,
+                          &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
+                          &PyType_Type, &result, &PyType_Type, &strategy, &in_memory,
+                          &settle, &settle_within))
+        return NULL;
+    Statements *self = (Statements *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->runner = (Runner *)Py_NewRef(runner);
+    self->kinds = Py_NewRef(kinds);
+    self->texts = Py_NewRef(texts);
+    self->access_of = Py_NewRef(access);
+    self->result = (PyTypeObject *)Py_NewRef(result);
+    self->strategy = (PyTypeObject *)Py_NewRef(strategy);
+    self->in_memory = Py_NewRef(in_memory);
+    self->settle = Py_NewRef(settle);
+    self->settle_within = Py_NewRef(settle_within);
+    return (PyObject *)self;
+}
+
+/* There is one of it, which lasts as long as the process. */
+PyTypeObject statements_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Statements",
+    .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
+              " settle, settle_within): see execution.py",
+    .tp_basicsize = sizeof(Statements),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = statements_new,
+};
+
+/* -- methods that execute one */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Statements *statements;
+    PyObject *function;  /* what is called inside: the method, or by class the base */
+    PyObject *name;      /* that has it, by this name */
+    PyObject *otherwise; /* the method in Python, for all that is not usual */
+    PyObject *alone;     /* of a session: function and settle(), as one function, */
+    PyObject *within;    /* and function and settle_within() */
+} Execute;
+
+/* The argument of that name, borrowed, or NULL. */
+static PyObject *
+argument(Args args, PyObject *name)
+{
+    Py_ssize_t count = args.names == NULL ? 0 : PyTuple_GET_SIZE(args.names);
+    for (Py_ssize_t which = 0; which < count; which++)
+        if (PyTuple_GET_ITEM(args.names, which) == name)
+            return args.args[args.count + which];
+    return NULL;
+}
+
+/* function(session, ...) and settle(), inside the operation. */
+static PyObject *
+step(Execute *self, PyObject *settle, PyObject *const *args, size_t nargsf,
+     PyObject *names)
+{
+    PyObject *base = PyObject_GetItem(self->function, (PyObject *)Py_TYPE(args[0]));
+    PyObject *function = base == NULL ? NULL : PyObject_GetAttr(base, self->name);
+    Py_XDECREF(base);
+    if (function == NULL)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(function, args, nargsf, names);
+    Py_DECREF(function);
+    PyObject *guard = attribute(args[0], GUARD);
+    if (guard == NULL)
+        Py_CLEAR(result);
+    result = settled(self->statements, settle, guard, result);
+    Py_XDECREF(guard);
+    return result;
+}
+
+static PyObject *
+alone_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Execute *self = (Execute *)callable;
+    return step(self, self->statements->settle, args, nargsf, names);
+}
+
+static PyObject *
+within_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Execute *self = (Execute *)callable;
+    return step(self, self->statements->settle_within, args, nargsf, names);
+}
+
+/* Whether the asker runs an operation; -1 with an error. */
+static int
+is_running(PyObject *guard)
+{
+    PyObject *me = ask(guard);
+    Py_XDECREF(me);
+    return me == NULL ? -1 : slot(guard, RUNNING) == me;
+}
+
+/* _execute_internal(session, statement, ...) */
+static PyObject *
+session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Execute *self = (Execute *)callable;
+    Args all = {args, PyVectorcall_NARGS(nargsf), names};
+    PyObject *guard = all.count < 2 ? NULL : attribute(args[0], GUARD);
+    if (guard == NULL || !Py_IS_TYPE(guard, guard_type) || is_read(guard)) {
+        Py_XDECREF(guard);
+        PyErr_Clear();
+        return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
+    }
+    Runner *runner = self->statements->runner;
+    PyObject *options = argument(all, names_of[BIND_OPTIONS]);
+    PyObject *access = access_of(self->statements, args[1], options), *result = NULL;
+    int within = access == NULL ? -1 : is_running(guard);
+    if (within >= 0)
+        result = run_operation(runner, guard, access,
+                               within ? self->within : self->alone, all);
+    Py_XDECREF(access);
+    Py_DECREF(guard);
+    return result;
+}
+
+/* The guard of a connection, as a new reference; NULL, without an error, for none. */
+static PyObject *
+guard_of_connection(PyObject *connection)
+{
+    PyObject *find = attribute(connection, GUARD_OF);
+    PyObject *guard = find == NULL ? NULL : PyObject_CallNoArgs(find);
+    Py_XDECREF(find);
+    if (guard == NULL)
+        PyErr_Clear();
+    else if (guard == Py_None)
+        Py_CLEAR(guard);
+    return guard;
+}
+
+/* Whether it is a part of an operation that allows for it, and no window opens. */
+static int
+is_allowed(Statements *self, PyObject *guard, PyObject *statement)
+{
+    if (!Py_IS_TYPE(guard, guard_type) || is_read(guard)
+        || slot(guard, MAY_OPEN) != Py_False)
+        return 0;
+    PyObject *me = ask(guard);
+    if (me == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    int running = slot(guard, RUNNING) == me, noted = slot(guard, WORKER) == me;
+    Py_DECREF(me);
+    return running
+           && (noted || known_access(self, statement, NULL) == self->runner->load);
+}
+
+/* execute(connection, statement, ...) */
+static PyObject *
+connection_call(PyObject *callable, PyObject *const *args, size_t nargsf,
+                PyObject *names)
+{
+    Execute *self = (Execute *)callable;
+    PyObject *result = NULL, *guard = NULL;
+    if (PyVectorcall_NARGS(nargsf) >= 2)
+        guard = guard_of_connection(args[0]);
+    if (guard == NULL || !is_allowed(self->statements, guard, args[1]))
+        result = PyObject_Vectorcall(self->otherwise, args, nargsf, names);
+    else
+        result = settled(self->statements, self->statements->settle_within, guard,
+                         PyObject_Vectorcall(self->function, args, nargsf, names));
+    Py_XDECREF(guard);
+    return result;
+}
+
+static PyObject *
+execute_bind(PyObject *self, PyObject *thing, PyObject *type)
+{
+    return thing == NULL ? Py_NewRef(self) : PyMethod_New(self, thing);
+}
+
+static PyObject *
+make_execute(PyTypeObject *type, vectorcallfunc call, PyObject *statements,
+             PyObject *function, PyObject *otherwise, PyObject *name)
+{
+    Execute *self = (Execute *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = call;
+    self->statements = (Statements *)Py_NewRef(statements);
+    self->function = Py_NewRef(function);
+    self->otherwise = Py_NewRef(otherwise);
+    self->name = Py_NewRef(name);
+    return (PyObject *)self;
+}
+
+/* Execute(statements, function, otherwise) of a connection; with the name of the method
+   as a fourth argument, of a session. */
+static PyObject *
+execute_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *statements, *function, *otherwise, *name = NULL;
+    if (!PyArg_ParseTuple(args, "O!OO|U:Execute", &statements_type, &statements,
+                          &function, &otherwise, &name))
+        return NULL;
+    if (name == NULL)
+        return make_execute(type, connection_call, statements, function, otherwise,
+                            Py_None);
+    PyObject *made = make_execute(type, session_call, statements, function, otherwise,
+                                  name);
+    if (made == NULL)
+        return NULL;
+    Execute *self = (Execute *)made;
+    self->alone = make_execute(type, alone_call, statements, function, Py_None, name);
+    self->within = make_execute(type, within_call, statements, function, Py_None, name);
+    if (self->alone == NULL || self->within == NULL)
+        Py_CLEAR(made);
+    return made;
+}
+
+static int
+execute_traverse(Execute *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->function);
+    Py_VISIT(self->otherwise);
+    Py_VISIT(self->alone);
+    Py_VISIT(self->within);
+    return 0;
+}
+
+static void
+execute_dealloc(Execute *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_DECREF(self->statements);
+    Py_DECREF(self->function);
+    Py_DECREF(self->otherwise);
+    Py_DECREF(self->name);
+    Py_XDECREF(self->alone);
+    Py_XDECREF(self->within);
+    PyObject_GC_Del(self);
+}
+
+PyTypeObject execute_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Execute",
+    .tp_doc = "Execute(statements, function, otherwise[, name]): see execution.py",
+    .tp_basicsize = sizeof(Execute),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_new = execute_new,
+    .tp_dealloc = (destructor)execute_dealloc,
+    .tp_traverse = (traverseproc)execute_traverse,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Execute, call),
+    .tp_descr_get = execute_bind,
+};
+
+/* -- the connection that a transaction has already */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *active;    /* the state of a transaction in which there is no more to it */
+    PyObject *otherwise;
+} AtHand;
+
+/* The connection of that engine, as a new reference; NULL for none, or in doubt. */
+static PyObject *
+connection_at_hand(PyObject *transaction, PyObject *engine)
+{
+    PyObject *known = attribute(transaction, CONNECTIONS), *connection = NULL;
+    if (known != NULL && PyDict_Check(known)) {
+        PyObject *entry = PyDict_GetItemWithError(known, engine);
+        if (entry != NULL && PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) > 0)
+            connection = Py_NewRef(PyTuple_GET_ITEM(entry, 0));
+    }
+    Py_XDECREF(known);
+    PyObject *guard = connection == NULL ? NULL : guard_of_connection(connection);
+    if (guard == NULL)
+        Py_CLEAR(connection);
+    Py_XDECREF(guard);
+    PyErr_Clear();
+    return connection;
+}
+
+static int
+has_guard_of_threads(PyObject *transaction)
+{
+    PyObject *session = attribute(transaction, SESSION);
+    PyObject *guard = session == NULL ? NULL : attribute(session, GUARD);
+    int has = guard != NULL && Py_IS_TYPE(guard, guard_type);
+    PyErr_Clear();
+    Py_XDECREF(session);
+    Py_XDECREF(guard);
+    return has;
+}
+
+/* _connection_for_bind(transaction, engine, options) */
+static PyObject *
+at_hand_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    AtHand *self = (AtHand *)callable;
+    PyObject *connection = NULL;
+    if (PyVectorcall_NARGS(nargsf) == 3 && names == NULL
+        && (args[2] == Py_None
+            || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0))
+        && has(args[0], STATE, self->active) && has_guard_of_threads(args[0]))
+        connection = connection_at_hand(args[0], args[1]);
+    if (connection != NULL)
+        return connection;
+    return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
+}
+
+static PyObject *
+at_hand_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *active, *otherwise;
+    if (!PyArg_ParseTuple(args, "OO:AtHand", &active, &otherwise))
+        return NULL;
+    AtHand *self = (AtHand *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = at_hand_call;
+    self->active = Py_NewRef(active);
+    self->otherwise = Py_NewRef(otherwise);
+    return (PyObject *)self;
+}
+
+/* There is one of it, which lasts as long as the process. */
+PyTypeObject at_hand_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.AtHand",
+    .tp_doc = "AtHand(active, otherwise): see transactions.py",
+    .tp_basicsize = sizeof(AtHand),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_new = at_hand_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(AtHand, call),
+    .tp_descr_get = execute_bind,
+};
