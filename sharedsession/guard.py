@@ -529,7 +529,7 @@ class Guard(Monitor):
         self.restricted, self.window = False, None
         self.holds = {}
         self.reading = {}
-        self.queue = deque()
+        self.queue, self.quiet = deque(), True
 
 
 def _no_session() -> None:

@@ -21,7 +21,8 @@ everybody else waits for them.
 With one exception, for each handing over takes the system longer than a short section.
 The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
 comes in if nobody else does before it runs.  If somebody did, it waits for one turn
-more, some milliseconds at most, and is *due* then: nobody overtakes it any more.
+more, some milliseconds at most, and is *due* then: nobody overtakes it any more.  Until
+then the queue is *quiet*, and who leaves need not look at it.
 
 Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
 there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
@@ -42,7 +43,7 @@ Fields, and how each is published:
     The owner of an operation puts itself there if nothing is there, and takes itself
     away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
     and taken away under the mutex.
-``_owner``, ``_loader``, ``reading``, ``queue``
+``_owner``, ``_loader``, ``reading``, ``queue``, ``quiet``
     Changed under the mutex, with the gate closed (the queue also while it is not; and
     ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
     ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
@@ -115,7 +116,7 @@ from .terms import (
 )
 
 #: Seconds that others may go on coming in before one who waits to be exclusive.
-TURN = 0.002
+TURN = 0.01
 
 #: In the gate: the monitor decides who comes in.
 CLOSED = object()
@@ -130,7 +131,7 @@ class Monitor:
         *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
         *("_owner", "_loader", "restricted"),
-        *("reading", "queue", "_before", "since", "sole", "checks_askers"),
+        *("reading", "queue", "quiet", "_before", "since", "sole", "checks_askers"),
         *("forsaken", "_shared_entries", "_contended", "_timeouts"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
     )
@@ -182,6 +183,8 @@ class Monitor:
         self.holds: dict[int, str] = {}
         self.reading: dict[Owner, Reading] = {}
         self.queue: deque[Waiter] = deque()
+        #: Whether nobody in the queue is to be seen to by who leaves.
+        self.quiet = True
         self._before: list[Waiter] = []  # those who wait for the application's lock
         #: When it became exclusive; for an operation, only if it is timed.
         self.since: float | None = None
@@ -301,7 +304,7 @@ class Monitor:
             self.running = None
             if self.holds:
                 return  # a section goes on
-        elif self.gate.get(0) is me and not self.queue:
+        elif self.gate.get(0) is me and self.quiet:
             if self.since is not None:
                 self._note_hold()
             # No call from here to the end: an interrupt finds all of it or nothing.
@@ -309,7 +312,7 @@ class Monitor:
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
             del self.gate[0]
-            if not self.queue and not self.forsaken:
+            if self.quiet and not self.forsaken:
                 return
         self._leave_late(me)
 
@@ -529,6 +532,7 @@ class Monitor:
                     continue
                 if self._may_overtake(waiter.mode):
                     waiter.nudge()
+                    self.quiet = True
                     self._open_gate()
                     return
                 self._admit(waiter.owner, waiter.mode)
@@ -538,6 +542,7 @@ class Monitor:
             waiter.wake()
             self.queue.remove(waiter)
         if not self.queue:
+            self.quiet = True
             self._open_gate()
 
     def _open_gate(self) -> None:
@@ -558,6 +563,7 @@ class Monitor:
         try:
             with self._mutex:
                 me.waiting_for = waiter
+                self.quiet = False
                 self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
@@ -591,7 +597,8 @@ class Monitor:
             with self._mutex:
                 if woken:
                     waiter.woken = False
-                waiter.is_due = waiter.is_due or dozes
+                if dozes:
+                    self.quiet, waiter.is_due = False, True
                 if waiter.is_nudged and not waiter.admitted:
                     self._admit_if_free(waiter)
             self._reap()
@@ -605,12 +612,13 @@ class Monitor:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return
         if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
-            waiter.is_due = True
+            self.quiet, waiter.is_due = False, True
         self._pass_on()
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
             if waiter in self.queue:  # not if it was let in, or never got that far
+                self.quiet = False
                 self.queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
@@ -668,6 +676,7 @@ class Monitor:
         """Undo what an acquisition that failed may have reached."""
         with self._mutex:
             me.waiting_for = None
+            self.quiet = False
             for waiter in tuple(self.queue):
                 if waiter.owner is me:
                     self.queue.remove(waiter)

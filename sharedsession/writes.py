@@ -67,13 +67,13 @@ def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
                 set_unguarded(state, values, value, None)
                 if guard.worker is not me:
                     guard.note_work(me)
-                if gate[0] is me and not guard.queue and not guard.unsettled:
+                if gate[0] is me and guard.quiet and not guard.unsettled:
                     # No call from here to the end: an interrupt finds all or nothing.
                     guard.running = guard.window = None
                     guard.last_version += 1
                     guard.version = guard.last_version
                     del gate[0]
-                    left = not guard.queue and not guard.forsaken
+                    left = guard.quiet and not guard.forsaken
         except BaseException as error:
             guard.close_window(me)
             guard.failed = me, error.__class__.__name__

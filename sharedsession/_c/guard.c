@@ -9,7 +9,7 @@ Py_ssize_t slot_offsets[SLOTS];
 static const char *const slot_names[SLOTS] = {
     "asker", "attention", "checks_askers", "clock", "forsaken", "gate", "_has_gate",
     "holds", "inside", "last_version", "_loader", "_lock", "_longest_hold", "may_open", "_mutex",
-    "note_work", "_owner", "queue", "reading", "restricted", "running", "since", "sole",
+    "note_work", "_owner", "quiet", "reading", "restricted", "running", "since", "sole",
     "unsettled", "version", "window", "worker",
 };
 
@@ -223,7 +223,7 @@ leave_at_once(PyObject *guard, PyObject *me)
         set_slot(guard, RUNNING, Py_None);
         return 1;
     }
-    return is_in_by_gate(guard, me) && is_empty(slot(guard, QUEUE))
+    return is_in_by_gate(guard, me) && slot(guard, QUIET) == Py_True
            && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard);
 }
 
@@ -276,7 +276,7 @@ let_go(PyObject *module, PyObject *const *args, Py_ssize_t count)
                   && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
                   && !is_read(guard) && has_entries(slot(guard, HOLDS), 1)
                   && PyDict_Contains(slot(guard, HOLDS), args[2]) == 1;
-    if (is_last && is_at_rest(guard) && is_empty(slot(guard, QUEUE))
+    if (is_last && is_at_rest(guard) && slot(guard, QUIET) == Py_True
         && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard)) {
         PyDict_Clear(slot(guard, HOLDS));
         Py_RETURN_TRUE;
