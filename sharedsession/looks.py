@@ -11,7 +11,31 @@ from typing import Any, Callable
 
 from sqlalchemy.orm import Session
 
-from . import alchemy
+from . import alchemy, compiled
+
+
+class _Plain(dict[type, bool]):
+    """For each class whether no other but ``Session`` has its own method *name*.
+
+    Nor its own way to find an object, which may look in several shards.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._ways = (name, "_identity_lookup")
+
+    def __missing__(self, cls: type) -> bool:
+        line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
+        has = [next(base for base in line if way in vars(base)) for way in self._ways]
+        self[cls] = plain = all(base is Session for base in has)
+        return plain
+
+
+_are_plain = {name: _Plain(name) for name in ("get", "__contains__", "flush")}
+
+
+def is_plain(cls: type, name: str) -> bool:
+    return _are_plain[name][cls]
+
 
 #: Identities of one column that ``get()`` takes as they are.
 _ONE_VALUE = (int, str, uuid.UUID)
@@ -22,6 +46,9 @@ _Operation = Callable[..., Any]
 def quick_get(operation: _Operation) -> _Operation:
     """``Session.get()`` that first looks whether the object is there, loaded."""
     defaults = Session.get.__kwdefaults__
+    if compiled.parts is not None:
+        types = frozenset({*_ONE_VALUE, tuple})
+        return compiled.parts.Look(_are_plain["get"], operation, defaults, types)
 
     def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
         if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
@@ -52,6 +79,8 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
 
 def quick_contains(operation: _Operation) -> _Operation:
     """``instance in session`` as a mere look."""
+    if compiled.parts is not None:
+        return compiled.parts.Look(_are_plain["__contains__"], operation)
 
     def __contains__(self: Any, instance: object) -> Any:
         guard = self.guard
@@ -71,17 +100,3 @@ def quick_contains(operation: _Operation) -> _Operation:
         return operation(self, instance)
 
     return __contains__
-
-
-_plain: dict[tuple[type, str], bool] = {}
-
-
-def is_plain(cls: type, name: str) -> bool:
-    """Whether no class but ``Session`` has its own method *name*, or way to find."""
-    found = _plain.get((cls, name))
-    if found is None:
-        line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
-        ways = (name, "_identity_lookup")  # the latter may look in several shards
-        has = [next(base for base in line if way in vars(base)) for way in ways]
-        found = _plain[cls, name] = all(base is Session for base in has)
-    return found

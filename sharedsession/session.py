@@ -494,9 +494,11 @@ def _operation(name: str, plain: Any, access: Access) -> Any:
         )
     line = _NextInLine(name)
     function = _next_in_line(name, line)
+    public = name in SESSION and name not in ("get", "__contains__")
     return guarded(
-        function, access, _GUARD, refused=refused, line=line, public=name in SESSION
+        function, access, _GUARD, refused=refused, line=line, public=public
     )
+
 
 
 def _put_operations_on(cls: Any) -> None:
@@ -511,7 +513,7 @@ def _put_operations_on(cls: Any) -> None:
             operation = _operation(name, plain, access)
             if name == "get":
                 operation = with_signature_of(plain, looks.quick_get(operation))
-            elif name == "__contains__":  # has the signature
+            elif name == "__contains__":  # needs no function: nobody calls it by name
                 operation = like(looks.quick_contains(operation), plain)
             setattr(cls, name, operation)
 

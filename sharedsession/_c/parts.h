@@ -5,10 +5,11 @@
 
 #include "guard.h"
 
-extern PyTypeObject adder_type, asker_type, at_hand_type, execute_type, maker_type,
-    statements_type, operation_type, read_type, runner_type, write_type;
+extern PyTypeObject adder_type, asker_type, at_hand_type, execute_type, look_type,
+    maker_type,     statements_type, operation_type, read_type, runner_type, write_type;
 
 int init_operation(void);
+int init_looks(void);
 int init_read(void);
 int init_states(void);
 int init_statements(void);
@@ -53,6 +54,9 @@ typedef struct {
 /* Like run(guard, access, function, ...). */
 PyObject *run_operation(Runner *self, PyObject *guard, PyObject *access,
                         PyObject *function, Args args);
+
+/* Whether nothing can have changed since there was that version; -1 with an error. */
+int is_still(PyObject *guard, PyObject *version);
 
 /* Like look(guard, function, ...). */
 PyObject *look_at(Runner *self, PyObject *guard, PyObject *function, Args args);

@@ -203,8 +203,7 @@ run_operation(Runner *self, PyObject *guard, PyObject *access, PyObject *functio
     return result;
 }
 
-/* Whether nothing can have changed since there was that version; -1 with an error. */
-static int
+int
 is_still(PyObject *guard, PyObject *version)
 {
     if (slot(guard, VERSION) != version)
