@@ -27,6 +27,7 @@ from sqlalchemy.orm import identity as _identity
 from sqlalchemy.orm import instrumentation as _instrumentation
 from sqlalchemy.orm import session as _session
 from sqlalchemy.orm import state as _state
+from sqlalchemy.orm import state_changes as _state_changes
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency as _concurrency
 
@@ -383,6 +384,31 @@ def current_greenlet() -> Any:
     return None if greenlet is None else greenlet.getcurrent()
 
 
+#: Decorates a method of a transaction that begins another one in it, which then checks
+#: what ``SessionTransaction._begin()`` checks.
+begins_within: Callable[[Any], Any] = _state_changes._StateChange.declare_states(
+    (_session.SessionTransactionState.ACTIVE,),
+    _state_changes._StateChangeStates.NO_CHANGE,
+)
+
+
+def makes_connection(transaction: Any, bind: Any) -> bool:
+    """Whether a transaction that needs a connection does ``bind.connect()`` next.
+
+    And that only makes an object of :func:`connection_class`.
+    """
+    if transaction._parent is not None or bind in transaction._connections:
+        return False
+    return getattr(type(bind), "connect", None) is _connect
+
+
+_connect = sa.Engine.connect
+
+
+def connection_class(engine: Any) -> Any:
+    return engine._connection_cls
+
+
 #: The state of a transaction that is neither beginning nor ending.
 ACTIVE = _session.SessionTransactionState.ACTIVE
 
@@ -392,9 +418,13 @@ def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:
 
     What ``SessionTransaction._connection_for_bind()`` returns then, in fewer steps.
     """
-    if transaction._state is ACTIVE and not options:
+    while transaction._state is ACTIVE and not options:
         found = transaction._connections.get(bind)
-        return None if found is None else found[0]
+        if found is not None:
+            return found[0]
+        if transaction.nested or transaction._parent is None:
+            break
+        transaction = transaction._parent  # which the part of a flush does not have
     return None
 
 

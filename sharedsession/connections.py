@@ -11,9 +11,9 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
-from . import rows
+from . import alchemy, rows
 from .disguise import is_ours, per_class, subclass
 from .execution import quick_execute
 from .guard import Guard
@@ -46,6 +46,25 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
         if not is_ours(connection):
             connection.__class__ = _guarded_class(type(connection))
     return connection
+
+
+class Connecting:
+    """Stands for an engine that is to connect, with a connection guarded from birth.
+
+    One that changes its class later is slower for good.
+    """
+
+    __slots__ = ("_engine", "_guard")
+
+    def __init__(self, engine: Engine, guard: Guard) -> None:
+        self._engine = engine
+        self._guard = guard
+
+    def connect(self) -> Any:
+        engine = self._engine
+        connection = _guarded_class(alchemy.connection_class(engine))(engine)
+        connection._sharedsession_guard = weakref.ref(self._guard)
+        return connection
 
 
 def guard_of_connection(connection: Any) -> Guard | None:
@@ -88,7 +107,8 @@ def _guarded_class(base: Any) -> Any:
 def _handing_out(function: Any) -> Any:
     def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
         transaction = function(self, *args, **kw)
-        if transaction is not None and not is_ours(transaction):
+        if transaction is not None:
+            # Of one that is guarded already it is the class that it has.
             transaction.__class__ = _guarded_transaction(type(transaction))
         return transaction
 

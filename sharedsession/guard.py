@@ -178,21 +178,28 @@ class Guard(Monitor):
     def hold(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard exclusively until the hold is released."""
         me = self.asker()
+        hold = Hold(self, me, EXCLUSIVE, what, False)
+        try:
+            if _take_at_once(self, hold):
+                return hold
+        except BaseException:
+            hold.release()  # an interrupt
+            raise
         if self.reads_only():
             raise UpgradeError(
                 f"A {what} cannot begin inside a read section of {me.name}: others "
                 "may be reading. Leave the read section first, or make the outer "
                 "section a critical_section()."
             )
-        return self._take(me, EXCLUSIVE, what, timeout, restricts=False)
+        return self._take(hold, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard for reading until the hold is released."""
         me = self.asker()
         shares = self._shares and self._loader is not me
-        if self._is_exclusive(me) or not (shares or me in self.reading):
-            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
-        return self._take(me, SHARED, what, timeout, restricts=False)
+        alone = self._is_exclusive(me) or not (shares or me in self.reading)
+        hold = Hold(self, me, EXCLUSIVE if alone else SHARED, what, False)
+        return self._take(hold, timeout, restricts=alone)
 
     def reads_only(self) -> bool:
         """Whether the asker is in a read section, or in an operation inside one."""
@@ -224,14 +231,10 @@ class Guard(Monitor):
             if what == STREAM and number not in before:
                 del self.holds[number]
 
-    def _take(
-        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
-    ) -> Hold:
-        hold = Hold(self, me, mode, what, False)
+    def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
+        me, mode = hold.owner, hold.mode
         anew = False
         try:
-            if mode is EXCLUSIVE and not restricts and self._take_at_once(hold):
-                return hold
             self._move_in(me)
             if not self._join(hold, restricts):
                 anew = True
@@ -253,19 +256,6 @@ class Guard(Monitor):
             hold.release()
             raise
         return hold
-
-    def _take_at_once(self, hold: Hold) -> bool:
-        """Begin *hold* in one step, if nobody is in; whether it did."""
-        if compiled.parts is None or type(self) is not Guard:
-            return False
-        taken: bool = compiled.parts.take(self, hold.owner, hold.number, hold.what)
-        return taken
-
-    def _let_go_at_once(self, hold: Hold) -> bool:
-        if compiled.parts is None or type(self) is not Guard:
-            return False
-        gone: bool = compiled.parts.let_go(self, hold.owner, hold.number)
-        return gone
 
     def _note_whatever_it_got(self, hold: Hold) -> None:
         """Before it is released: an interrupt came at the gate, or after it."""
@@ -530,6 +520,16 @@ class Guard(Monitor):
         self.holds = {}
         self.reading = {}
         self.queue, self.quiet = deque(), True
+
+
+def _never_at_once(guard: Guard, hold: Hold) -> bool:
+    """Whether *hold* was begun in one step, which takes what is compiled."""
+    return False
+
+
+_take_at_once: Callable[[Guard, Hold], bool] = (
+    _never_at_once if compiled.parts is None else compiled.parts.take
+)
 
 
 def _no_session() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
+from . import compiled
 from .owners import Owner
 from .terms import Lock, Mode
 
@@ -39,11 +40,22 @@ class Hold:
 
     def release(self) -> None:
         """Give it back; nothing if that was done before.  Any thread may call this."""
-        self.guard.let_go(self)
+        if not _let_go_at_once(self.guard, self):
+            self.guard.let_go(self)
 
     def __del__(self) -> None:
         if self.is_open:
             self.guard.forsake(self)
+
+
+def _never_at_once(guard: Guard, hold: Hold) -> bool:
+    """Whether *hold* was ended in one step, which takes what is compiled."""
+    return False
+
+
+_let_go_at_once: Callable[[Guard, Hold], bool] = (
+    _never_at_once if compiled.parts is None else compiled.parts.let_go
+)
 
 
 class WindowOpened(Exception):

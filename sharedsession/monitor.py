@@ -346,17 +346,10 @@ class Monitor:
 
     def let_go(self, hold: Hold) -> None:
         """Release *hold*.  May be called again if it was interrupted."""
-        if hold.is_open and self._let_go_at_once(hold):
-            hold.is_open = False
-            return
         with self._mutex:
             self._let_go(hold)
             self._pass_on()
         self._reap()
-
-    def _let_go_at_once(self, hold: Hold) -> bool:
-        """Release *hold* in one step, if nobody waits; whether it did."""
-        return False
 
     def _let_go(self, hold: Hold) -> None:
         if not hold.is_open:

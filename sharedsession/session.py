@@ -8,9 +8,9 @@ from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
-from . import alchemy, containers, forks, instances, looks, rows
+from . import alchemy, compiled, containers, forks, instances, looks, rows
 from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
@@ -188,20 +188,13 @@ class SharedSessionMixin(Session):
     def _autobegin_t(self, begin: bool = False) -> Any:
         if self._transaction is not None:
             return self._transaction
-        if self.guard is not None and not self._is_for_threads:
-            if not self._for_tasks:
-                check_is_for_threads(self)
+        if self.guard is None or not (begin or self.autobegin):
+            return super()._autobegin_t(begin)
+        if not self._is_for_threads and not self._for_tasks:
+            check_is_for_threads(self)
             self._is_for_threads = True  # an AsyncSession takes none that is in use
-        return self._guard_transaction(super()._autobegin_t(begin))
-
-    def _guard_transaction(self, transaction: Any) -> Any:
-        guard = self.guard
-        if guard is not None and type(transaction) is SessionTransaction:
-            transaction.__class__ = GuardedTransaction
-            transaction.begun_by = guard.asker()
-            if alchemy.is_boundary(transaction):
-                guard.worker = None  # work is noted anew for each level
-        return transaction
+        origins = SessionTransactionOrigin
+        return GuardedTransaction(self, origins.BEGIN if begin else origins.AUTOBEGIN)
 
     def _after_attach(self, state: Any, obj: Any) -> None:
         if self.guard is not None:
@@ -243,18 +236,20 @@ class SharedSessionMixin(Session):
 
     def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
         """A level of the transaction has ended."""
-        guard = self.guard
-        assert guard is not None
+        guard: Any = self.guard
         me = guard.asker()
         transaction.ended_by = me
         transaction.was_committed = committed
-        if not alchemy.is_boundary(transaction):
-            return  # that of a flush: what is done in it is work of the level around it
+        if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+            return  # of a flush: what is done in it is work of the level around it
         guard.worker = None
         self._owed.discard(me)
+        if committed and transaction.nested:
+            parent = alchemy.boundary(transaction.parent)
+            self._ledger.committed(transaction, parent)
+            return
         if committed:
-            parent = transaction.parent if transaction.nested else None
-            self._ledger.committed(transaction, alchemy.boundary(parent))
+            self._ledger.drop(transaction)
             return
         if self._failure is not None or self._ledger.concerns_others(transaction, me):
             loss = self._failure or Loss(me, "ended it without a commit")
@@ -524,8 +519,9 @@ _put_operations_on(SharedSessionMixin)
 class _Setting:
     """An attribute that is in the session's dictionary, and is set under the guard."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, set_value: Callable[[Any, str, Any], None]) -> None:
         self._name = name
+        self._set_value = set_value
 
     def __get__(self, session: Any, owner: type) -> Any:
         if session is None:
@@ -533,19 +529,23 @@ class _Setting:
         try:
             return session.__dict__[self._name]
         except KeyError:
-            raise AttributeError(self._name, name=self._name, obj=session) from None
+            raise AttributeError(self._name) from None
 
     def __set__(self, session: Any, value: Any) -> None:
-        guard = session.guard
-        if guard is None:
-            session.__dict__[self._name] = value
-        else:
-            values = session.__dict__
-            run(guard, CHANGE, values.__setitem__, self._name, value)
+        self._set_value(session, self._name, value)
 
 
+def _set(session: Any, name: str, value: Any) -> None:
+    values = session.__dict__
+    if session.guard is None:
+        values[name] = value
+    else:
+        run(session.guard, CHANGE, values.__setitem__, name, value)
+
+
+_make_setting: Any = _Setting if compiled.parts is None else compiled.parts.Setting
 for _name in SESSION_SETTINGS:
-    setattr(SharedSessionMixin, _name, _Setting(_name))
+    setattr(SharedSessionMixin, _name, _make_setting(_name, _set))
 
 
 def _show_operations_on(cls: Any) -> None:
@@ -625,7 +625,9 @@ def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
         instances.adopt(state, state.dict)
     transaction = session._transaction
     while transaction is not None:
-        session._guard_transaction(transaction)
+        if type(transaction) is SessionTransaction:
+            transaction.__class__ = GuardedTransaction
+            transaction.begun_by = guard.asker()  # type: ignore[attr-defined]
         for connection in alchemy.connections_of(transaction):
             guard_connection(connection, guard)
         transaction = transaction.parent

@@ -15,7 +15,7 @@ from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .affinity import check_engine
-from .connections import guard_connection, guard_of_connection
+from .connections import Connecting, guard_connection, guard_of_connection
 from .execution import quick_connection
 from .guard import Guard
 from .holds import Hold
@@ -40,13 +40,25 @@ class GuardedTransaction(_Plain):
     """
 
     session: SharedSessionMixin
-    #: Who began it; set when it changes to this class.
+    #: Who began it.
     begun_by: Owner
     #: Who ended it, if it is closed.
     ended_by: Owner | None = None
     was_committed = False
     _hold: Hold | None = None
     _successor: GuardedTransaction | None = None
+
+    def __init__(
+        self,
+        session: SharedSessionMixin,
+        origin: SessionTransactionOrigin,
+        parent: GuardedTransaction | None = None,
+    ) -> None:
+        guard: Any = session.guard
+        self.begun_by = guard.asker()
+        super().__init__(session, origin, parent)
+        if origin is not SessionTransactionOrigin.SUBTRANSACTION:
+            guard.worker = None  # work is noted anew for each level
 
     def was_autobegun_by_another(self) -> bool:
         """Whether it is only open because another thread did something before."""
@@ -156,13 +168,21 @@ class GuardedTransaction(_Plain):
 
     # -- what it is made of
 
+    @alchemy.begins_within
     def _begin(self, nested: bool = False) -> Any:
-        return self.session._guard_transaction(super()._begin(nested))
+        origins = SessionTransactionOrigin
+        origin = origins.BEGIN_NESTED if nested else origins.SUBTRANSACTION
+        return GuardedTransaction(self.session, origin, self)
 
     def _provide_connection(self, bind: Any, execution_options: Any) -> Any:
-        if self.session.guard is not None:
-            self.session.guard.check_may_execute()
-        connection = super()._connection_for_bind(bind, execution_options)
+        guard: Any = self.session.guard
+        guard.check_may_execute()
+        plain = super()._connection_for_bind
+        if alchemy.makes_connection(self, bind):
+            if guard.is_shared:
+                self._check_engine(bind, guard)
+            return plain(Connecting(bind, guard), execution_options)
+        connection = plain(bind, execution_options)
         if guard_of_connection(connection) is None:
             return self._guard(connection)
         return connection

@@ -14,19 +14,24 @@ static const char *const slot_names[SLOTS] = {
 };
 
 static PyTypeObject *lock_type;
-static PyObject *closed, *locked_name, *zero;
+static PyObject *closed, *is_open_name, *locked_name, *number_name, *owner_name;
+static PyObject *what_name, *zero;
 
 int
 init_guard(void)
 {
     zero = PyLong_FromLong(0);
+    is_open_name = PyUnicode_InternFromString("is_open");
     locked_name = PyUnicode_InternFromString("locked");
+    number_name = PyUnicode_InternFromString("number");
+    owner_name = PyUnicode_InternFromString("owner");
+    what_name = PyUnicode_InternFromString("what");
     PyObject *threads = PyImport_ImportModule("_thread");
     if (threads == NULL)
         return -1;
     lock_type = (PyTypeObject *)PyObject_GetAttrString(threads, "LockType");
     Py_DECREF(threads);
-    return zero == NULL || locked_name == NULL || lock_type == NULL ? -1 : 0;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static int
@@ -227,27 +232,21 @@ leave_at_once(PyObject *guard, PyObject *me)
            && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard);
 }
 
-/* take(guard, me, number, what): begin a hold, like Guard._take(), if nobody is in and
-   there is nothing to see to; whether it did. */
+/* take(guard, hold): begin a hold, like Guard._take(), if nobody is in and there is
+   nothing to see to; whether it did. */
 PyObject *
 take(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *guard = args[0], *me = args[1];
-    if (count != 4 || !Py_IS_TYPE(guard, guard_type)) {
-        PyErr_SetString(PyExc_TypeError, "take() takes a guard, an owner, a hold");
-        return NULL;
-    }
-    int is_free = slot(guard, ATTENTION) == Py_False && has_entries(slot(guard, GATE), 0)
-                  && has_entries(slot(guard, HOLDS), 0)
-                  && PyCFunction_Check(slot(guard, CLOCK));
-    PyObject *now = is_free ? read_clock(guard) : NULL;
-    if (now == NULL) {
-        PyErr_Clear();
-        Py_RETURN_FALSE;
-    }
-    int taken = pass_gate(guard, me, closed);
-    if (taken && PyDict_SetItem(slot(guard, HOLDS), args[2], args[3]) < 0) {
-        PyErr_Clear();
+    PyObject *guard = count == 2 ? args[0] : Py_None, *now = NULL;
+    if (Py_IS_TYPE(guard, guard_type) && slot(guard, ATTENTION) == Py_False
+        && has_entries(slot(guard, GATE), 0) && has_entries(slot(guard, HOLDS), 0)
+        && PyCFunction_Check(slot(guard, CLOCK)))
+        now = read_clock(guard);
+    PyObject *me = now == NULL ? NULL : PyObject_GetAttr(args[1], owner_name);
+    PyObject *number = me == NULL ? NULL : PyObject_GetAttr(args[1], number_name);
+    PyObject *what = number == NULL ? NULL : PyObject_GetAttr(args[1], what_name);
+    int taken = what != NULL && pass_gate(guard, me, closed);
+    if (taken && PyDict_SetItem(slot(guard, HOLDS), number, what) < 0) {
         PyDict_Clear(slot(guard, GATE));
         taken = 0;
     }
@@ -257,29 +256,46 @@ take(PyObject *module, PyObject *const *args, Py_ssize_t count)
         set_slot(guard, OWNER, me);
         set_slot(guard, INSIDE, me);
     }
-    Py_DECREF(now);
+    PyErr_Clear();
+    Py_XDECREF(now);
+    Py_XDECREF(me);
+    Py_XDECREF(number);
+    Py_XDECREF(what);
     return PyBool_FromLong(taken);
 }
 
-/* let_go(guard, owner, number): end a hold, like Monitor.let_go(), if it is the last
-   thing that its owner has and nobody waits; whether it did. */
+/* Whether a hold is the last thing that its owner has, and nobody waits. */
+static int
+is_last(PyObject *guard, PyObject *owner, PyObject *number)
+{
+    PyObject *holds = slot(guard, HOLDS);
+    return slot(guard, OWNER) == owner && slot(guard, INSIDE) == owner
+           && slot(guard, RUNNING) == Py_None && slot(guard, LOADER) == Py_None
+           && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
+           && !is_read(guard) && has_entries(holds, 1)
+           && PyDict_Contains(holds, number) == 1 && is_at_rest(guard)
+           && slot(guard, QUIET) == Py_True && is_empty(slot(guard, FORSAKEN));
+}
+
+/* let_go(guard, hold): end a hold, like Monitor.let_go(), if it is open and the last
+   thing that its owner has, and nobody waits; whether it did. */
 PyObject *
 let_go(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *guard = args[0], *owner = args[1];
-    if (count != 3 || !Py_IS_TYPE(guard, guard_type)) {
-        PyErr_SetString(PyExc_TypeError, "let_go() takes a guard, an owner, a number");
-        return NULL;
-    }
-    int is_last = slot(guard, OWNER) == owner && slot(guard, INSIDE) == owner
-                  && slot(guard, RUNNING) == Py_None && slot(guard, LOADER) == Py_None
-                  && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
-                  && !is_read(guard) && has_entries(slot(guard, HOLDS), 1)
-                  && PyDict_Contains(slot(guard, HOLDS), args[2]) == 1;
-    if (is_last && is_at_rest(guard) && slot(guard, QUIET) == Py_True
-        && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard)) {
+    PyObject *guard = count == 2 ? args[0] : Py_None, *open = NULL;
+    if (Py_IS_TYPE(guard, guard_type))
+        open = PyObject_GetAttr(args[1], is_open_name);
+    PyObject *owner = open == Py_True ? PyObject_GetAttr(args[1], owner_name) : NULL;
+    PyObject *number = owner == NULL ? NULL : PyObject_GetAttr(args[1], number_name);
+    int gone = number != NULL && is_last(guard, owner, number) && note_hold(guard)
+               && open_up(guard);
+    if (gone) {
         PyDict_Clear(slot(guard, HOLDS));
-        Py_RETURN_TRUE;
+        gone = PyObject_SetAttr(args[1], is_open_name, Py_False) == 0;
     }
-    Py_RETURN_FALSE;
+    PyErr_Clear();
+    Py_XDECREF(open);
+    Py_XDECREF(owner);
+    Py_XDECREF(number);
+    return PyBool_FromLong(gone);
 }

@@ -264,3 +264,69 @@ PyTypeObject look_type = {
     .tp_dictoffset = offsetof(Look, dict),
     .tp_getset = look_properties,
 };
+
+/* -- a setting of a session: an attribute that is in its dictionary, and is set under
+   the guard */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *name;
+    PyObject *set; /* called with the session, its dictionary, the name and the value */
+} Setting;
+
+static PyObject *
+setting_get(PyObject *descriptor, PyObject *session, PyObject *type)
+{
+    Setting *self = (Setting *)descriptor;
+    if (session == NULL)
+        return Py_NewRef(descriptor);
+    PyObject *values = PyObject_GenericGetDict(session, NULL);
+    if (values == NULL)
+        return NULL;
+    PyObject *value = find(values, self->name);
+    Py_DECREF(values);
+    if (value == NULL && !PyErr_Occurred())
+        PyErr_SetObject(PyExc_AttributeError, self->name);
+    return value;
+}
+
+static int
+setting_set(PyObject *descriptor, PyObject *session, PyObject *value)
+{
+    Setting *self = (Setting *)descriptor;
+    if (value == NULL) {
+        PyErr_SetObject(PyExc_AttributeError, self->name);
+        return -1;
+    }
+    PyObject *done = PyObject_CallFunctionObjArgs(self->set, session, self->name, value,
+                                                  NULL);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+static PyObject *
+setting_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *name, *set;
+    if (!PyArg_ParseTuple(args, "UO:Setting", &name, &set))
+        return NULL;
+    Setting *self = (Setting *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->name = Py_NewRef(name);
+    PyUnicode_InternInPlace(&self->name);
+    self->set = Py_NewRef(set);
+    return (PyObject *)self;
+}
+
+/* There is one for each setting, which lasts as long as the process. */
+PyTypeObject setting_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Setting",
+    .tp_doc = "Setting(name, set): see session.py",
+    .tp_basicsize = sizeof(Setting),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = setting_new,
+    .tp_descr_get = setting_get,
+    .tp_descr_set = setting_set,
+};

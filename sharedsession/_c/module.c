@@ -26,7 +26,8 @@ PyInit__compiled(void)
         || init_states() < 0 || init_statements() < 0)
         return NULL;
     PyTypeObject *types[] = {&adder_type, &asker_type, &at_hand_type,
-                             &execute_type, &look_type, &maker_type, &statements_type, &operation_type, &read_type, &runner_type,
+                             &execute_type, &look_type, &maker_type,
+                             &setting_type, &statements_type, &operation_type, &read_type, &runner_type,
                              &write_type};
     PyObject *made = PyModule_Create(&definition);
     for (size_t which = 0; made != NULL && which < Py_ARRAY_LENGTH(types); which++)

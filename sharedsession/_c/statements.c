@@ -21,16 +21,16 @@ typedef struct {
 
 enum name {
     BIND_OPTIONS, CLOSE_CURSOR, CONNECTION, CONTEXT, CURSOR, FETCHALL, GUARD, GUARD_OF,
-    HANDLE, IS_SERVER_SIDE, LOAD_OPTIONS, OPTIONS, OVERWRITE, OVERWRITES, OWN_OPTIONS,
-    SESSION, SOFT_CLOSED, STATE, CONNECTIONS, STRATEGY, STREAM, TEXT, YIELD, YIELD_PER,
+    HANDLE, IS_SERVER_SIDE, LOAD_OPTIONS, NESTED, OPTIONS, OVERWRITE, OVERWRITES, OWN_OPTIONS,
+    PARENT, SESSION, SOFT_CLOSED, STATE, CONNECTIONS, STRATEGY, STREAM, TEXT, YIELD, YIELD_PER,
     NAMES
 };
 
 static const char *const texts[NAMES] = {
     "execution_options", "_safe_close_cursor", "connection", "context", "cursor",
     "fetchall", "guard", "_sharedsession_guard", "handle_exception", "_is_server_side",
-    "_sa_orm_load_options", "execution_options", "_populate_existing",
-    "populate_existing", "_execution_options", "session", "_soft_closed", "_state",
+    "_sa_orm_load_options", "nested", "execution_options", "_populate_existing",
+    "populate_existing", "_execution_options", "_parent", "session", "_soft_closed", "_state",
     "_connections", "cursor_strategy", "stream_results", "text", "yield_per",
     "_yield_per",
 };
@@ -505,9 +505,24 @@ typedef struct {
     PyObject *otherwise;
 } AtHand;
 
+/* The one around a transaction that is a part of a flush, and has no connections; NULL
+   for another kind. */
+static PyObject *
+transaction_around(PyObject *transaction)
+{
+    if (!has(transaction, NESTED, Py_False))
+        return NULL;
+    PyObject *parent = attribute(transaction, PARENT);
+    if (parent == NULL)
+        PyErr_Clear();
+    else if (parent == Py_None)
+        Py_CLEAR(parent);
+    return parent;
+}
+
 /* The connection of that engine, as a new reference; NULL for none, or in doubt. */
 static PyObject *
-connection_at_hand(PyObject *transaction, PyObject *engine)
+connection_of(PyObject *transaction, PyObject *engine)
 {
     PyObject *known = attribute(transaction, CONNECTIONS), *connection = NULL;
     if (known != NULL && PyDict_Check(known)) {
@@ -516,11 +531,26 @@ connection_at_hand(PyObject *transaction, PyObject *engine)
             connection = Py_NewRef(PyTuple_GET_ITEM(entry, 0));
     }
     Py_XDECREF(known);
+    PyErr_Clear();
+    return connection;
+}
+
+static PyObject *
+connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
+{
+    PyObject *connection = NULL;
+    Py_INCREF(transaction);
+    while (transaction != NULL && connection == NULL
+           && has(transaction, STATE, self->active)) {
+        connection = connection_of(transaction, engine);
+        if (connection == NULL)
+            Py_SETREF(transaction, transaction_around(transaction));
+    }
+    Py_XDECREF(transaction);
     PyObject *guard = connection == NULL ? NULL : guard_of_connection(connection);
     if (guard == NULL)
         Py_CLEAR(connection);
     Py_XDECREF(guard);
-    PyErr_Clear();
     return connection;
 }
 
@@ -545,8 +575,8 @@ at_hand_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
     if (PyVectorcall_NARGS(nargsf) == 3 && names == NULL
         && (args[2] == Py_None
             || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0))
-        && has(args[0], STATE, self->active) && has_guard_of_threads(args[0]))
-        connection = connection_at_hand(args[0], args[1]);
+        && has_guard_of_threads(args[0]))
+        connection = connection_at_hand(self, args[0], args[1]);
     if (connection != NULL)
         return connection;
     return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
