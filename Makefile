@@ -56,7 +56,7 @@ conformance-others:
 	$(PYTHON) -m conformance.others --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
 	    --jobs $(JOBS) $(FLAGS)
 
-.venv/.ready: setup.cfg setup.py pyproject.toml sharedsession/_reads.c
+.venv/.ready: setup.cfg setup.py pyproject.toml $(wildcard sharedsession/_c/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(run) -m pip install --quiet --upgrade pip

@@ -1,13 +1,102 @@
 from typing import Any, Callable
 
-class Read:
+from .guard import Guard
+from .holds import Hold
+
+#: Of what is looked for in objects of Python classes.
+NAMES: tuple[str, ...]
+
+class Adder:
+    def __init__(self, plain: type, guarded: type, notice: Any, /) -> None: ...
+
+class Adopter:
+    def __init__(
+        self, plain: type, guarded: type, mutable: type, adopt_values: Any, line: Any, /
+    ) -> None: ...
+
+class Asker:
+    def __init__(self, owners: dict[int, Any], introduce: Any, /) -> None: ...
+    def __call__(self) -> Any: ...
+    def forget(self) -> None: ...
+
+class AtHand:
+    def __init__(self, active: Any, otherwise: Any, /) -> None: ...
+
+class Execute:
     def __init__(
         self,
-        key: str,
-        state_key: str,
-        guards: dict[int | None, Any],
-        slots: tuple[Any, ...],
-        otherwise: Callable[[Any, Any, Any], Any],
+        statements: Statements,
+        function: Any,
+        otherwise: Any,
+        name: str = ...,
         /,
     ) -> None: ...
-    def __call__(self, attribute: Any, instance: Any, owner: Any) -> Any: ...
+
+class Look:
+    def __init__(
+        self,
+        plain: dict[type, bool],
+        otherwise: Any,
+        defaults: dict[str, Any] = ...,
+        types: frozenset[type] = ...,
+        /,
+    ) -> None: ...
+
+class Maker:
+    def __init__(self, plain: type, guarded: type, /) -> None: ...
+
+class Operation:
+    def __init__(
+        self,
+        runner: Runner,
+        access: Any,
+        function: Any,
+        name: str,
+        line: Any,
+        which: int,
+        path: tuple[str, ...],
+        table: dict[int | None, Guard] | None,
+        is_called: bool,
+        finder: Callable[[Any], Guard | None] | None,
+        is_refused: bool,
+        peeks: int,
+    ) -> None: ...
+
+class Read:
+    def __init__(
+        self, key: str, state_key: str, guards: dict[int | None, Any], otherwise: Any, /
+    ) -> None: ...
+
+class Runner:
+    def __init__(
+        self,
+        run: Any,
+        look: Any,
+        note_failure: Any,
+        leave_again: Any,
+        accesses: tuple[Any, Any, Any],
+        /,
+    ) -> None: ...
+
+class Setting:
+    def __init__(self, name: str, set: Any, /) -> None: ...
+
+class Statements:
+    def __init__(self, *parts: Any) -> None: ...
+
+class Write:
+    def __init__(
+        self,
+        runner: Runner,
+        state_key: str,
+        guards: dict[int | None, Any],
+        key: str,
+        set_first: Any,
+        set_again: Any,
+        otherwise: Any,
+        /,
+    ) -> None: ...
+
+def know_guard(cls: type, closed: object, /) -> None: ...
+def let_go(guard: Guard, hold: Hold, /) -> bool: ...
+def take(guard: Guard, hold: Hold, /) -> bool: ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections import deque
 from typing import Any, Callable
 
 import sqlalchemy as sa
@@ -41,7 +42,7 @@ NO_VALUE: Any = _base.NO_VALUE
 
 # Reading and writing attributes of attached objects is guarded at the implementation
 # object behind each attribute, which every public function ends up at.
-AttributeImpl: type = _named(_attributes, "AttributeImpl")
+AttributeImpl: type[Any] = _named(_attributes, "AttributeImpl")
 ClassManager: type = _instrumentation.ClassManager
 
 
@@ -52,7 +53,7 @@ def instance_state(instance: object) -> Any:
 
 
 def instance_dict(instance: object) -> Any:
-    """The values of a mapped object by name; looked up each time for the same reason."""
+    """The values of a mapped object by name; looked up each time, too."""
     return _attributes.instance_dict(instance)
 
 
@@ -148,8 +149,21 @@ ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 #: How the rows of a cursor result come, if nobody asked for anything else.
 CursorFetchStrategy: type[Any] = _cursor.CursorFetchStrategy
 
-#: Called with rows, a strategy for a cursor result that has them, its cursor closed.
-rows_in_memory = functools.partial(_cursor.FullyBufferedCursorFetchStrategy, None, None)
+
+class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
+    """The strategy of a cursor result whose rows are all here, its cursor closed.
+
+    At its end it lets go of them without emptying what they are in.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, rows: Any) -> None:
+        self.alternate_cursor_description = None
+        self._rowbuffer = deque(rows)
+
+    soft_close = CursorFetchStrategy.soft_close
+    hard_close = CursorFetchStrategy.hard_close
 
 
 def is_exhausted(result: Any) -> bool:
@@ -426,8 +440,6 @@ def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:
             break
         transaction = transaction._parent  # which the part of a flush does not have
     return None
-
-
 
 
 def boundary(transaction: Any) -> Any:

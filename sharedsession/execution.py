@@ -15,7 +15,10 @@ _statements: Any = compiled.parts and compiled.parts.Statements(
     access_of,
     alchemy.CursorResult,
     alchemy.CursorFetchStrategy,
-    alchemy.rows_in_memory,
+    alchemy.RowsInMemory,
+    alchemy.ChunkedIteratorResult,
+    rows.promise_objects,
+    rows.make_objects,
     rows.settle,
     rows.settle_within,
 )
@@ -38,7 +41,7 @@ def quick_execute_internal(line: Any, in_python: Callable[..., Any]) -> Any:
 def quick_connection(
     in_python: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Any:
-    """How a transaction finds the connection that it has already; or else *otherwise*."""
+    """How a transaction finds the connection it has already; or else *otherwise*."""
     if compiled.parts is None:
         return in_python
     return compiled.parts.AtHand(alchemy.ACTIVE, otherwise)

@@ -23,8 +23,8 @@ from .errors import (
     SharedSessionError,
     UpgradeError,
 )
-from .holds import Hold, Reading
-from .monitor import CLOSED, Monitor
+from .holds import SHORT_TURN, Hold, Reading
+from .monitor import CLOSED, FOREVER, Monitor
 from .owners import Owner, current_owner, on_death
 from .terms import (
     BESIDE,
@@ -40,7 +40,6 @@ from .terms import (
     GuardStats,
     Kind,
     Lock,
-    Mode,
     Promise,
     check_timeout,
 )
@@ -132,7 +131,7 @@ class Guard(Monitor):
                 beside = reads or (access is READ and self._shares)
                 looks = access is READ and not reads and not me.is_patient
                 mode = BESIDE if beside else EXCLUSIVE
-                self._acquire(me, mode, self.timeout, looks)
+                self._acquire(me, mode, self.timeout, looks=looks, turn=SHORT_TURN)
                 self.running = me
         if self.attention:
             self.attend_to(me, access)
@@ -156,7 +155,7 @@ class Guard(Monitor):
             with self._mutex:
                 self._drop()
                 self._pass_on()
-            self._acquire(me, EXCLUSIVE, self.timeout)
+            self._acquire(me, EXCLUSIVE, self.timeout, turn=SHORT_TURN)
             self.running = me
         return self._is_exclusive(me)
 
@@ -178,6 +177,12 @@ class Guard(Monitor):
     def hold(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard exclusively until the hold is released."""
         me = self.asker()
+        if (self.restricted or self.reading) and self.reads_only():
+            raise UpgradeError(
+                f"A {what} cannot begin inside a read section of {me.name}: others "
+                "may be reading. Leave the read section first, or make the outer "
+                "section a critical_section()."
+            )
         hold = Hold(self, me, EXCLUSIVE, what, False)
         try:
             if _take_at_once(self, hold):
@@ -185,12 +190,6 @@ class Guard(Monitor):
         except BaseException:
             hold.release()  # an interrupt
             raise
-        if self.reads_only():
-            raise UpgradeError(
-                f"A {what} cannot begin inside a read section of {me.name}: others "
-                "may be reading. Leave the read section first, or make the outer "
-                "section a critical_section()."
-            )
         return self._take(hold, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
@@ -519,7 +518,7 @@ class Guard(Monitor):
         self.restricted, self.window = False, None
         self.holds = {}
         self.reading = {}
-        self.queue, self.quiet = deque(), True
+        self.queue, self.rests_until = deque(), FOREVER
 
 
 def _never_at_once(guard: Guard, hold: Hold) -> bool:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .guard import Guard
     from .monitor import Monitor
 
+#: Seconds that others may go on coming in before one who waits to be exclusive: for a
+#: section, or for one operation.
+TURN = 0.02
+SHORT_TURN = 0.002
+
 _hold_numbers = itertools.count(1)
 
 
@@ -70,7 +75,8 @@ class Waiter:
 
     __slots__ = (
         *("guard", "owner", "mode", "parked", "since"),
-        *("admitted", "woken", "is_nudged", "is_due", "looks", "may_look"),
+        *("admitted", "woken", "is_nudged", "is_due", "turn", "due_at"),
+        *("looks", "may_look"),
     )
 
     def __init__(
@@ -80,6 +86,7 @@ class Waiter:
         mode: Mode,
         parked: Lock,
         looks: bool = False,
+        turn: float = TURN,
     ) -> None:
         self.guard = guard
         self.owner = owner
@@ -92,16 +99,23 @@ class Waiter:
         self.is_nudged = False
         #: Whether it is to be let in before any other.
         self.is_due = False
+        self.turn = turn
+        self.due_at = 0.0
         #: Whether a window will do for it.
         self.looks = looks
         #: Whether one was open when it came to see.
         self.may_look = False
         self.since = guard.clock()
 
-    def nudge(self) -> None:
+    def nudge(self) -> bool:
+        """Tell it to come in if nobody else does; whether others may go before it."""
+        now = self.guard.clock()
         if not self.is_nudged:
+            self.due_at = now + self.turn
             self.is_nudged = True
             self.wake()
+        self.is_due = self.is_due or now >= self.due_at
+        return not self.is_due
 
     def wake(self) -> None:
         """Wake it; nothing if that was done before."""

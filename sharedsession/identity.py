@@ -12,28 +12,30 @@ _Plain: Any = alchemy.WeakInstanceDict
 _add: Any = _Plain._add_unpresent
 
 
+def _add_in_python(self: Any, state: Any, key: Any) -> None:
+    if type(state) is instances.PlainState:
+        state.__class__ = instances.GuardedState
+    _add(self, state, key)
+
+
+if compiled.parts is not None:
+    _classes = instances.PlainState, instances.GuardedState
+    #: Makes a state that is guarded from the start, if it is likely that it will be.
+    _maker = compiled.parts.Maker(*_classes)
+
+    def _use_maker(manager: Any) -> None:
+        alchemy.make_states_with(manager, _maker)
+
+    _add_compiled = compiled.parts.Adder(*_classes, _use_maker)
+
+
 class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     """Every persistent object of a session comes through here when it is loaded."""
 
     __class__ = property(lambda self: _Plain)
     _guard: Guard
 
-    def _add_unpresent(self, state: Any, key: Any) -> None:
-        if type(state) is instances.PlainState:
-            state.__class__ = instances.GuardedState
-        _add(self, state, key)
-
-
-if compiled.parts is not None:
-    _classes = instances.PlainState, instances.GuardedState
-    _maker = compiled.parts.Maker(*_classes)
-
-    def _make_states_guarded(manager: Any) -> None:
-        alchemy.make_states_with(manager, _maker)
-
-    _GuardedIdentityMap._add_unpresent = compiled.parts.Adder(
-        *_classes, _make_states_guarded
-    )
+    _add_unpresent = _add_in_python if compiled.parts is None else _add_compiled
 
 
 def _keys(self: Any) -> Any:

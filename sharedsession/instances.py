@@ -21,7 +21,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, changes, compiled, containers, reads
+from . import alchemy, changes, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .operations import (
@@ -226,22 +226,10 @@ def adopt(state: Any, values: Any) -> None:
     """Guard an object's state, and what it holds, as its session is guarded."""
     if type(state) is PlainState:
         state.__class__ = GuardedState
-    collections = alchemy.names_of_collections(state)
-    if _hold_more(values, collections, alchemy.MutableBase):
-        _adopt_values(collections, values)
+    adopt_values(alchemy.names_of_collections(state), values)
 
 
-def _do_hold_more(values: Any, collections: Any, mutable: type) -> bool:
-    """Whether there is a collection among them, or a value that tracks its changes."""
-    return not collections.isdisjoint(values) or any(
-        isinstance(value, mutable) for value in tuple(values.values())
-    )
-
-
-_hold_more = _do_hold_more if compiled.parts is None else compiled.parts.hold_more
-
-
-def _adopt_values(collections: Any, values: Any) -> None:
+def adopt_values(collections: Any, values: Any) -> None:
     for key in collections.intersection(values):
         containers.guard_collection(values[key])
     for value in tuple(values.values()):

@@ -48,7 +48,8 @@ def quick_get(operation: _Operation) -> _Operation:
     defaults = Session.get.__kwdefaults__
     if compiled.parts is not None:
         types = frozenset({*_ONE_VALUE, tuple})
-        return compiled.parts.Look(_are_plain["get"], operation, defaults, types)
+        make: Callable[..., _Operation] = compiled.parts.Look
+        return make(_are_plain["get"], operation, defaults, types)
 
     def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
         if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
@@ -80,7 +81,8 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
 def quick_contains(operation: _Operation) -> _Operation:
     """``instance in session`` as a mere look."""
     if compiled.parts is not None:
-        return compiled.parts.Look(_are_plain["__contains__"], operation)
+        make: Callable[..., _Operation] = compiled.parts.Look
+        return make(_are_plain["__contains__"], operation)
 
     def __contains__(self: Any, instance: object) -> Any:
         guard = self.guard

@@ -22,7 +22,7 @@ With one exception, for each handing over takes the system longer than a short s
 The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
 comes in if nobody else does before it runs.  If somebody did, it waits for one turn
 more, some milliseconds at most, and is *due* then: nobody overtakes it any more.  Until
-then the queue is *quiet*, and who leaves need not look at it.
+then the queue *rests*, and who leaves need not see to it.
 
 Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
 there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
@@ -43,7 +43,7 @@ Fields, and how each is published:
     The owner of an operation puts itself there if nothing is there, and takes itself
     away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
     and taken away under the mutex.
-``_owner``, ``_loader``, ``reading``, ``queue``, ``quiet``
+``_owner``, ``_loader``, ``reading``, ``queue``, ``rests_until``
     Changed under the mutex, with the gate closed (the queue also while it is not; and
     ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
     ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
@@ -89,6 +89,7 @@ Fields, and how each is published:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from typing import Callable, NoReturn
@@ -100,7 +101,7 @@ from .errors import (
     LockTimeout,
     SharedSessionError,
 )
-from .holds import Hold, Reading, Waiter, WindowOpened
+from .holds import TURN, Hold, Reading, Waiter, WindowOpened
 from .owners import Owner
 from .terms import (
     BESIDE,
@@ -115,8 +116,7 @@ from .terms import (
     check_timeout,
 )
 
-#: Seconds that others may go on coming in before one who waits to be exclusive.
-TURN = 0.01
+FOREVER = math.inf
 
 #: In the gate: the monitor decides who comes in.
 CLOSED = object()
@@ -131,7 +131,15 @@ class Monitor:
         *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
         *("_owner", "_loader", "restricted"),
-        *("reading", "queue", "quiet", "_before", "since", "sole", "checks_askers"),
+        *(
+            "reading",
+            "queue",
+            "rests_until",
+            "_before",
+            "since",
+            "sole",
+            "checks_askers",
+        ),
         *("forsaken", "_shared_entries", "_contended", "_timeouts"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
     )
@@ -183,8 +191,8 @@ class Monitor:
         self.holds: dict[int, str] = {}
         self.reading: dict[Owner, Reading] = {}
         self.queue: deque[Waiter] = deque()
-        #: Whether nobody in the queue is to be seen to by who leaves.
-        self.quiet = True
+        #: Until when who leaves need not see to the queue, as the clock has it.
+        self.rests_until = FOREVER
         self._before: list[Waiter] = []  # those who wait for the application's lock
         #: When it became exclusive; for an operation, only if it is timed.
         self.since: float | None = None
@@ -304,7 +312,7 @@ class Monitor:
             self.running = None
             if self.holds:
                 return  # a section goes on
-        elif self.gate.get(0) is me and self.quiet:
+        elif self.gate.get(0) is me and self._rests():
             if self.since is not None:
                 self._note_hold()
             # No call from here to the end: an interrupt finds all of it or nothing.
@@ -312,9 +320,14 @@ class Monitor:
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
             del self.gate[0]
-            if self.quiet and not self.forsaken:
+            if self.rests_until and not self.forsaken:
                 return
         self._leave_late(me)
+
+    def _rests(self) -> bool:
+        """Whether nobody in the queue is to be seen to now."""
+        until = self.rests_until
+        return until is FOREVER or self.clock() < until
 
     def _leave_late(self, me: Owner) -> None:
         """The end of an operation that somebody waits for, or that did not come by the
@@ -404,7 +417,13 @@ class Monitor:
     # -- admission
 
     def _acquire(
-        self, me: Owner, mode: Mode, timeout: float | None, looks: bool = False
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        *,
+        looks: bool = False,
+        turn: float = TURN,
     ) -> None:
         """Be admitted in *mode*, or raise with nothing changed.
 
@@ -421,7 +440,7 @@ class Monitor:
                 if admitted:
                     self._admit(me, mode)
             if not admitted:
-                self._wait(me, mode, timeout, looks)
+                self._wait(me, mode, timeout, looks, turn)
         except BaseException:
             try:
                 self._withdraw(me, mode, foreign)
@@ -523,9 +542,8 @@ class Monitor:
                 if not self._fits(waiter.mode, waiter.owner):
                     closed = closed or waiter.mode is not BESIDE
                     continue
-                if self._may_overtake(waiter.mode):
-                    waiter.nudge()
-                    self.quiet = True
+                if self._may_overtake(waiter.mode) and waiter.nudge():
+                    self.rests_until = waiter.due_at
                     self._open_gate()
                     return
                 self._admit(waiter.owner, waiter.mode)
@@ -535,7 +553,7 @@ class Monitor:
             waiter.wake()
             self.queue.remove(waiter)
         if not self.queue:
-            self.quiet = True
+            self.rests_until = FOREVER
             self._open_gate()
 
     def _open_gate(self) -> None:
@@ -546,17 +564,24 @@ class Monitor:
 
     # -- waiting
 
-    def _wait(self, me: Owner, mode: Mode, timeout: float | None, looks: bool) -> None:
+    def _wait(
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        looks: bool,
+        turn: float,
+    ) -> None:
         if not self._lets_wait(me):
             self._refuse_overlap(me)
         if not me.can_wait():
             self._refuse_to_wait(me)
-        waiter = Waiter(self, me, mode, me.parking(self._make_lock), looks)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock), looks, turn)
         waiter.parked.acquire()
         try:
             with self._mutex:
                 me.waiting_for = waiter
-                self.quiet = False
+                self.rests_until = 0.0
                 self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
@@ -585,13 +610,15 @@ class Monitor:
                 waiter.may_look = True
                 return
             dozes = waiter.is_nudged and not waiter.is_due
-            time = min(TURN, left) if dozes and left >= 0 else TURN if dozes else left
+            # It sees for itself, should nobody leave any more who lets it in.
+            doze = 2 * waiter.turn
+            time = min(doze, left) if dozes and left >= 0 else doze if dozes else left
             woken = waiter.parked.acquire(timeout=time)
             with self._mutex:
                 if woken:
                     waiter.woken = False
                 if dozes:
-                    self.quiet, waiter.is_due = False, True
+                    self.rests_until, waiter.is_due = 0.0, True
                 if waiter.is_nudged and not waiter.admitted:
                     self._admit_if_free(waiter)
             self._reap()
@@ -605,13 +632,13 @@ class Monitor:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return
         if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
-            self.quiet, waiter.is_due = False, True
+            self.rests_until, waiter.is_due = 0.0, True
         self._pass_on()
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
             if waiter in self.queue:  # not if it was let in, or never got that far
-                self.quiet = False
+                self.rests_until = 0.0
                 self.queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
@@ -669,7 +696,7 @@ class Monitor:
         """Undo what an acquisition that failed may have reached."""
         with self._mutex:
             me.waiting_for = None
-            self.quiet = False
+            self.rests_until = 0.0
             for waiter in tuple(self.queue):
                 if waiter.owner is me:
                     self.queue.remove(waiter)

@@ -181,7 +181,7 @@ def _compiled(
 ) -> Callable[..., Any]:
     by_path = isinstance(find_guard, Path)
     path = find_guard if by_path else Path(())
-    operation = compiled.parts.Operation(
+    operation: Callable[..., Any] = compiled.parts.Operation(
         run,
         access,
         function,
@@ -196,7 +196,7 @@ def _compiled(
         peeks=_PEEKS.get(function, 0),
     )
     functools.update_wrapper(operation, function)
-    del operation.__wrapped__
+    del operation.__wrapped__  # type: ignore[attr-defined]
     return operation
 
 

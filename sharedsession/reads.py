@@ -53,7 +53,8 @@ def in_python(key: str, otherwise: Getter) -> Getter:
 
 def compiled(key: str, otherwise: Getter) -> Getter:
     """Like :func:`in_python`, and compiled; to be called only if that is there."""
-    return _compiled.parts.Read(key, alchemy.STATE_KEY, guards, otherwise)
+    made: Getter = _compiled.parts.Read(key, alchemy.STATE_KEY, guards, otherwise)
+    return made
 
 
 getter_of = in_python if _compiled.parts is None else compiled

@@ -25,7 +25,7 @@ from .terms import LOAD, STREAM
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
-    return _settle(guard, result, _promise_objects)
+    return _settle(guard, result, promise_objects)
 
 
 def settle_within(guard: Guard, result: Any) -> Any:
@@ -33,7 +33,7 @@ def settle_within(guard: Guard, result: Any) -> Any:
 
     It is for what SQLAlchemy does next, as a rule, so its objects are made at once.
     """
-    return _settle(guard, result, _make_objects)
+    return _settle(guard, result, make_objects)
 
 
 def _settle(guard: Guard, result: Any, see_to_objects: Callable[..., None]) -> Any:
@@ -71,13 +71,13 @@ def _streams(result: Any, cursor_result: Any) -> bool:
 def _buffer_rows(cursor_result: Any) -> None:
     strategy = cursor_result.cursor_strategy
     rows = strategy.fetchall(cursor_result, cursor_result.cursor)  # closes the cursor
-    cursor_result.cursor_strategy = alchemy.rows_in_memory(rows)
+    cursor_result.cursor_strategy = alchemy.RowsInMemory(rows)
 
 
 # -- objects
 
 
-def _make_objects(guard: Guard, result: Any) -> None:
+def make_objects(guard: Guard, result: Any) -> None:
     if isinstance(result, alchemy.ChunkedIteratorResult):
         made = iter(list(itertools.chain.from_iterable(result.chunks(None))))
         result.chunks = functools.partial(_in_chunks, made)
@@ -91,7 +91,7 @@ def _in_chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _promise_objects(guard: Guard, result: Any) -> None:
+def promise_objects(guard: Guard, result: Any) -> None:
     if isinstance(result.iterator, _Objects):
         return
     if isinstance(result, alchemy.ChunkedIteratorResult):

@@ -19,21 +19,16 @@ class _Section(Generic[_S]):
 
     def __init__(self, session: _S, timeout: float | None) -> None:
         self._session = session
-        self._timeout = check_timeout(timeout)
+        self._timeout = None if timeout is None else check_timeout(timeout)
         self._hold: Hold | None = None
         self._entered = False
-
-    @property
-    def _guard(self) -> Guard | None:
-        guard: Guard | None = getattr(self._session, "guard", None)
-        return guard
 
     def __enter__(self) -> _S:
         if self._entered:
             raise SharedSessionError(
                 f"This {self._what} is entered already; make a new one for each block."
             )
-        guard = self._guard
+        guard: Guard | None = getattr(self._session, "guard", None)
         try:
             if guard is not None:
                 self._acquire(guard)

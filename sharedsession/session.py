@@ -448,6 +448,16 @@ _Mixin._execute_internal = quick_execute_internal(
 )
 
 
+if compiled.parts is not None:
+    _Mixin._after_attach = compiled.parts.Adopter(
+        instances.PlainState,
+        instances.GuardedState,
+        alchemy.MutableBase,
+        instances.adopt_values,
+        _NextInLine("_after_attach"),
+    )
+
+
 def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
@@ -484,16 +494,11 @@ def _operation(name: str, plain: Any, access: Access) -> Any:
     refused = name in SESSION and access not in (READ, LOAD)
     own: Any = _OWN.get(name)
     if own:
-        return guarded(
-            like(own, plain), access, _GUARD, refused=refused, public=True
-        )
+        return guarded(like(own, plain), access, _GUARD, refused=refused, public=True)
     line = _NextInLine(name)
     function = _next_in_line(name, line)
     public = name in SESSION and name not in ("get", "__contains__")
-    return guarded(
-        function, access, _GUARD, refused=refused, line=line, public=public
-    )
-
+    return guarded(function, access, _GUARD, refused=refused, line=line, public=public)
 
 
 def _put_operations_on(cls: Any) -> None:

@@ -30,7 +30,7 @@ from typing import Any, Callable, NoReturn, Sequence
 from . import alchemy, changes
 from .errors import ConcurrentAccessError
 from .guard import Guard
-from .holds import Hold, Reading, Waiter
+from .holds import TURN, Hold, Reading, Waiter
 from .operations import run
 from .owners import Owner
 from .tasks import (
@@ -229,10 +229,16 @@ class TaskGuard(Guard):
             self._access = None
 
     def _acquire(
-        self, me: Owner, mode: Mode, timeout: float | None, looks: bool = False
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        *,
+        looks: bool = False,
+        turn: float = TURN,
     ) -> None:
         was_reading = me in self.reading
-        super()._acquire(me, mode, timeout, looks)
+        super()._acquire(me, mode, timeout, looks=looks, turn=turn)
         if was_reading and self._loader is me:
             # The read section that it is of may have ended while it waited.  Then what
             # it loads may flush, which is not for beside the readers of another one.
@@ -306,13 +312,13 @@ class TaskGuard(Guard):
         if self._reads_with_family(me):
             self._join_readers(me)
         if self._owner is not me and self._is_family(me):
-            return self._take(me, EXCLUSIVE, what, timeout, restricts=True)
+            hold = Hold(self, me, EXCLUSIVE, what, False)
+            return self._take(hold, timeout, restricts=True)
         return super().hold_shared(what, timeout)
 
-    def _take(
-        self, me: Owner, mode: Mode, what: str, timeout: float | None, restricts: bool
-    ) -> Hold:
-        hold = super()._take(me, mode, what, timeout, restricts)
+    def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
+        me = hold.owner
+        super()._take(hold, timeout, restricts)
         if isinstance(me, TaskOwner):
             me.keeps(self)
         enter_section(hold.number)
@@ -563,12 +569,14 @@ class TaskGuard(Guard):
 
     # -- threads
 
-    def _wait(self, me: Owner, mode: Mode, timeout: float | None, looks: bool) -> None:
+    def _wait(
+        self, me: Owner, mode: Mode, timeout: float | None, looks: bool, turn: float
+    ) -> None:
         if not isinstance(me, TaskOwner) and me.can_wait():
             inherited = inherited_sections()
             if any(not inherited.isdisjoint(holds) for holds in self._all_holds()):
                 self._refuse_thread_of_section(me)
-        super()._wait(me, mode, timeout, looks)
+        super()._wait(me, mode, timeout, looks, turn)
 
     # -- confine
 

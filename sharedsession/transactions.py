@@ -177,7 +177,7 @@ class GuardedTransaction(_Plain):
     def _provide_connection(self, bind: Any, execution_options: Any) -> Any:
         guard: Any = self.session.guard
         guard.check_may_execute()
-        plain = super()._connection_for_bind
+        plain: Any = super()._connection_for_bind
         if alchemy.makes_connection(self, bind):
             if guard.is_shared:
                 self._check_engine(bind, guard)

@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 from . import compiled
 from .attachment import guards
+from .monitor import FOREVER
 from .operations import run
 from .terms import WRITE
 
@@ -18,7 +19,12 @@ _find_guard = guards.get
 
 
 def compiled_setter(impl: Any, state_key: str, otherwise: Setter) -> Setter:
-    return compiled.parts.Write(run, state_key, guards, impl.set_unguarded, otherwise)
+    """Like :func:`in_python`, and compiled; to be called only if that is there."""
+    set_first = impl.__class__.set.__get__(impl)  # the class that it shows
+    again = impl.set_unguarded
+    return compiled.parts.Write(  # type: ignore[no-any-return]
+        run, state_key, guards, impl.key, set_first, again, otherwise
+    )
 
 
 def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
@@ -67,13 +73,17 @@ def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
                 set_unguarded(state, values, value, None)
                 if guard.worker is not me:
                     guard.note_work(me)
-                if gate[0] is me and guard.quiet and not guard.unsettled:
+                if (
+                    gate[0] is me
+                    and guard.rests_until is FOREVER
+                    and not guard.unsettled
+                ):
                     # No call from here to the end: an interrupt finds all or nothing.
                     guard.running = guard.window = None
                     guard.last_version += 1
                     guard.version = guard.last_version
                     del gate[0]
-                    left = guard.quiet and not guard.forsaken
+                    left = guard.rests_until is FOREVER and not guard.forsaken
         except BaseException as error:
             guard.close_window(me)
             guard.failed = me, error.__class__.__name__

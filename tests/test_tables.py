@@ -139,7 +139,7 @@ def test_a_result_fetches_through_its_strategy(engine: sa.Engine) -> None:
         result: Any = session.execute(sa.text("SELECT 1 UNION SELECT 2"))
         rows = result.cursor_strategy.fetchall(result, result.cursor)
         assert result._soft_closed
-        result.cursor_strategy = alchemy.rows_in_memory(rows)
+        result.cursor_strategy = alchemy.RowsInMemory(rows)
         assert result.all() == [(1,), (2,)]
         objects: Any = session.execute(sa.select(User))
         assert isinstance(objects, alchemy.ChunkedIteratorResult)

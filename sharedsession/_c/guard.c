@@ -8,24 +8,18 @@ Py_ssize_t slot_offsets[SLOTS];
 
 static const char *const slot_names[SLOTS] = {
     "asker", "attention", "checks_askers", "clock", "forsaken", "gate", "_has_gate",
-    "holds", "inside", "last_version", "_loader", "_lock", "_longest_hold", "may_open", "_mutex",
-    "note_work", "_owner", "quiet", "reading", "restricted", "running", "since", "sole",
-    "unsettled", "version", "window", "worker",
+    "holds", "inside", "last_version", "_loader", "_lock", "_longest_hold", "may_open",
+    "_mutex", "note_work", "_owner", "reading", "restricted", "rests_until", "running",
+    "since", "sole", "unsettled", "version", "window", "worker",
 };
 
 static PyTypeObject *lock_type;
-static PyObject *closed, *is_open_name, *locked_name, *number_name, *owner_name;
-static PyObject *what_name, *zero;
+static PyObject *closed, *zero;
 
 int
 init_guard(void)
 {
     zero = PyLong_FromLong(0);
-    is_open_name = PyUnicode_InternFromString("is_open");
-    locked_name = PyUnicode_InternFromString("locked");
-    number_name = PyUnicode_InternFromString("number");
-    owner_name = PyUnicode_InternFromString("owner");
-    what_name = PyUnicode_InternFromString("what");
     PyObject *threads = PyImport_ImportModule("_thread");
     if (threads == NULL)
         return -1;
@@ -134,7 +128,7 @@ is_at_rest(PyObject *guard)
     PyObject *mutex = slot(guard, MUTEX);
     if (Py_TYPE(mutex) != lock_type)
         return 0;
-    PyObject *locked = PyObject_CallMethodNoArgs(mutex, locked_name);
+    PyObject *locked = PyObject_CallMethodNoArgs(mutex, name_of[NAME_LOCKED]);
     if (locked == NULL)
         PyErr_Clear();
     Py_XDECREF(locked);
@@ -161,27 +155,36 @@ read_clock(PyObject *guard)
     return now;
 }
 
-/* Like Monitor._note_hold(); 0 if the times are no floats. */
+/* What the clock says; -1 if it is not one that does nothing else. */
+static double
+read_seconds(PyObject *guard)
+{
+    PyObject *now = PyCFunction_Check(slot(guard, CLOCK)) ? read_clock(guard) : NULL;
+    double seconds = now != NULL && PyFloat_CheckExact(now) ? PyFloat_AS_DOUBLE(now) : -1;
+    PyErr_Clear();
+    Py_XDECREF(now);
+    return seconds;
+}
+
+static double
+as_seconds(PyObject *number)
+{
+    return PyFloat_CheckExact(number) ? PyFloat_AS_DOUBLE(number) : -1;
+}
+
+/* Like Monitor._note_hold(), at that time. */
 static int
-note_hold(PyObject *guard)
+note_hold(PyObject *guard, double now)
 {
     if (slot(guard, SINCE) == Py_None)
         return 1;
-    if (!PyCFunction_Check(slot(guard, CLOCK)))
-        return 0; /* it could do anything meanwhile */
-    PyObject *since = Py_NewRef(slot(guard, SINCE)), *held = NULL;
-    PyObject *now = read_clock(guard);
-    if (now != NULL && PyFloat_CheckExact(now) && PyFloat_CheckExact(since))
-        held = PyFloat_FromDouble(PyFloat_AS_DOUBLE(now) - PyFloat_AS_DOUBLE(since));
-    Py_XDECREF(now);
-    Py_DECREF(since);
-    PyErr_Clear();
-    PyObject *longest = slot(guard, LONGEST_HOLD);
-    if (held == NULL || !PyFloat_CheckExact(longest)) {
-        Py_XDECREF(held);
+    double since = as_seconds(slot(guard, SINCE));
+    PyObject *held = since < 0 ? NULL : PyFloat_FromDouble(now - since);
+    if (held == NULL) {
+        PyErr_Clear();
         return 0;
     }
-    if (PyFloat_AS_DOUBLE(held) > PyFloat_AS_DOUBLE(longest))
+    if (now - since > as_seconds(slot(guard, LONGEST_HOLD)))
         set_slot(guard, LONGEST_HOLD, held);
     Py_DECREF(held);
     set_slot(guard, SINCE, Py_None);
@@ -218,6 +221,16 @@ open_up(PyObject *guard)
     return 1;
 }
 
+/* Let out the one who is in, if there is nothing to see to. */
+static int
+go_out(PyObject *guard)
+{
+    double now = read_seconds(guard);
+    return now >= 0 && now < as_seconds(slot(guard, RESTS_UNTIL))
+           && is_empty(slot(guard, FORSAKEN)) && note_hold(guard, now)
+           && open_up(guard);
+}
+
 int
 leave_at_once(PyObject *guard, PyObject *me)
 {
@@ -228,8 +241,7 @@ leave_at_once(PyObject *guard, PyObject *me)
         set_slot(guard, RUNNING, Py_None);
         return 1;
     }
-    return is_in_by_gate(guard, me) && slot(guard, QUIET) == Py_True
-           && is_empty(slot(guard, FORSAKEN)) && note_hold(guard) && open_up(guard);
+    return is_in_by_gate(guard, me) && go_out(guard);
 }
 
 /* take(guard, hold): begin a hold, like Guard._take(), if nobody is in and there is
@@ -242,9 +254,9 @@ take(PyObject *module, PyObject *const *args, Py_ssize_t count)
         && has_entries(slot(guard, GATE), 0) && has_entries(slot(guard, HOLDS), 0)
         && PyCFunction_Check(slot(guard, CLOCK)))
         now = read_clock(guard);
-    PyObject *me = now == NULL ? NULL : PyObject_GetAttr(args[1], owner_name);
-    PyObject *number = me == NULL ? NULL : PyObject_GetAttr(args[1], number_name);
-    PyObject *what = number == NULL ? NULL : PyObject_GetAttr(args[1], what_name);
+    PyObject *me = now == NULL ? NULL : get_attribute(args[1], NAME_OWNER_OF_HOLD);
+    PyObject *number = me == NULL ? NULL : get_attribute(args[1], NAME_NUMBER);
+    PyObject *what = number == NULL ? NULL : get_attribute(args[1], NAME_WHAT);
     int taken = what != NULL && pass_gate(guard, me, closed);
     if (taken && PyDict_SetItem(slot(guard, HOLDS), number, what) < 0) {
         PyDict_Clear(slot(guard, GATE));
@@ -273,8 +285,7 @@ is_last(PyObject *guard, PyObject *owner, PyObject *number)
            && slot(guard, RUNNING) == Py_None && slot(guard, LOADER) == Py_None
            && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
            && !is_read(guard) && has_entries(holds, 1)
-           && PyDict_Contains(holds, number) == 1 && is_at_rest(guard)
-           && slot(guard, QUIET) == Py_True && is_empty(slot(guard, FORSAKEN));
+           && PyDict_Contains(holds, number) == 1 && is_at_rest(guard);
 }
 
 /* let_go(guard, hold): end a hold, like Monitor.let_go(), if it is open and the last
@@ -284,14 +295,13 @@ let_go(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     PyObject *guard = count == 2 ? args[0] : Py_None, *open = NULL;
     if (Py_IS_TYPE(guard, guard_type))
-        open = PyObject_GetAttr(args[1], is_open_name);
-    PyObject *owner = open == Py_True ? PyObject_GetAttr(args[1], owner_name) : NULL;
-    PyObject *number = owner == NULL ? NULL : PyObject_GetAttr(args[1], number_name);
-    int gone = number != NULL && is_last(guard, owner, number) && note_hold(guard)
-               && open_up(guard);
+        open = get_attribute(args[1], NAME_IS_OPEN);
+    PyObject *owner = open == Py_True ? get_attribute(args[1], NAME_OWNER_OF_HOLD) : NULL;
+    PyObject *number = owner == NULL ? NULL : get_attribute(args[1], NAME_NUMBER);
+    int gone = number != NULL && is_last(guard, owner, number) && go_out(guard);
     if (gone) {
         PyDict_Clear(slot(guard, HOLDS));
-        gone = PyObject_SetAttr(args[1], is_open_name, Py_False) == 0;
+        gone = PyObject_SetAttr(args[1], name_of[NAME_IS_OPEN], Py_False) == 0;
     }
     PyErr_Clear();
     Py_XDECREF(open);

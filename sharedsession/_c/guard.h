@@ -6,15 +6,15 @@
 #ifndef SHAREDSESSION_GUARD_H
 #define SHAREDSESSION_GUARD_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "names.h"
 #include <stddef.h>
 
 /* The slots that are used here, in the order of their names in guard.c. */
 enum {
     ASKER, ATTENTION, CHECKS_ASKERS, CLOCK, FORSAKEN, GATE, HAS_GATE, HOLDS, INSIDE,
-    LAST_VERSION, LOADER, LOCK, LONGEST_HOLD, MAY_OPEN, MUTEX, NOTE_WORK, OWNER, QUIET, READING, RESTRICTED,
-    RUNNING, SINCE, SOLE, UNSETTLED, VERSION, WINDOW, WORKER, SLOTS
+    LAST_VERSION, LOADER, LOCK, LONGEST_HOLD, MAY_OPEN, MUTEX, NOTE_WORK, OWNER, READING,
+    RESTRICTED, RESTS_UNTIL, RUNNING, SINCE, SOLE, UNSETTLED, VERSION, WINDOW, WORKER,
+    SLOTS
 };
 
 extern PyTypeObject *guard_type; /* NULL until know_guard() was called */

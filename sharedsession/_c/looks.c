@@ -12,53 +12,13 @@ typedef struct {
     PyObject *dict;
 } Look;
 
-enum name {
-    DICT, EXPIRED, GUARD, IDENTITY_CLASS, IDENTITY_MAP, INHERITS, KEY, MANAGER, MAPPED,
-    MAPPER, NEW, OBJ, PRIMARY_KEY, REFRESH, STATE, NAMES
-};
-
-static const char *const texts[NAMES] = {
-    "_dict", "expired", "guard", "_identity_class", "identity_map", "inherits", "key",
-    "_sa_class_manager", "class_", "mapper", "_new", "obj", "primary_key",
-    "always_refresh", "_sa_instance_state",
-};
-
-static PyObject *names_of[NAMES];
-
-int
-init_looks(void)
-{
-    for (int which = 0; which < NAMES; which++)
-        if ((names_of[which] = PyUnicode_InternFromString(texts[which])) == NULL)
-            return -1;
-    return 0;
-}
-
-/* An attribute as a new reference; NULL, without an error, if there is none. */
-static PyObject *
-attribute(PyObject *thing, enum name name)
-{
-    PyObject *found = thing == NULL ? NULL : PyObject_GetAttr(thing, names_of[name]);
-    if (found == NULL)
-        PyErr_Clear();
-    return found;
-}
-
-static int
-has(PyObject *thing, enum name name, PyObject *wanted)
-{
-    PyObject *found = attribute(thing, name);
-    Py_XDECREF(found);
-    return found == wanted;
-}
-
 /* The guard of a session, and the version to look in, if a look may do: new references,
    and whether it may. */
 static int
 may_look(Look *self, PyObject *session, PyObject **guard, PyObject **version)
 {
     PyObject *plain = PyObject_GetItem(self->plain, (PyObject *)Py_TYPE(session));
-    *guard = plain == Py_True ? attribute(session, GUARD) : NULL;
+    *guard = plain == Py_True ? attribute(session, NAME_GUARD) : NULL;
     *version = NULL;
     PyErr_Clear();
     Py_XDECREF(plain);
@@ -73,8 +33,8 @@ may_look(Look *self, PyObject *session, PyObject **guard, PyObject **version)
 static PyObject *
 states_of(PyObject *session)
 {
-    PyObject *map = attribute(session, IDENTITY_MAP);
-    PyObject *states = attribute(map, DICT);
+    PyObject *map = attribute(session, NAME_IDENTITY_MAP);
+    PyObject *states = attribute(map, NAME_STATES);
     Py_XDECREF(map);
     if (states != NULL && !PyDict_Check(states))
         Py_CLEAR(states);
@@ -88,14 +48,14 @@ states_of(PyObject *session)
 static PyObject *
 key_of(PyObject *entity, PyObject *ident)
 {
-    PyObject *manager = PyType_Check(entity) ? attribute(entity, MANAGER) : NULL;
-    PyObject *mapper = has(manager, MAPPED, entity) ? attribute(manager, MAPPER) : NULL;
+    PyObject *manager = PyType_Check(entity) ? attribute(entity, NAME_MANAGER_OF_CLASS) : NULL;
+    PyObject *mapper = has(manager, NAME_MAPPED, entity) ? attribute(manager, NAME_MAPPER) : NULL;
     Py_XDECREF(manager);
-    PyObject *columns = attribute(mapper, PRIMARY_KEY), *key = NULL;
+    PyObject *columns = attribute(mapper, NAME_PRIMARY_KEY), *key = NULL;
     Py_ssize_t count = PyTuple_CheckExact(ident) ? PyTuple_GET_SIZE(ident) : 1;
     if (columns != NULL && PyTuple_Check(columns) && PyTuple_GET_SIZE(columns) == count
-        && has(mapper, INHERITS, Py_None) && has(mapper, REFRESH, Py_False)) {
-        PyObject *cls = attribute(mapper, IDENTITY_CLASS);
+        && has(mapper, NAME_INHERITS, Py_None) && has(mapper, NAME_ALWAYS_REFRESH, Py_False)) {
+        PyObject *cls = attribute(mapper, NAME_IDENTITY_CLASS);
         if (cls != NULL)
             key = Py_BuildValue(PyTuple_CheckExact(ident) ? "NOO" : "N(O)O", cls, ident,
                                 Py_None);
@@ -110,7 +70,7 @@ key_of(PyObject *entity, PyObject *ident)
 static PyObject *
 unexpired(PyObject *state)
 {
-    PyObject *find = has(state, EXPIRED, Py_False) ? attribute(state, OBJ) : NULL;
+    PyObject *find = has(state, NAME_EXPIRED, Py_False) ? attribute(state, NAME_OBJ) : NULL;
     PyObject *object = find == NULL ? NULL : PyObject_CallNoArgs(find);
     Py_XDECREF(find);
     if (object == Py_None)
@@ -176,8 +136,8 @@ get_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *nam
 static int
 is_present(PyObject *session, PyObject *state)
 {
-    PyObject *added = attribute(session, NEW), *states = states_of(session);
-    PyObject *key = attribute(state, KEY);
+    PyObject *added = attribute(session, NAME_NEW), *states = states_of(session);
+    PyObject *key = attribute(state, NAME_KEY);
     int present = -1;
     if (added != NULL && PyDict_Check(added) && states != NULL && key != NULL) {
         present = PyDict_Contains(added, state);
@@ -203,7 +163,7 @@ contains_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject
     int present = -1;
     if (PyVectorcall_NARGS(nargsf) == 2 && names == NULL
         && may_look(self, args[0], &guard, &version)) {
-        PyObject *state = attribute(args[1], STATE);
+        PyObject *state = attribute(args[1], NAME_STATE);
         if (state != NULL)
             present = is_present(args[0], state);
         Py_XDECREF(state);

@@ -6,8 +6,6 @@ static PyMethodDef functions[] = {
     {"know_guard", know_guard, METH_VARARGS, "Find the slots of the class of guards."},
     {"let_go", (PyCFunction)(void (*)(void))let_go, METH_FASTCALL, "End a hold."},
     {"take", (PyCFunction)(void (*)(void))take, METH_FASTCALL, "Begin a hold."},
-    {"hold_more", (PyCFunction)(void (*)(void))hold_more, METH_FASTCALL,
-     "Whether there is a collection among the values, or one that tracks its changes."},
     {NULL},
 };
 
@@ -22,16 +20,23 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__compiled(void)
 {
-    if (init_guard() < 0 || init_operation() < 0 || init_read() < 0 || init_looks() < 0
-        || init_states() < 0 || init_statements() < 0)
+    if (init_names() < 0 || init_guard() < 0)
         return NULL;
-    PyTypeObject *types[] = {&adder_type, &asker_type, &at_hand_type,
-                             &execute_type, &look_type, &maker_type,
-                             &setting_type, &statements_type, &operation_type, &read_type, &runner_type,
-                             &write_type};
+    PyTypeObject *types[] = {
+        &adder_type, &adopter_type, &asker_type, &at_hand_type, &execute_type,
+        &look_type, &maker_type, &operation_type, &read_type, &runner_type,
+        &setting_type, &statements_type, &write_type,
+    };
     PyObject *made = PyModule_Create(&definition);
     for (size_t which = 0; made != NULL && which < Py_ARRAY_LENGTH(types); which++)
         if (PyModule_AddType(made, types[which]) < 0)
             Py_CLEAR(made);
+    /* For the tests: those that SQLAlchemy has to have. */
+    PyObject *names = made == NULL ? NULL : all_names();
+    if (names != NULL && PyModule_AddObjectRef(made, "NAMES", names) < 0)
+        Py_CLEAR(made);
+    if (names == NULL)
+        Py_CLEAR(made);
+    Py_XDECREF(names);
     return made;
 }

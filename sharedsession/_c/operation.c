@@ -26,21 +26,6 @@ typedef struct {
 
 enum { PEEK_IN_VALUES = 1, PEEK_IN_MAP };
 
-static PyObject *reads_only_name, *refuse_name, *key_name, *dict_name;
-
-int
-init_operation(void)
-{
-    reads_only_name = PyUnicode_InternFromString("reads_only");
-    refuse_name = PyUnicode_InternFromString("refuse_write");
-    key_name = PyUnicode_InternFromString("key");
-    dict_name = PyUnicode_InternFromString("_dict");
-    return reads_only_name == NULL || refuse_name == NULL || key_name == NULL
-                   || dict_name == NULL
-               ? -1
-               : 0;
-}
-
 /* The guard of an object, or None; a new reference, or NULL with an error. */
 static PyObject *
 find_guard(Operation *self, PyObject *thing)
@@ -83,7 +68,7 @@ reads_only(PyObject *guard)
 {
     if (!is_read(guard))
         return 0;
-    PyObject *said = PyObject_CallMethodNoArgs(guard, reads_only_name);
+    PyObject *said = PyObject_CallMethodNoArgs(guard, name_of[NAME_READS_ONLY]);
     int only = said == NULL ? -1 : PyObject_IsTrue(said);
     Py_XDECREF(said);
     return only;
@@ -113,7 +98,7 @@ peek_in_values(Args args)
 {
     if (args.count < 3 || !PyDict_Check(args.args[2]))
         return NULL;
-    PyObject *key = PyObject_GetAttr(args.args[0], key_name);
+    PyObject *key = get_attribute(args.args[0], NAME_KEY);
     if (key == NULL)
         return NULL;
     PyObject *value = find(args.args[2], key);
@@ -127,7 +112,7 @@ peek_in_map(Args args)
 {
     if (args.count != 2 || args.names != NULL)
         return NULL;
-    PyObject *states = PyObject_GetAttr(args.args[0], dict_name);
+    PyObject *states = get_attribute(args.args[0], NAME_STATES);
     if (states == NULL)
         return NULL;
     int there = PyDict_Check(states) ? PyDict_Contains(states, args.args[1]) : 1;
@@ -176,7 +161,7 @@ call_guarded(Operation *self, PyObject *guard, PyObject *function, Args args)
     if (self->is_refused) {
         int only = reads_only(guard);
         if (only > 0)
-            return PyObject_CallMethodNoArgs(guard, refuse_name);
+            return PyObject_CallMethodNoArgs(guard, name_of[NAME_REFUSE_WRITE]);
         if (only < 0)
             return NULL;
     }

@@ -5,27 +5,17 @@
 
 #include "guard.h"
 
-extern PyTypeObject adder_type, asker_type, at_hand_type, execute_type, look_type,
+extern PyTypeObject adder_type, adopter_type, asker_type, at_hand_type, execute_type, look_type,
     maker_type,     setting_type, statements_type, operation_type, read_type, runner_type, write_type;
 
-int init_operation(void);
-int init_looks(void);
-int init_read(void);
-int init_states(void);
-int init_statements(void);
-
-PyObject *hold_more(PyObject *module, PyObject *const *args, Py_ssize_t count);
-
 extern int expects_guarded_state;
-
-extern PyObject *session_id_name;
 
 /* The guard of the object that has that state, as a new reference; NULL, perhaps
    without an error. */
 static inline PyObject *
 guard_of_state(PyObject *guards, PyObject *state)
 {
-    PyObject *number = PyObject_GetAttr(state, session_id_name);
+    PyObject *number = get_attribute(state, NAME_SESSION_ID);
     if (number == NULL)
         return NULL;
     PyObject *guard = find(guards, number);

@@ -18,15 +18,6 @@ typedef struct {
     PyObject *otherwise;  /* called like this object if a look is not enough */
 } Read;
 
-PyObject *session_id_name;
-
-int
-init_read(void)
-{
-    session_id_name = PyUnicode_InternFromString("session_id");
-    return session_id_name == NULL ? -1 : 0;
-}
-
 static PyObject *
 look_in_version(Read *self, PyObject *guard, PyObject *values, PyObject *version)
 {

@@ -135,11 +135,8 @@ begin(PyObject *guard, PyObject *me, PyObject *access)
     Py_DECREF(now);
     if (slot(guard, ATTENTION) == Py_False)
         return 0;
-    static PyObject *name;
-    if (name == NULL && (name = PyUnicode_InternFromString("attend_to")) == NULL)
-        return -1;
     PyObject *args[] = {guard, me, access};
-    PyObject *done = PyObject_VectorcallMethod(name, args, 3, NULL);
+    PyObject *done = PyObject_VectorcallMethod(name_of[NAME_ATTEND_TO], args, 3, NULL);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
 }

@@ -15,53 +15,10 @@ typedef struct {
     PyTypeObject *result;    /* of what has rows of the database */
     PyTypeObject *strategy;  /* of how they come, usually */
     PyObject *in_memory;     /* makes a strategy for rows that are here */
-    PyObject *settle;        /* for all other results, */
-    PyObject *settle_within; /* and those of a part of an operation */
+    PyTypeObject *objects;   /* of results that make objects of such rows */
+    PyObject *promise_objects, *make_objects; /* if the rows are here */
+    PyObject *settle, *settle_within;         /* for all other results */
 } Statements;
-
-enum name {
-    BIND_OPTIONS, CLOSE_CURSOR, CONNECTION, CONTEXT, CURSOR, FETCHALL, GUARD, GUARD_OF,
-    HANDLE, IS_SERVER_SIDE, LOAD_OPTIONS, NESTED, OPTIONS, OVERWRITE, OVERWRITES, OWN_OPTIONS,
-    PARENT, SESSION, SOFT_CLOSED, STATE, CONNECTIONS, STRATEGY, STREAM, TEXT, YIELD, YIELD_PER,
-    NAMES
-};
-
-static const char *const texts[NAMES] = {
-    "execution_options", "_safe_close_cursor", "connection", "context", "cursor",
-    "fetchall", "guard", "_sharedsession_guard", "handle_exception", "_is_server_side",
-    "_sa_orm_load_options", "nested", "execution_options", "_populate_existing",
-    "populate_existing", "_execution_options", "_parent", "session", "_soft_closed", "_state",
-    "_connections", "cursor_strategy", "stream_results", "text", "yield_per",
-    "_yield_per",
-};
-
-static PyObject *names_of[NAMES];
-
-int
-init_statements(void)
-{
-    for (int which = 0; which < NAMES; which++)
-        if ((names_of[which] = PyUnicode_InternFromString(texts[which])) == NULL)
-            return -1;
-    return 0;
-}
-
-static inline PyObject *
-attribute(PyObject *thing, enum name name)
-{
-    return PyObject_GetAttr(thing, names_of[name]);
-}
-
-/* Whether an attribute is that very object; 0 also if there is none. */
-static int
-has(PyObject *thing, enum name name, PyObject *wanted)
-{
-    PyObject *found = attribute(thing, name);
-    if (found == NULL)
-        PyErr_Clear();
-    Py_XDECREF(found);
-    return found == wanted;
-}
 
 /* -- what a statement does */
 
@@ -75,9 +32,9 @@ have_neither(PyObject *options, enum name one, enum name other)
         return 0;
     if (PyDict_GET_SIZE(options) == 0)
         return 1;
-    int found = PyDict_Contains(options, names_of[one]);
+    int found = PyDict_Contains(options, name_of[one]);
     if (found == 0)
-        found = PyDict_Contains(options, names_of[other]);
+        found = PyDict_Contains(options, name_of[other]);
     if (found < 0)
         PyErr_Clear();
     return found == 0;
@@ -89,11 +46,11 @@ load_only(PyObject *options)
 {
     if (options == NULL || !PyDict_Check(options))
         return options == NULL || options == Py_None;
-    PyObject *loads = PyDict_GetItemWithError(options, names_of[LOAD_OPTIONS]);
+    PyObject *loads = PyDict_GetItemWithError(options, name_of[NAME_LOAD_OPTIONS]);
     if (loads == NULL)
         PyErr_Clear();
-    int plain = loads == NULL || has(loads, OVERWRITE, Py_False);
-    return plain && have_neither(options, OVERWRITES, OVERWRITES);
+    int plain = loads == NULL || has(loads, NAME_OPTION_POPULATE, Py_False);
+    return plain && have_neither(options, NAME_POPULATE_EXISTING, NAME_POPULATE_EXISTING);
 }
 
 /* What executing the statement does, as a borrowed reference; NULL for any that is not
@@ -103,7 +60,7 @@ known_access(Statements *self, PyObject *statement, PyObject *options)
 {
     PyObject *kind = PyDict_GetItemWithError(self->kinds, (PyObject *)Py_TYPE(statement));
     if (kind == Py_False) {
-        PyObject *text = attribute(statement, TEXT);
+        PyObject *text = attribute(statement, NAME_TEXT);
         PyObject *access = text == NULL ? NULL : PyDict_GetItemWithError(self->texts, text);
         Py_XDECREF(text);
         PyErr_Clear();
@@ -114,8 +71,8 @@ known_access(Statements *self, PyObject *statement, PyObject *options)
         PyErr_Clear();
         return NULL;
     }
-    PyObject *own = attribute(statement, OWN_OPTIONS);
-    int plain = own != NULL && have_neither(own, OVERWRITES, OVERWRITES);
+    PyObject *own = attribute(statement, NAME_OWN_OPTIONS);
+    int plain = own != NULL && have_neither(own, NAME_POPULATE_EXISTING, NAME_POPULATE_EXISTING);
     PyErr_Clear();
     Py_XDECREF(own);
     return plain && load_only(options) ? self->runner->load : NULL;
@@ -138,14 +95,14 @@ access_of(Statements *self, PyObject *statement, PyObject *options)
 static int
 is_usual(Statements *self, PyObject *result)
 {
-    PyObject *strategy = attribute(result, STRATEGY);
+    PyObject *strategy = attribute(result, NAME_CURSOR_STRATEGY);
     int usual = strategy != NULL && Py_IS_TYPE(strategy, self->strategy)
-                && has(result, YIELD_PER, Py_None);
+                && has(result, NAME_YIELD_PER, Py_None);
     Py_XDECREF(strategy);
-    PyObject *context = usual ? attribute(result, CONTEXT) : NULL;
-    PyObject *options = context == NULL ? NULL : attribute(context, OPTIONS);
-    usual = options != NULL && have_neither(options, STREAM, YIELD)
-            && has(context, IS_SERVER_SIDE, Py_False);
+    PyObject *context = usual ? attribute(result, NAME_CONTEXT) : NULL;
+    PyObject *options = context == NULL ? NULL : attribute(context, NAME_EXECUTION_OPTIONS);
+    usual = options != NULL && have_neither(options, NAME_OPTION_STREAM, NAME_OPTION_YIELD)
+            && has(context, NAME_IS_SERVER_SIDE, Py_False);
     Py_XDECREF(options);
     Py_XDECREF(context);
     PyErr_Clear();
@@ -161,10 +118,10 @@ handle_exception(PyObject *result, PyObject *cursor)
     PyErr_NormalizeException(&type, &error, &traceback);
     if (traceback != NULL)
         PyException_SetTraceback(error, traceback);
-    PyObject *strategy = attribute(result, STRATEGY);
+    PyObject *strategy = attribute(result, NAME_CURSOR_STRATEGY);
     PyObject *args[] = {strategy, result, cursor, error};
     PyObject *handled = strategy == NULL ? NULL
-                                         : PyObject_VectorcallMethod(names_of[HANDLE],
+                                         : PyObject_VectorcallMethod(name_of[NAME_HANDLE_EXCEPTION],
                                                                      args, 4, NULL);
     Py_XDECREF(strategy);
     if (handled == NULL) {
@@ -182,26 +139,26 @@ static int
 close_cursor(PyObject *result, PyObject *cursor)
 {
     PyObject *connection = NULL, *closed = NULL;
-    if (PyObject_SetAttr(result, names_of[CURSOR], Py_None) == 0)
-        connection = attribute(result, CONNECTION);
+    if (PyObject_SetAttr(result, name_of[NAME_CURSOR], Py_None) == 0)
+        connection = get_attribute(result, NAME_CONNECTION);
     PyObject *args[] = {connection, cursor};
     if (connection != NULL)
-        closed = PyObject_VectorcallMethod(names_of[CLOSE_CURSOR], args, 2, NULL);
+        closed = PyObject_VectorcallMethod(name_of[NAME_SAFE_CLOSE_CURSOR], args, 2, NULL);
     Py_XDECREF(connection);
     if (closed == NULL)
         return -1;
     Py_DECREF(closed);
-    return PyObject_SetAttr(result, names_of[SOFT_CLOSED], Py_True);
+    return PyObject_SetAttr(result, name_of[NAME_SOFT_CLOSED], Py_True);
 }
 
 /* Fetch all rows, and have the result deal them out. */
 static int
 fetch_rows(Statements *self, PyObject *result)
 {
-    PyObject *cursor = attribute(result, CURSOR), *strategy = NULL;
+    PyObject *cursor = get_attribute(result, NAME_CURSOR), *strategy = NULL;
     if (cursor == NULL)
         return -1;
-    PyObject *rows = PyObject_CallMethodNoArgs(cursor, names_of[FETCHALL]);
+    PyObject *rows = PyObject_CallMethodNoArgs(cursor, name_of[NAME_FETCHALL]);
     if (rows == NULL)
         handle_exception(result, cursor);
     else if (close_cursor(result, cursor) == 0)
@@ -210,41 +167,65 @@ fetch_rows(Statements *self, PyObject *result)
     Py_DECREF(cursor);
     if (strategy == NULL)
         return -1;
-    int failed = PyObject_SetAttr(result, names_of[STRATEGY], strategy);
+    int failed = PyObject_SetAttr(result, name_of[NAME_CURSOR_STRATEGY], strategy);
     Py_DECREF(strategy);
     return failed;
 }
 
-/* Like settle() in rows.py, or settle_within(), which is for what is not usual; takes the
-   reference to the result, which may be NULL. */
+/* Whether a result makes objects of rows that are all here. */
+static int
+has_rows_for_objects(Statements *self, PyObject *result)
+{
+    if (!Py_IS_TYPE(result, self->objects))
+        return 0;
+    PyObject *raw = attribute(result, NAME_RAW);
+    int has_rows = raw != NULL && PyObject_TypeCheck(raw, self->result)
+                   && has(raw, NAME_SOFT_CLOSED, Py_True);
+    Py_XDECREF(raw);
+    PyErr_Clear();
+    return has_rows;
+}
+
+/* Like settle() in rows.py, or settle_within(); takes the reference to the result, which
+   may be NULL. */
 static PyObject *
-settled(Statements *self, PyObject *settle, PyObject *guard, PyObject *result)
+settled(Statements *self, int within, PyObject *guard, PyObject *result)
 {
     if (result == NULL)
         return NULL;
     int has_rows = PyObject_TypeCheck(result, self->result);
-    if (has_rows && has(result, SOFT_CLOSED, Py_True))
+    if (has_rows && has(result, NAME_SOFT_CLOSED, Py_True))
         return result;
     if (has_rows && is_usual(self, result)) {
         if (fetch_rows(self, result) < 0)
             Py_CLEAR(result);
         return result;
     }
-    PyObject *args[] = {guard, result};
-    PyObject *all = PyObject_Vectorcall(settle, args, 2, NULL);
-    Py_DECREF(result);
-    return all;
+    PyObject *args[] = {guard, result}, *settle, *done;
+    if (!has_rows_for_objects(self, result)) {
+        settle = within ? self->settle_within : self->settle;
+        done = PyObject_Vectorcall(settle, args, 2, NULL);
+        Py_DECREF(result);
+        return done;
+    }
+    settle = within ? self->make_objects : self->promise_objects;
+    done = PyObject_Vectorcall(settle, args, 2, NULL);
+    if (done == NULL)
+        Py_CLEAR(result);
+    Py_XDECREF(done);
+    return result;
 }
 
 static PyObject *
 statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *settle,
-        *settle_within;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OOO:Statements", &runner_type, &runner,
+    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *objects,
+        *promise, *make, *settle, *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OO!OOOO:Statements", &runner_type, &runner,
                           &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
                           &PyType_Type, &result, &PyType_Type, &strategy, &in_memory,
-                          &settle, &settle_within))
+                          &PyType_Type, &objects, &promise, &make, &settle,
+                          &settle_within))
         return NULL;
     Statements *self = (Statements *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -256,6 +237,9 @@ statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->result = (PyTypeObject *)Py_NewRef(result);
     self->strategy = (PyTypeObject *)Py_NewRef(strategy);
     self->in_memory = Py_NewRef(in_memory);
+    self->objects = (PyTypeObject *)Py_NewRef(objects);
+    self->promise_objects = Py_NewRef(promise);
+    self->make_objects = Py_NewRef(make);
     self->settle = Py_NewRef(settle);
     self->settle_within = Py_NewRef(settle_within);
     return (PyObject *)self;
@@ -266,7 +250,7 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " settle, settle_within): see execution.py",
+              " objects, promise_objects, make_objects, settle, settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = statements_new,
@@ -298,8 +282,7 @@ argument(Args args, PyObject *name)
 
 /* function(session, ...) and settle(), inside the operation. */
 static PyObject *
-step(Execute *self, PyObject *settle, PyObject *const *args, size_t nargsf,
-     PyObject *names)
+step(Execute *self, int within, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     PyObject *base = PyObject_GetItem(self->function, (PyObject *)Py_TYPE(args[0]));
     PyObject *function = base == NULL ? NULL : PyObject_GetAttr(base, self->name);
@@ -308,10 +291,10 @@ step(Execute *self, PyObject *settle, PyObject *const *args, size_t nargsf,
         return NULL;
     PyObject *result = PyObject_Vectorcall(function, args, nargsf, names);
     Py_DECREF(function);
-    PyObject *guard = attribute(args[0], GUARD);
+    PyObject *guard = get_attribute(args[0], NAME_GUARD);
     if (guard == NULL)
         Py_CLEAR(result);
-    result = settled(self->statements, settle, guard, result);
+    result = settled(self->statements, within, guard, result);
     Py_XDECREF(guard);
     return result;
 }
@@ -320,14 +303,14 @@ static PyObject *
 alone_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     Execute *self = (Execute *)callable;
-    return step(self, self->statements->settle, args, nargsf, names);
+    return step(self, 0, args, nargsf, names);
 }
 
 static PyObject *
 within_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     Execute *self = (Execute *)callable;
-    return step(self, self->statements->settle_within, args, nargsf, names);
+    return step(self, 1, args, nargsf, names);
 }
 
 /* Whether the asker runs an operation; -1 with an error. */
@@ -345,14 +328,14 @@ session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
 {
     Execute *self = (Execute *)callable;
     Args all = {args, PyVectorcall_NARGS(nargsf), names};
-    PyObject *guard = all.count < 2 ? NULL : attribute(args[0], GUARD);
+    PyObject *guard = all.count < 2 ? NULL : attribute(args[0], NAME_GUARD);
     if (guard == NULL || !Py_IS_TYPE(guard, guard_type) || is_read(guard)) {
         Py_XDECREF(guard);
         PyErr_Clear();
         return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
     }
     Runner *runner = self->statements->runner;
-    PyObject *options = argument(all, names_of[BIND_OPTIONS]);
+    PyObject *options = argument(all, name_of[NAME_EXECUTION_OPTIONS]);
     PyObject *access = access_of(self->statements, args[1], options), *result = NULL;
     int within = access == NULL ? -1 : is_running(guard);
     if (within >= 0)
@@ -367,7 +350,7 @@ session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
 static PyObject *
 guard_of_connection(PyObject *connection)
 {
-    PyObject *find = attribute(connection, GUARD_OF);
+    PyObject *find = attribute(connection, NAME_GUARD_OF_CONNECTION);
     PyObject *guard = find == NULL ? NULL : PyObject_CallNoArgs(find);
     Py_XDECREF(find);
     if (guard == NULL)
@@ -407,7 +390,7 @@ connection_call(PyObject *callable, PyObject *const *args, size_t nargsf,
     if (guard == NULL || !is_allowed(self->statements, guard, args[1]))
         result = PyObject_Vectorcall(self->otherwise, args, nargsf, names);
     else
-        result = settled(self->statements, self->statements->settle_within, guard,
+        result = settled(self->statements, 1, guard,
                          PyObject_Vectorcall(self->function, args, nargsf, names));
     Py_XDECREF(guard);
     return result;
@@ -510,9 +493,9 @@ typedef struct {
 static PyObject *
 transaction_around(PyObject *transaction)
 {
-    if (!has(transaction, NESTED, Py_False))
+    if (!has(transaction, NAME_NESTED, Py_False))
         return NULL;
-    PyObject *parent = attribute(transaction, PARENT);
+    PyObject *parent = attribute(transaction, NAME_PARENT);
     if (parent == NULL)
         PyErr_Clear();
     else if (parent == Py_None)
@@ -524,7 +507,7 @@ transaction_around(PyObject *transaction)
 static PyObject *
 connection_of(PyObject *transaction, PyObject *engine)
 {
-    PyObject *known = attribute(transaction, CONNECTIONS), *connection = NULL;
+    PyObject *known = attribute(transaction, NAME_CONNECTIONS), *connection = NULL;
     if (known != NULL && PyDict_Check(known)) {
         PyObject *entry = PyDict_GetItemWithError(known, engine);
         if (entry != NULL && PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) > 0)
@@ -541,7 +524,7 @@ connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
     PyObject *connection = NULL;
     Py_INCREF(transaction);
     while (transaction != NULL && connection == NULL
-           && has(transaction, STATE, self->active)) {
+           && has(transaction, NAME_STATE_OF_TRANSACTION, self->active)) {
         connection = connection_of(transaction, engine);
         if (connection == NULL)
             Py_SETREF(transaction, transaction_around(transaction));
@@ -557,8 +540,8 @@ connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
 static int
 has_guard_of_threads(PyObject *transaction)
 {
-    PyObject *session = attribute(transaction, SESSION);
-    PyObject *guard = session == NULL ? NULL : attribute(session, GUARD);
+    PyObject *session = attribute(transaction, NAME_SESSION);
+    PyObject *guard = session == NULL ? NULL : attribute(session, NAME_GUARD);
     int has = guard != NULL && Py_IS_TYPE(guard, guard_type);
     PyErr_Clear();
     Py_XDECREF(session);

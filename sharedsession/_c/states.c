@@ -6,22 +6,6 @@
 
 #include "parts.h"
 
-static PyObject *class_name, *dict_name, *manager_name, *map_name, *reference_name;
-
-int
-init_states(void)
-{
-    class_name = PyUnicode_InternFromString("__class__");
-    dict_name = PyUnicode_InternFromString("_dict");
-    manager_name = PyUnicode_InternFromString("manager");
-    map_name = PyUnicode_InternFromString("_instance_dict");
-    reference_name = PyUnicode_InternFromString("_wr");
-    return class_name == NULL || dict_name == NULL || manager_name == NULL
-                   || map_name == NULL || reference_name == NULL
-               ? -1
-               : 0;
-}
-
 /* Whether the next state that is made is likely one of a shared session: the last thing
    that a load does before is to look for the object in the identity map.  If another
    thread comes in between, a state has the other class, which does no harm. */
@@ -49,9 +33,9 @@ maker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *n
 static int
 guard_state(States *self, PyObject *state)
 {
-    if (PyObject_SetAttr(state, class_name, (PyObject *)self->guarded) < 0)
+    if (PyObject_SetAttr(state, name_of[NAME_CLASS], (PyObject *)self->guarded) < 0)
         return -1;
-    PyObject *manager = PyObject_GetAttr(state, manager_name);
+    PyObject *manager = get_attribute(state, NAME_MANAGER);
     if (manager == NULL)
         return -1;
     PyObject *noticed = PyObject_CallOneArg(self->notice, manager);
@@ -64,16 +48,16 @@ guard_state(States *self, PyObject *state)
 static int
 add(PyObject *map, PyObject *state, PyObject *key)
 {
-    PyObject *states = PyObject_GetAttr(map, dict_name);
+    PyObject *states = get_attribute(map, NAME_STATES);
     if (states == NULL)
         return -1;
     int failed = PyDict_Check(states) ? PyDict_SetItem(states, key, state)
                                       : PyObject_SetItem(states, key, state);
     Py_DECREF(states);
-    PyObject *reference = failed ? NULL : PyObject_GetAttr(map, reference_name);
+    PyObject *reference = failed ? NULL : get_attribute(map, NAME_REFERENCE);
     if (reference == NULL)
         return -1;
-    failed = PyObject_SetAttr(state, map_name, reference);
+    failed = PyObject_SetAttr(state, name_of[NAME_MAP_OF_STATE], reference);
     Py_DECREF(reference);
     return failed;
 }
@@ -153,25 +137,129 @@ PyTypeObject adder_type = {
     .tp_descr_get = adder_bind,
 };
 
-/* hold_more(values, collections, mutable): whether there is a collection among the
-   values of an object, or one that tracks its own changes. */
-PyObject *
-hold_more(PyObject *module, PyObject *const *args, Py_ssize_t count)
+/* -- an object that comes to a session */
+
+/* The _after_attach() of a session. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyTypeObject *plain;     /* the class of states, and what it is changed to */
+    PyObject *guarded;
+    PyTypeObject *mutable;   /* the class of values that track their own changes */
+    PyObject *adopt_values;  /* called with the names of collections, and the values */
+    PyObject *line;          /* by class of session: the base that has the method */
+} Adopter;
+
+/* Whether there is a collection among the values, or one that tracks its changes; -1
+   with an error. */
+static int
+hold_more(PyObject *values, PyObject *collections, PyTypeObject *mutable)
 {
     PyObject *key, *value;
     Py_ssize_t place = 0;
-    if (count != 3 || !PyDict_Check(args[0]) || !PyAnySet_Check(args[1])
-        || !PyType_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "hold_more() takes a dict, a set, a class");
+    int has_collections = PySet_GET_SIZE(collections) != 0;
+    while (PyDict_Next(values, &place, &key, &value)) {
+        if (PyObject_TypeCheck(value, mutable))
+            return 1;
+        /* Names of attributes are strings, which are compared without a call. */
+        int found = has_collections && PyUnicode_CheckExact(key)
+                        ? PySet_Contains(collections, key)
+                        : 0;
+        if (found != 0)
+            return found;
+    }
+    return 0;
+}
+
+static int
+adopt_values(Adopter *self, PyObject *state, PyObject *values)
+{
+    PyObject *manager = get_attribute(state, NAME_MANAGER);
+    PyObject *names = manager == NULL ? NULL : get_attribute(manager, NAME_COLLECTION_NAMES);
+    Py_XDECREF(manager);
+    int more = -1;
+    if (names != NULL)
+        more = PyDict_Check(values) && PyAnySet_Check(names)
+                   ? hold_more(values, names, self->mutable)
+                   : 1;
+    if (more > 0) {
+        PyObject *args[] = {names, values};
+        PyObject *done = PyObject_Vectorcall(self->adopt_values, args, 2, NULL);
+        Py_XDECREF(done);
+        more = done == NULL ? -1 : 0;
+    }
+    Py_XDECREF(names);
+    return more;
+}
+
+/* Guard a state, and what its object holds. */
+static int
+adopt(Adopter *self, PyObject *state, PyObject *object)
+{
+    if (Py_IS_TYPE(state, self->plain)
+        && PyObject_SetAttr(state, name_of[NAME_CLASS], self->guarded) < 0)
+        return -1;
+    PyObject *values = get_attribute(object, NAME_VALUES);
+    int failed = values == NULL ? -1 : adopt_values(self, state, values);
+    Py_XDECREF(values);
+    return failed;
+}
+
+/* _after_attach(session, state, object) */
+static PyObject *
+adopter_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Adopter *self = (Adopter *)callable;
+    if (PyVectorcall_NARGS(nargsf) != 3 || names != NULL) {
+        PyErr_SetString(PyExc_TypeError, "_after_attach() takes a state, an object");
         return NULL;
     }
-    while (PyDict_Next(args[0], &place, &key, &value)) {
-        /* Names of attributes are strings, which are compared without a call. */
-        int is_collection = PyUnicode_CheckExact(key) ? PySet_Contains(args[1], key) : 0;
-        if (is_collection < 0)
-            return NULL;
-        if (is_collection || PyObject_TypeCheck(value, (PyTypeObject *)args[2]))
-            Py_RETURN_TRUE;
-    }
-    Py_RETURN_FALSE;
+    PyObject *guard = get_attribute(args[0], NAME_GUARD);
+    int failed = guard == NULL ? -1 : 0;
+    if (guard != NULL && guard != Py_None)
+        failed = adopt(self, args[1], args[2]);
+    Py_XDECREF(guard);
+    PyObject *base = NULL, *function = NULL, *result = NULL;
+    if (failed == 0)
+        base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(args[0]));
+    if (base != NULL)
+        function = get_attribute(base, NAME_AFTER_ATTACH);
+    if (function != NULL)
+        result = PyObject_Vectorcall(function, args, nargsf, NULL);
+    Py_XDECREF(function);
+    Py_XDECREF(base);
+    return result;
 }
+
+static PyObject *
+adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    PyObject *plain, *guarded, *mutable, *adopt_values, *line;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO:Adopter", &PyType_Type, &plain, &PyType_Type,
+                          &guarded, &PyType_Type, &mutable, &adopt_values, &line))
+        return NULL;
+    Adopter *self = (Adopter *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = adopter_call;
+    self->plain = (PyTypeObject *)Py_NewRef(plain);
+    self->guarded = Py_NewRef(guarded);
+    self->mutable = (PyTypeObject *)Py_NewRef(mutable);
+    self->adopt_values = Py_NewRef(adopt_values);
+    self->line = Py_NewRef(line);
+    return (PyObject *)self;
+}
+
+/* There is one of it, which lasts as long as the process. */
+PyTypeObject adopter_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedsession._compiled.Adopter",
+    .tp_doc = "Adopter(plain, guarded, mutable, adopt_values, line): see instances.py",
+    .tp_basicsize = sizeof(Adopter),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    .tp_new = adopter_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Adopter, call),
+    .tp_descr_get = adder_bind,
+};

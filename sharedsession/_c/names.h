@@ -1,0 +1,115 @@
+/* The names of what is looked for in objects of Python classes.
+
+   What SQLAlchemy has is here like in alchemy.py: the private names with the reason why
+   nothing public will do, which tests/test_compiled.py holds to what is there. */
+
+#ifndef SHAREDSESSION_NAMES_H
+#define SHAREDSESSION_NAMES_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define EACH_NAME(X)                                                                    \
+    /* Python's */                                                                      \
+    X(CLASS, "__class__")                                                               \
+    X(FETCHALL, "fetchall")                                                             \
+    X(LOCKED, "locked")                                                                 \
+    X(VALUES, "__dict__")                                                               \
+    /* this library's */                                                                \
+    X(ATTEND_TO, "attend_to")                                                           \
+    X(GUARD, "guard")                                                                   \
+    X(GUARD_OF_CONNECTION, "_sharedsession_guard")                                      \
+    X(IS_OPEN, "is_open")                                                               \
+    X(NUMBER, "number")                                                                 \
+    X(OWNER_OF_HOLD, "owner")                                                           \
+    X(READS_ONLY, "reads_only")                                                         \
+    X(REFUSE_WRITE, "refuse_write")                                                     \
+    X(WHAT, "what")                                                                     \
+    /* SQLAlchemy's: of statements and results, which a call each would cost more than  \
+       all the rest of settling a result */                                             \
+    X(ALWAYS_REFRESH, "always_refresh")                                                 \
+    X(CONNECTION, "connection")                                                         \
+    X(CONTEXT, "context")                                                               \
+    X(CURSOR, "cursor")                                                                 \
+    X(CURSOR_STRATEGY, "cursor_strategy")                                               \
+    X(EXECUTION_OPTIONS, "execution_options")                                           \
+    X(HANDLE_EXCEPTION, "handle_exception")                                             \
+    X(IS_SERVER_SIDE, "_is_server_side")                                                \
+    X(LOAD_OPTIONS, "_sa_orm_load_options")                                             \
+    X(OPTION_POPULATE, "_populate_existing")                                            \
+    X(OPTION_STREAM, "stream_results")                                                  \
+    X(OPTION_YIELD, "yield_per")                                                        \
+    X(OWN_OPTIONS, "_execution_options")                                                \
+    X(POPULATE_EXISTING, "populate_existing")                                           \
+    X(RAW, "raw")                                                                       \
+    X(SAFE_CLOSE_CURSOR, "_safe_close_cursor")                                          \
+    X(SOFT_CLOSED, "_soft_closed")                                                      \
+    X(TEXT, "text")                                                                     \
+    X(YIELD_PER, "_yield_per")                                                          \
+    /* of transactions: the connections that one has already */                         \
+    X(CONNECTIONS, "_connections")                                                      \
+    X(NESTED, "nested")                                                                 \
+    X(PARENT, "_parent")                                                                \
+    X(SESSION, "session")                                                               \
+    X(STATE_OF_TRANSACTION, "_state")                                                   \
+    /* of sessions and identity maps: where an object is found without a guard */       \
+    X(AFTER_ATTACH, "_after_attach")                                                    \
+    X(IDENTITY_MAP, "identity_map")                                                     \
+    X(NEW, "_new")                                                                      \
+    X(REFERENCE, "_wr")                                                                 \
+    X(STATES, "_dict")                                                                  \
+    /* of states, managers, mappers and attributes */                                   \
+    X(COLLECTION_NAMES, "_collection_impl_keys")                                        \
+    X(COMMITTED_STATE, "committed_state")                                               \
+    X(EXPIRED, "expired")                                                               \
+    X(IDENTITY_CLASS, "_identity_class")                                                \
+    X(INHERITS, "inherits")                                                             \
+    X(KEY, "key")                                                                       \
+    X(MANAGER, "manager")                                                               \
+    X(MANAGER_OF_CLASS, "_sa_class_manager")                                            \
+    X(MAP_OF_STATE, "_instance_dict")                                                   \
+    X(MAPPED, "class_")                                                                 \
+    X(MAPPER, "mapper")                                                                 \
+    X(OBJ, "obj")                                                                       \
+    X(PRIMARY_KEY, "primary_key")                                                       \
+    X(SESSION_ID, "session_id")                                                         \
+    X(STATE, "_sa_instance_state")
+
+#define X(name, text) NAME_##name,
+enum name { EACH_NAME(X) NAMES };
+#undef X
+
+extern PyObject *name_of[NAMES];
+
+int init_names(void);
+
+/* A tuple of them all. */
+PyObject *all_names(void);
+
+/* An attribute, as a new reference; NULL with an error if there is none. */
+static inline PyObject *
+get_attribute(PyObject *thing, enum name name)
+{
+    return PyObject_GetAttr(thing, name_of[name]);
+}
+
+/* The same, but without an error; also of NULL. */
+static inline PyObject *
+attribute(PyObject *thing, enum name name)
+{
+    PyObject *found = thing == NULL ? NULL : PyObject_GetAttr(thing, name_of[name]);
+    if (found == NULL)
+        PyErr_Clear();
+    return found;
+}
+
+/* Whether an attribute is that very object. */
+static inline int
+has(PyObject *thing, enum name name, PyObject *wanted)
+{
+    PyObject *found = attribute(thing, name);
+    Py_XDECREF(found);
+    return found != NULL && found == wanted;
+}
+
+#endif
