@@ -11,7 +11,15 @@ class Adder:
 
 class Adopter:
     def __init__(
-        self, plain: type, guarded: type, mutable: type, adopt_values: Any, line: Any, /
+        self,
+        plain: type,
+        guarded: type,
+        manager: type,
+        mutable: type,
+        adopt_values: Any,
+        line: Any,
+        in_python: Any,
+        /,
     ) -> None: ...
 
 class Asker:
@@ -54,6 +62,7 @@ class Operation:
         name: str,
         line: Any,
         which: int,
+        parameter: str | None,
         path: tuple[str, ...],
         table: dict[int | None, Guard] | None,
         is_called: bool,

@@ -9,6 +9,8 @@ without.
 from __future__ import annotations
 
 import os
+import threading
+from types import BuiltinFunctionType
 from typing import Any
 
 parts: Any
@@ -17,5 +19,8 @@ try:
 except ImportError:
     parts = None
 
-if os.environ.get("DISABLE_SHAREDSESSION_CEXT"):
+# Where greenlets pass for threads, as with gevent, threads are not the interpreter's.
+if os.environ.get("DISABLE_SHAREDSESSION_CEXT") or not isinstance(
+    threading.get_ident, BuiltinFunctionType
+):
     parts = None

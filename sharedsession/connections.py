@@ -107,8 +107,7 @@ def _guarded_class(base: Any) -> Any:
 def _handing_out(function: Any) -> Any:
     def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
         transaction = function(self, *args, **kw)
-        if transaction is not None:
-            # Of one that is guarded already it is the class that it has.
+        if transaction is not None and not is_ours(transaction):
             transaction.__class__ = _guarded_transaction(type(transaction))
         return transaction
 

@@ -16,6 +16,7 @@ _statements: Any = compiled.parts and compiled.parts.Statements(
     alchemy.CursorResult,
     alchemy.CursorFetchStrategy,
     alchemy.RowsInMemory,
+    rows.handle_error,
     alchemy.ChunkedIteratorResult,
     rows.promise_objects,
     rows.make_objects,

@@ -560,6 +560,3 @@ def disown_all() -> None:
 
 
 on_death.append(_bury_everywhere)
-
-if compiled.parts is not None:
-    compiled.parts.know_guard(Guard, CLOSED)

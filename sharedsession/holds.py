@@ -107,15 +107,17 @@ class Waiter:
         self.may_look = False
         self.since = guard.clock()
 
-    def nudge(self) -> bool:
-        """Tell it to come in if nobody else does; whether others may go before it."""
-        now = self.guard.clock()
+    def nudge(self) -> None:
+        """Tell it to come in if nobody else does."""
         if not self.is_nudged:
-            self.due_at = now + self.turn
+            self.due_at = self.guard.clock() + self.turn
             self.is_nudged = True
             self.wake()
-        self.is_due = self.is_due or now >= self.due_at
-        return not self.is_due
+
+    def look_at_time(self) -> None:
+        """Let it be due if others have gone before it for a turn."""
+        if self.is_nudged and self.guard.clock() >= self.due_at:
+            self.is_due = True
 
     def wake(self) -> None:
         """Wake it; nothing if that was done before."""

@@ -542,7 +542,9 @@ class Monitor:
                 if not self._fits(waiter.mode, waiter.owner):
                     closed = closed or waiter.mode is not BESIDE
                     continue
-                if self._may_overtake(waiter.mode) and waiter.nudge():
+                waiter.look_at_time()
+                if self._may_overtake(waiter.mode):
+                    waiter.nudge()
                     self.rests_until = waiter.due_at
                     self._open_gate()
                     return

@@ -19,7 +19,7 @@ from .signatures import with_parameters_of, with_signature_of
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
-def _run(
+def run_in_python(
     guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
@@ -29,7 +29,7 @@ def _run(
     if guard.window is me:
         guard.close_window(me)  # a listener, say, of what it waits for
         return _run_within(guard, me, access, function, args, kw)
-    held = tuple(guard.holds) if guard.holds else ()
+    held = tuple(guard.holds.copy()) if guard.holds else ()
     try:
         if guard.inside is me and guard.go_on(me):
             pass
@@ -87,7 +87,7 @@ def _run_within(
     return result
 
 
-run: Callable[..., Any] = _run
+run: Callable[..., Any] = run_in_python
 
 
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -140,7 +140,7 @@ class Path(NamedTuple):
 
 if compiled.parts is not None:
     run = compiled.parts.Runner(
-        _run, look, _note_failure, _leave_again, (READ, LOAD, WRITE)
+        run_in_python, look, _note_failure, _leave_again, (READ, LOAD, WRITE)
     )
 
 
@@ -188,6 +188,7 @@ def _compiled(
         name=getattr(function, "__name__", "operation"),
         line=line,
         which=which,
+        parameter=_name_of(function, which),
         path=path.names,
         table=path.table,
         is_called=path.is_called,
@@ -200,8 +201,18 @@ def _compiled(
     return operation
 
 
+def _name_of(function: Any, which: int) -> str | None:
+    """Of a parameter that may be given by it; nobody gives ``self`` so."""
+    return list(inspect.signature(function).parameters)[which] if which else None
+
+
 #: What is at hand nearly always, and how it is found.
-_PEEKS = {alchemy.AttributeImpl.get: 1, alchemy.WeakInstanceDict.get: 2}
+_PEEKS = {
+    alchemy.AttributeImpl.get: 1,
+    alchemy.WeakInstanceDict.get: 2,
+    alchemy.WeakInstanceDict.__contains__: 3,
+    alchemy.WeakInstanceDict.__len__: 4,
+}
 
 
 def _guarded_in_python(

@@ -136,9 +136,9 @@ def _introduce() -> Owner:
 
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
-        _owners.pop(ident, None)
         if compiled.parts is not None:
-            _compiled_asker.forget()
+            _compiled_asker.forget()  # while the owner is there
+        _owners.pop(ident, None)
         owner.alive = False
         if process != os.getpid() or sys.is_finalizing():
             return  # a fork's child, or the end, clears the storage of other threads

@@ -452,9 +452,11 @@ if compiled.parts is not None:
     _Mixin._after_attach = compiled.parts.Adopter(
         instances.PlainState,
         instances.GuardedState,
+        alchemy.ClassManager,
         alchemy.MutableBase,
         instances.adopt_values,
         _NextInLine("_after_attach"),
+        _Mixin._after_attach,
     )
 
 
@@ -513,8 +515,8 @@ def _put_operations_on(cls: Any) -> None:
             operation = _operation(name, plain, access)
             if name == "get":
                 operation = with_signature_of(plain, looks.quick_get(operation))
-            elif name == "__contains__":  # needs no function: nobody calls it by name
-                operation = like(looks.quick_contains(operation), plain)
+            elif name == "__contains__":
+                operation = with_signature_of(plain, looks.quick_contains(operation))
             setattr(cls, name, operation)
 
 

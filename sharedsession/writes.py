@@ -20,10 +20,14 @@ _find_guard = guards.get
 
 def compiled_setter(impl: Any, state_key: str, otherwise: Setter) -> Setter:
     """Like :func:`in_python`, and compiled; to be called only if that is there."""
-    set_first = impl.__class__.set.__get__(impl)  # the class that it shows
-    again = impl.set_unguarded
     return compiled.parts.Write(  # type: ignore[no-any-return]
-        run, state_key, guards, impl.key, set_first, again, otherwise
+        run,
+        state_key,
+        guards,
+        impl.key,
+        impl.set_unguarded_first,
+        impl.set_unguarded,
+        otherwise,
     )
 
 

@@ -188,7 +188,7 @@ MUTANTS = [
     Mutant(
         "who leaves by the gate does not look who queued meanwhile",
         "monitor",
-        "            if not self.queue and not self.forsaken:\n"
+        "            if self.rests_until and not self.forsaken:\n"
         "                return\n",
         "            return\n",
         SCHEDULES,
@@ -203,8 +203,22 @@ MUTANTS = [
     Mutant(
         "who waits is overtaken for ever",
         "monitor",
-        "                waiter.is_due = waiter.is_due or dozes\n",
-        "",
+        "                if dozes:\n",
+        "                if False:\n",
+        "tests/test_guard.py",
+    ),
+    Mutant(
+        "who goes on coming in does not see that a turn is over",
+        "holds",
+        "            self.is_due = True\n",
+        "            pass\n",
+        "tests/test_guard.py",
+    ),
+    Mutant(
+        "who leaves does not look at the time",
+        "monitor",
+        "        return until is FOREVER or self.clock() < until\n",
+        "        return bool(until)\n",
         "tests/test_guard.py",
     ),
     Mutant(
@@ -217,8 +231,8 @@ MUTANTS = [
     Mutant(
         "setting an attribute does not look who queued meanwhile",
         "writes",
-        "                    left = not guard.queue and not guard.forsaken\n",
-        "                    left = True\n",
+        "left = guard.rests_until is FOREVER and not guard.forsaken\n",
+        "left = True\n",
         f"{SCHEDULES} -k 'several'",
     ),
     Mutant(
@@ -509,7 +523,13 @@ def try_mutant(mutant: Mutant) -> str | None:
         mutant.plant(folder)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         command += shlex.split(mutant.tests)
-        environ = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": name,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # What is planted in Python would not run, where there is compiled code.
+            "DISABLE_SHAREDSESSION_CEXT": "1",
+        }
         try:
             done = subprocess.run(
                 command,

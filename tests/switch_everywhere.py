@@ -77,9 +77,9 @@ def stepping_code(
     parts = stepping_copy(sections, hook)
     return SimpleNamespace(
         Guard=guards["Guard"],
-        run=ops["run"],
+        run=ops["run_in_python"],
         look=ops["look"],
-        setter_of=stepping_copy(writes, hook, run=ops["run"])["setter_of"],
+        setter_of=stepping_copy(writes, hook, run=ops["run_in_python"])["in_python"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],
     )

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from sharedsession import ForkedSessionError, SharedSession, WorkLostError, reads
 from sharedsession.guard import Guard
+from sharedsession.holds import Hold
 
 from . import faults
 from .conftest import make_engine
@@ -56,7 +57,7 @@ def test_interrupts_between_two_threads(lock: Any, side: Any) -> None:
 
 def test_control_interrupts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that nobody gives back would be seen."""
-    monkeypatch.setattr(Guard, "let_go", lambda self, hold: None)
+    monkeypatch.setattr(Hold, "release", lambda self: None)
     monkeypatch.setattr(Guard, "forsake", lambda self, hold: None)
     section = next(it for it in OPERATIONS if it.name == "critical section")
     with pytest.raises(faults.Wrong):

@@ -19,8 +19,8 @@ from sharedsession import (
     UpgradeError,
 )
 from sharedsession.guard import Guard
+from sharedsession.holds import SHORT_TURN, TURN
 from sharedsession.locks import KINDS, make_guard
-from sharedsession.monitor import TURN
 from sharedsession.operations import guarded, run
 from sharedsession.owners import Owner, current_owner
 from sharedsession.terms import CHANGE, LOAD, READ, STREAM, WRITE, Kind
@@ -564,7 +564,9 @@ def test_a_signal_handler_may_use_what_is_being_entered(enter: str) -> None:
     if enter == "operation":
         run(guard, WRITE, check)
     elif enter == "attribute":
-        set_value = setter_of(SimpleNamespace(set_unguarded=check), "state", check)
+        impl = SimpleNamespace(key="key", set_unguarded=check)
+        impl.set_unguarded_first = check
+        set_value = setter_of(impl, "state", check)
         with attaching():
             set_value(None, attached(guard), None)
     else:
@@ -600,7 +602,7 @@ def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == TURN
+        assert timeout == 2 * SHORT_TURN
         return False
 
     def at_last(timeout: float) -> bool:
@@ -617,6 +619,42 @@ def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
     assert guard.come_in(first)
     run(guard, WRITE, lambda: came_in.append(True))
     assert came_in == [True] and guard.owner is None
+
+
+@pytest.mark.parametrize("what", ["operation", "section"])
+def test_who_leaves_lets_in_who_waited_for_a_turn(what: str) -> None:
+    """Who waits does not have to wake up for it."""
+    first, second = (Owner(threading.Thread(name=name)) for name in "ab")
+    turn = {"operation": SHORT_TURN, "section": TURN}[what]
+    now = [100.0]
+
+    def not_yet(timeout: float) -> bool:
+        guard.leave(first)  # which nudges the second
+        assert guard.come_in(first), "the first could not go on"
+        return True
+
+    def a_turn_passes(timeout: float) -> bool:
+        assert timeout == 2 * turn
+        now[0] += turn * 0.9
+        guard.leave(first)
+        assert guard.come_in(first), "the turn is not over"
+        now[0] += turn * 0.2
+        guard.leave(first)
+        assert not guard.come_in(first) and guard.owner is second.thread
+        return True
+
+    parked = _Script(lambda timeout: True, not_yet, a_turn_passes)
+    locks: list[Any] = [threading.Lock(), parked]
+    guard = Guard(
+        asker=lambda: second, clock=lambda: now[0], make_lock=lambda: locks.pop(0)
+    )
+    guard.checks_askers = False
+    assert guard.come_in(first)
+    if what == "operation":
+        operate(guard, WRITE)
+    else:
+        guard.hold("section").release()
+    assert guard.owner is None and guard.stats().contended == 1
 
 
 def test_who_gives_up_waiting_ends_no_stream_of_another() -> None:

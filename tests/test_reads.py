@@ -270,17 +270,12 @@ def test_the_compiled_one_can_be_disabled():
 
 @pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
 def test_the_compiled_one_checks_what_it_is_made_of():
-    from sharedsession._reads import Read
+    from sharedsession._compiled import Read
 
-    slots = reads._SLOTS
     with pytest.raises(TypeError):
-        Read(b"key", STATE_KEY, guards, slots, print)
+        Read(b"key", STATE_KEY, guards, print)
     with pytest.raises(TypeError):
-        Read("key", STATE_KEY, None, slots, print)
-    with pytest.raises(TypeError, match="slots of a guard's class"):
-        Read("key", STATE_KEY, guards, (1, 2, 3, 4, 5), print)
-    with pytest.raises(TypeError, match="slots of a guard's class"):
-        Read("key", STATE_KEY, guards, (*slots[:4], OtherSlot.inside), print)
+        Read("key", STATE_KEY, None, print)
 
 
 class OtherSlot:

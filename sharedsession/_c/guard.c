@@ -1,6 +1,6 @@
 /* A guard, as what is compiled sees it: see guard.h. */
 
-#include "guard.h"
+#include "parts.h"
 #include <structmember.h>
 
 PyTypeObject *guard_type;
@@ -67,7 +67,10 @@ know_guard(PyObject *module, PyObject *args)
 PyObject *
 ask(PyObject *guard)
 {
-    PyObject *asker = Py_NewRef(slot(guard, ASKER));
+    PyObject *asker = slot(guard, ASKER);
+    if (Py_IS_TYPE(asker, &asker_type))
+        return current_owner(asker);
+    Py_INCREF(asker);
     PyObject *me = PyObject_CallNoArgs(asker);
     Py_DECREF(asker);
     return me;
@@ -284,7 +287,8 @@ is_last(PyObject *guard, PyObject *owner, PyObject *number)
     return slot(guard, OWNER) == owner && slot(guard, INSIDE) == owner
            && slot(guard, RUNNING) == Py_None && slot(guard, LOADER) == Py_None
            && slot(guard, HAS_GATE) == Py_True && slot(guard, LOCK) == Py_None
-           && !is_read(guard) && has_entries(holds, 1)
+           && !is_read(guard) && has_entries(slot(guard, GATE), 1)
+           && has_entries(holds, 1)
            && PyDict_Contains(holds, number) == 1 && is_at_rest(guard);
 }
 

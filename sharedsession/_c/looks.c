@@ -9,7 +9,6 @@ typedef struct {
     PyObject *defaults;  /* of the parameters by name; of get() only */
     PyObject *types;     /* of identities that are taken as they are; of get() only */
     PyObject *otherwise; /* called for all that is not usual */
-    PyObject *dict;
 } Look;
 
 /* The guard of a session, and the version to look in, if a look may do: new references,
@@ -20,14 +19,11 @@ may_look(Look *self, PyObject *session, PyObject **guard, PyObject **version)
     PyObject *plain = PyObject_GetItem(self->plain, (PyObject *)Py_TYPE(session));
     *guard = plain == Py_True ? attribute(session, NAME_GUARD) : NULL;
     *version = NULL;
-    PyErr_Clear();
     Py_XDECREF(plain);
     if (*guard == NULL || !is_guard(*guard))
         return 0;
     *version = Py_NewRef(slot(*guard, VERSION));
-    int still = is_still(*guard, *version);
-    PyErr_Clear();
-    return still > 0;
+    return is_still(*guard, *version) > 0;
 }
 
 static PyObject *
@@ -60,7 +56,6 @@ key_of(PyObject *entity, PyObject *ident)
             key = Py_BuildValue(PyTuple_CheckExact(ident) ? "NOO" : "N(O)O", cls, ident,
                                 Py_None);
     }
-    PyErr_Clear();
     Py_XDECREF(columns);
     Py_XDECREF(mapper);
     return key;
@@ -75,7 +70,6 @@ unexpired(PyObject *state)
     Py_XDECREF(find);
     if (object == Py_None)
         Py_CLEAR(object);
-    PyErr_Clear();
     return object;
 }
 
@@ -85,7 +79,6 @@ find_loaded(PyObject *session, PyObject *entity, PyObject *ident)
     PyObject *key = key_of(entity, ident);
     PyObject *states = key == NULL ? NULL : states_of(session);
     PyObject *state = states == NULL ? NULL : find(states, key);
-    PyErr_Clear();
     PyObject *object = state == NULL ? NULL : unexpired(state);
     Py_XDECREF(state);
     Py_XDECREF(states);
@@ -100,10 +93,8 @@ are_defaults(PyObject *defaults, PyObject *const *values, PyObject *names)
     Py_ssize_t count = names == NULL ? 0 : PyTuple_GET_SIZE(names);
     for (Py_ssize_t which = 0; which < count; which++) {
         PyObject *name = PyTuple_GET_ITEM(names, which);
-        if (PyDict_GetItemWithError(defaults, name) != values[which]) {
-            PyErr_Clear();
+        if (PyDict_GetItemWithError(defaults, name) != values[which])
             return 0;
-        }
     }
     return 1;
 }
@@ -122,10 +113,9 @@ get_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *nam
         if (found != NULL && is_still(guard, version) != 1)
             Py_CLEAR(found);
     }
-    PyErr_Clear();
     Py_XDECREF(guard);
     Py_XDECREF(version);
-    if (found != NULL)
+    if (found != NULL || is_interrupted())
         return found;
     return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
 }
@@ -144,10 +134,8 @@ is_present(PyObject *session, PyObject *state)
         if (present == 0)
             present = PyDict_GetItemWithError(states, key) == state;
     }
-    if (PyErr_Occurred()) {
-        PyErr_Clear();
+    if (PyErr_Occurred())
         present = -1;
-    }
     Py_XDECREF(added);
     Py_XDECREF(states);
     Py_XDECREF(key);
@@ -170,11 +158,12 @@ contains_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject
         if (present >= 0 && is_still(guard, version) != 1)
             present = -1;
     }
-    PyErr_Clear();
     Py_XDECREF(guard);
     Py_XDECREF(version);
     if (present >= 0)
         return PyBool_FromLong(present);
+    if (is_interrupted())
+        return NULL;
     return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
 }
 
@@ -204,11 +193,6 @@ look_new(PyTypeObject *type, PyObject *args, PyObject *names)
     return (PyObject *)self;
 }
 
-static PyGetSetDef look_properties[] = {
-    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict},
-    {NULL},
-};
-
 /* There are two of it, which last as long as the process. */
 PyTypeObject look_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
@@ -221,8 +205,6 @@ PyTypeObject look_type = {
     .tp_call = PyVectorcall_Call,
     .tp_vectorcall_offset = offsetof(Look, call),
     .tp_descr_get = look_bind,
-    .tp_dictoffset = offsetof(Look, dict),
-    .tp_getset = look_properties,
 };
 
 /* -- a setting of a session: an attribute that is in its dictionary, and is set under

@@ -14,12 +14,12 @@
     X(CLASS, "__class__")                                                               \
     X(FETCHALL, "fetchall")                                                             \
     X(LOCKED, "locked")                                                                 \
-    X(VALUES, "__dict__")                                                               \
     /* this library's */                                                                \
     X(ATTEND_TO, "attend_to")                                                           \
     X(GUARD, "guard")                                                                   \
     X(GUARD_OF_CONNECTION, "_sharedsession_guard")                                      \
     X(IS_OPEN, "is_open")                                                               \
+    X(LEAVE, "leave")                                                                   \
     X(NUMBER, "number")                                                                 \
     X(OWNER_OF_HOLD, "owner")                                                           \
     X(READS_ONLY, "reads_only")                                                         \
@@ -93,17 +93,30 @@ get_attribute(PyObject *thing, enum name name)
     return PyObject_GetAttr(thing, name_of[name]);
 }
 
-/* The same, but without an error; also of NULL. */
+/* The same, but without an error if there is none; NULL also of NULL. */
 static inline PyObject *
 attribute(PyObject *thing, enum name name)
 {
     PyObject *found = thing == NULL ? NULL : PyObject_GetAttr(thing, name_of[name]);
-    if (found == NULL)
+    if (thing != NULL && found == NULL && PyErr_ExceptionMatches(PyExc_AttributeError))
         PyErr_Clear();
     return found;
 }
 
-/* Whether an attribute is that very object. */
+/* After a look: whether an error is one that came in between, an interrupt say.  Another
+   one is met again by who does it in Python, and cleared. */
+static inline int
+is_interrupted(void)
+{
+    if (PyErr_Occurred() == NULL)
+        return 0;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return 1;
+    PyErr_Clear();
+    return 0;
+}
+
+/* Whether an attribute is that very object; 0 also with an error. */
 static inline int
 has(PyObject *thing, enum name name, PyObject *wanted)
 {

@@ -14,7 +14,8 @@ typedef struct {
     PyObject *function;  /* the method; or NULL if `line` tells */
     PyObject *line;      /* by class: the base that has the method, or NULL */
     PyObject *name;      /* of the method in that base */
-    Py_ssize_t which;    /* argument that has the guard */
+    Py_ssize_t which;    /* argument that has the guard, */
+    PyObject *parameter; /* by this name if it is given so, or NULL */
     PyObject *path;      /* a tuple: the names of attributes that lead from there */
     PyObject *table;     /* of guards by what is found there; or NULL: it is the guard */
     PyObject *finder;    /* called with the argument in the place of all that, or NULL */
@@ -24,7 +25,7 @@ typedef struct {
     PyObject *dict;
 } Operation;
 
-enum { PEEK_IN_VALUES = 1, PEEK_IN_MAP };
+enum { PEEK_IN_VALUES = 1, PEEK_IN_MAP, PEEK_FOR_KEY, PEEK_AT_LENGTH };
 
 /* The guard of an object, or None; a new reference, or NULL with an error. */
 static PyObject *
@@ -106,35 +107,62 @@ peek_in_values(Args args)
     return value;
 }
 
-/* What get() of an identity map returns for what is not there: get(map, key). */
+/* What an identity map has, as a new reference; NULL, perhaps without an error. */
 static PyObject *
-peek_in_map(Args args)
+states_of(PyObject *map)
 {
-    if (args.count != 2 || args.names != NULL)
-        return NULL;
-    PyObject *states = get_attribute(args.args[0], NAME_STATES);
+    PyObject *states = get_attribute(map, NAME_STATES);
+    if (states != NULL && !PyDict_Check(states))
+        Py_CLEAR(states);
+    return states;
+}
+
+/* What get() and `in` of an identity map say of a key that is not there. */
+static PyObject *
+peek_in_map(Args args, PyObject *missing)
+{
+    PyObject *states = states_of(args.args[0]);
     if (states == NULL)
         return NULL;
-    int there = PyDict_Check(states) ? PyDict_Contains(states, args.args[1]) : 1;
+    int there = PyDict_Contains(states, args.args[1]);
     Py_DECREF(states);
-    if (there != 0)
-        return NULL;
-    expects_guarded_state = 1;
-    return Py_NewRef(Py_None);
+    return there == 0 ? Py_NewRef(missing) : NULL;
 }
 
 static PyObject *
+peek_at_length(PyObject *map)
+{
+    PyObject *states = states_of(map);
+    if (states == NULL)
+        return NULL;
+    Py_ssize_t length = PyDict_GET_SIZE(states);
+    Py_DECREF(states);
+    return PyLong_FromSsize_t(length);
+}
+
+/* What is at hand, as a new reference; NULL, perhaps without an error, for nothing. */
+static PyObject *
 peek(Operation *self, Args args)
 {
-    return self->peeks == PEEK_IN_VALUES ? peek_in_values(args)
-           : self->peeks == PEEK_IN_MAP  ? peek_in_map(args)
-                                         : NULL;
+    if (self->peeks == PEEK_IN_VALUES)
+        return peek_in_values(args);
+    if (args.names != NULL)
+        return NULL;
+    if (self->peeks == PEEK_AT_LENGTH && args.count == 1)
+        return peek_at_length(args.args[0]);
+    if (self->peeks == PEEK_FOR_KEY && args.count == 2)
+        return peek_in_map(args, Py_False);
+    if (self->peeks != PEEK_IN_MAP || args.count != 2)
+        return NULL;
+    PyObject *missing = peek_in_map(args, Py_None);
+    expects_guarded_state = missing != NULL;
+    return missing;
 }
 
 static PyObject *
 call_part(Operation *self, PyObject *function, Args args)
 {
-    PyObject *value = peek(self, args);
+    PyObject *value = self->peeks ? peek(self, args) : NULL;
     return value != NULL || PyErr_Occurred() ? value : call(function, args);
 }
 
@@ -174,24 +202,35 @@ call_guarded(Operation *self, PyObject *guard, PyObject *function, Args args)
         result = call_write(self, guard, me, function, args);
     else if (part > 0)
         result = call_part(self, function, args);
+    if (part == 0)
+        result = self->access == self->runner->read
+                     ? look_at(self->runner, guard, function, args)
+                     : run_operation_as(self->runner, guard, me, self->access, function,
+                                        args);
     Py_DECREF(me);
-    if (part != 0)
-        return result;
-    if (self->access == self->runner->read)
-        return look_at(self->runner, guard, function, args);
-    return run_operation(self->runner, guard, self->access, function, args);
+    return result;
+}
+
+/* The argument that has the guard, borrowed, or NULL. */
+static PyObject *
+find_thing(Operation *self, Args args)
+{
+    if (args.count > self->which)
+        return args.args[self->which];
+    return self->parameter == NULL ? NULL : argument(args, self->parameter);
 }
 
 static PyObject *
-call_found(Operation *self, Args args)
+call_found(Operation *self, PyObject *thing, Args args)
 {
-    PyObject *thing = args.args[self->which];
     PyObject *guard = find_guard(self, thing);
     if (guard == NULL)
         return NULL;
     PyObject *result = NULL, *function = find_function(self, thing);
     if (function != NULL && is_guard(guard))
         result = call_guarded(self, guard, function, args);
+    else if (function != NULL && guard != Py_None)
+        result = run_in_python(self->runner, guard, self->access, function, args);
     else if (function != NULL)
         result = call_part(self, function, args);
     Py_XDECREF(function);
@@ -205,13 +244,14 @@ operation_call(PyObject *callable, PyObject *const *args, size_t nargsf,
 {
     Operation *self = (Operation *)callable;
     Args all = {args, PyVectorcall_NARGS(nargsf), names};
-    if (all.count <= self->which) {
+    PyObject *thing = find_thing(self, all);
+    if (thing == NULL) {
         PyErr_Format(PyExc_TypeError, "%S() misses an argument", self->name);
         return NULL;
     }
     /* Who calls may have it from a class that it goes away with meanwhile. */
     Py_INCREF(self);
-    PyObject *result = call_found(self, all);
+    PyObject *result = call_found(self, thing, all);
     Py_DECREF(self);
     return result;
 }
@@ -232,14 +272,15 @@ static PyObject *
 operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     static char *keywords[] = {"runner", "access", "function", "name", "line", "which",
-                               "path", "table", "is_called", "finder", "is_refused",
+                               "parameter", "path", "table", "is_called", "finder", "is_refused",
                                "peeks", NULL};
-    PyObject *runner, *access, *function, *name, *line, *path, *table, *finder;
+    PyObject *runner, *access, *function, *name, *line, *path, *table, *finder,
+        *parameter;
     Py_ssize_t which;
     int is_called, is_refused, peeks;
     if (!PyArg_ParseTupleAndKeywords(
-            args, names, "O!OOUOnO!OpOpi:Operation", keywords, &runner_type, &runner,
-            &access, &function, &name, &line, &which, &PyTuple_Type, &path, &table,
+            args, names, "O!OOUOnOO!OpOpi:Operation", keywords, &runner_type, &runner,
+            &access, &function, &name, &line, &which, &parameter, &PyTuple_Type, &path, &table,
             &is_called, &finder, &is_refused, &peeks))
         return NULL;
     if (table != Py_None && !PyDict_Check(table)) {
@@ -256,6 +297,7 @@ operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->name = Py_NewRef(name);
     self->line = none_as_null(line);
     self->which = which;
+    self->parameter = none_as_null(parameter);
     self->path = Py_NewRef(path);
     self->table = none_as_null(table);
     self->finder = none_as_null(finder);
@@ -286,6 +328,7 @@ operation_dealloc(Operation *self)
     Py_DECREF(self->function);
     Py_DECREF(self->name);
     Py_XDECREF(self->line);
+    Py_XDECREF(self->parameter);
     Py_DECREF(self->path);
     Py_XDECREF(self->table);
     Py_XDECREF(self->finder);

@@ -12,15 +12,11 @@ typedef struct {
     PyObject *last;
 } Asker;
 
-static PyObject *
-asker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+PyObject *
+current_owner(PyObject *asker)
 {
-    Asker *self = (Asker *)callable;
+    Asker *self = (Asker *)asker;
     unsigned long ident = PyThread_get_thread_ident();
-    if (PyVectorcall_NARGS(nargsf) != 0 || names != NULL) {
-        PyErr_SetString(PyExc_TypeError, "current_owner() takes no arguments");
-        return NULL;
-    }
     if (self->last != NULL && self->last_ident == ident)
         return Py_NewRef(self->last);
     PyObject *key = PyLong_FromUnsignedLong(ident);
@@ -33,6 +29,15 @@ asker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *n
     self->last_ident = ident;
     self->last = owner;
     return owner;
+}
+
+static PyObject *
+asker_call(PyObject *asker, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    if (PyVectorcall_NARGS(nargsf) == 0 && names == NULL)
+        return current_owner(asker);
+    PyErr_SetString(PyExc_TypeError, "current_owner() takes no arguments");
+    return NULL;
 }
 
 static PyObject *

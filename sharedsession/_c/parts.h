@@ -10,6 +10,9 @@ extern PyTypeObject adder_type, adopter_type, asker_type, at_hand_type, execute_
 
 extern int expects_guarded_state;
 
+/* Who asks, as a new reference, if `asker` is an Asker. */
+PyObject *current_owner(PyObject *asker);
+
 /* The guard of the object that has that state, as a new reference; NULL, perhaps
    without an error. */
 static inline PyObject *
@@ -41,8 +44,25 @@ typedef struct {
     PyObject *names;  /* of the others, or NULL */
 } Args;
 
-/* Like run(guard, access, function, ...). */
+/* The argument of that name, borrowed, or NULL. */
+static inline PyObject *
+argument(Args args, PyObject *name)
+{
+    Py_ssize_t count = args.names == NULL ? 0 : PyTuple_GET_SIZE(args.names);
+    for (Py_ssize_t which = 0; which < count; which++)
+        if (PyUnicode_Compare(PyTuple_GET_ITEM(args.names, which), name) == 0)
+            return args.args[args.count + which];
+    return NULL;
+}
+
+/* Like run(guard, access, function, ...), if `me` is who asks. */
+PyObject *run_operation_as(Runner *self, PyObject *guard, PyObject *me,
+                           PyObject *access, PyObject *function, Args args);
 PyObject *run_operation(Runner *self, PyObject *guard, PyObject *access,
+                        PyObject *function, Args args);
+
+/* The same for all that is not usual. */
+PyObject *run_in_python(Runner *self, PyObject *guard, PyObject *access,
                         PyObject *function, Args args);
 
 /* Whether nothing can have changed since there was that version; -1 with an error. */

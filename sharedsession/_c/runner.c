@@ -27,7 +27,7 @@ call_with(PyObject *function, PyObject *const *first, Py_ssize_t more, Args args
     return result;
 }
 
-static PyObject *
+PyObject *
 run_in_python(Runner *self, PyObject *guard, PyObject *access, PyObject *function,
               Args args)
 {
@@ -105,16 +105,34 @@ note_failure(Runner *self, PyObject *guard, PyObject *me, PyObject *held)
     Py_XDECREF(traceback);
 }
 
+/* The same of what takes more; an interrupt leaves it to be done again. */
+static int
+leave_in_python(Runner *self, PyObject *guard, PyObject *me, PyObject *held)
+{
+    PyObject *type, *error, *traceback, *args[] = {guard, me, held};
+    PyObject *left = PyObject_VectorcallMethod(name_of[NAME_LEAVE], args, 2, NULL);
+    if (left != NULL) {
+        Py_DECREF(left);
+        return 0;
+    }
+    PyErr_Fetch(&type, &error, &traceback);
+    if (call_until_done(self->leave_again, args, 3) < 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(traceback);
+        return -1;
+    }
+    PyErr_Restore(type, error, traceback);
+    return -1;
+}
+
 /* Let it out; 0, or -1 with an error in the place of the present one, if any. */
 static int
 leave(Runner *self, PyObject *guard, PyObject *me, PyObject *held)
 {
-    if (leave_at_once(guard, me))
-        return 0;
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
-    PyObject *args[] = {guard, me, held};
-    if (call_until_done(self->leave_again, args, 3) == 0) {
+    if (leave_at_once(guard, me) || leave_in_python(self, guard, me, held) == 0) {
         PyErr_Restore(type, error, traceback);
         return 0;
     }
@@ -148,7 +166,8 @@ numbers_held(PyObject *guard)
     PyObject *holds = slot(guard, HOLDS);
     if (PyDict_CheckExact(holds) && PyDict_GET_SIZE(holds) == 0)
         return PyTuple_New(0);
-    return PySequence_Tuple(holds);
+    /* The collector may take some away meanwhile. */
+    return PyDict_Check(holds) ? PyDict_Keys(holds) : PySequence_Tuple(holds);
 }
 
 static PyObject *
@@ -180,22 +199,28 @@ run_alone(Runner *self, PyObject *guard, PyObject *me, PyObject *access,
 }
 
 PyObject *
-run_operation(Runner *self, PyObject *guard, PyObject *access, PyObject *function,
-              Args args)
+run_operation_as(Runner *self, PyObject *guard, PyObject *me, PyObject *access,
+                 PyObject *function, Args args)
 {
     /* A guard of tasks has steps of its own. */
     if (!Py_IS_TYPE(guard, guard_type))
         return run_in_python(self, guard, access, function, args);
-    PyObject *me = ask(guard);
-    if (me == NULL)
-        return NULL;
-    PyObject *result;
     if (slot(guard, RUNNING) == me && (access != self->write || !is_read(guard)))
-        result = run_within(self, guard, me, access, function, args);
-    else if (slot(guard, RUNNING) == me || slot(guard, WINDOW) == me)
-        result = run_in_python(self, guard, access, function, args);
-    else
-        result = run_alone(self, guard, me, access, function, args);
+        return run_within(self, guard, me, access, function, args);
+    if (slot(guard, RUNNING) == me || slot(guard, WINDOW) == me)
+        return run_in_python(self, guard, access, function, args);
+    return run_alone(self, guard, me, access, function, args);
+}
+
+PyObject *
+run_operation(Runner *self, PyObject *guard, PyObject *access, PyObject *function,
+              Args args)
+{
+    PyObject *me = is_guard(guard) ? ask(guard) : NULL;
+    if (me == NULL)
+        return PyErr_Occurred() ? NULL
+                                : run_in_python(self, guard, access, function, args);
+    PyObject *result = run_operation_as(self, guard, me, access, function, args);
     Py_DECREF(me);
     return result;
 }

@@ -15,6 +15,7 @@ typedef struct {
     PyTypeObject *result;    /* of what has rows of the database */
     PyTypeObject *strategy;  /* of how they come, usually */
     PyObject *in_memory;     /* makes a strategy for rows that are here */
+    PyObject *handle_error;  /* called with a result, its cursor and an error */
     PyTypeObject *objects;   /* of results that make objects of such rows */
     PyObject *promise_objects, *make_objects; /* if the rows are here */
     PyObject *settle, *settle_within;         /* for all other results */
@@ -35,8 +36,6 @@ have_neither(PyObject *options, enum name one, enum name other)
     int found = PyDict_Contains(options, name_of[one]);
     if (found == 0)
         found = PyDict_Contains(options, name_of[other]);
-    if (found < 0)
-        PyErr_Clear();
     return found == 0;
 }
 
@@ -47,14 +46,14 @@ load_only(PyObject *options)
     if (options == NULL || !PyDict_Check(options))
         return options == NULL || options == Py_None;
     PyObject *loads = PyDict_GetItemWithError(options, name_of[NAME_LOAD_OPTIONS]);
-    if (loads == NULL)
-        PyErr_Clear();
+    if (loads == NULL && PyErr_Occurred())
+        return 0;
     int plain = loads == NULL || has(loads, NAME_OPTION_POPULATE, Py_False);
     return plain && have_neither(options, NAME_POPULATE_EXISTING, NAME_POPULATE_EXISTING);
 }
 
 /* What executing the statement does, as a borrowed reference; NULL for any that is not
-   usual, or not known yet. */
+   usual, or not known yet, perhaps with an error. */
 static PyObject *
 known_access(Statements *self, PyObject *statement, PyObject *options)
 {
@@ -63,17 +62,13 @@ known_access(Statements *self, PyObject *statement, PyObject *options)
         PyObject *text = attribute(statement, NAME_TEXT);
         PyObject *access = text == NULL ? NULL : PyDict_GetItemWithError(self->texts, text);
         Py_XDECREF(text);
-        PyErr_Clear();
         if (access != self->runner->load)
             return access;
     }
-    else if (kind != Py_True) {
-        PyErr_Clear();
+    else if (kind != Py_True)
         return NULL;
-    }
     PyObject *own = attribute(statement, NAME_OWN_OPTIONS);
     int plain = own != NULL && have_neither(own, NAME_POPULATE_EXISTING, NAME_POPULATE_EXISTING);
-    PyErr_Clear();
     Py_XDECREF(own);
     return plain && load_only(options) ? self->runner->load : NULL;
 }
@@ -85,6 +80,8 @@ access_of(Statements *self, PyObject *statement, PyObject *options)
     PyObject *access = known_access(self, statement, options);
     if (access != NULL)
         return Py_NewRef(access);
+    if (is_interrupted())
+        return NULL;
     PyObject *args[] = {statement, options == NULL ? Py_None : options};
     return PyObject_Vectorcall(self->access_of, args, 2, NULL);
 }
@@ -105,33 +102,28 @@ is_usual(Statements *self, PyObject *result)
             && has(context, NAME_IS_SERVER_SIDE, Py_False);
     Py_XDECREF(options);
     Py_XDECREF(context);
-    PyErr_Clear();
     return usual;
 }
 
 /* What the strategy makes of an error of the driver: another error, as a rule. */
 static void
-handle_exception(PyObject *result, PyObject *cursor)
+handle_error(Statements *self, PyObject *result, PyObject *cursor)
 {
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
     if (traceback != NULL)
         PyException_SetTraceback(error, traceback);
-    PyObject *strategy = attribute(result, NAME_CURSOR_STRATEGY);
-    PyObject *args[] = {strategy, result, cursor, error};
-    PyObject *handled = strategy == NULL ? NULL
-                                         : PyObject_VectorcallMethod(name_of[NAME_HANDLE_EXCEPTION],
-                                                                     args, 4, NULL);
-    Py_XDECREF(strategy);
-    if (handled == NULL) {
-        Py_XDECREF(type);
-        Py_XDECREF(error);
-        Py_XDECREF(traceback);
+    PyObject *args[] = {result, cursor, error};
+    PyObject *handled = PyObject_Vectorcall(self->handle_error, args, 3, NULL);
+    if (handled != NULL) {
+        Py_DECREF(handled);
+        PyErr_Restore(type, error, traceback);
         return;
     }
-    Py_DECREF(handled);
-    PyErr_Restore(type, error, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
 }
 
 /* What a result does when its rows are at an end: it closes its cursor. */
@@ -159,9 +151,9 @@ fetch_rows(Statements *self, PyObject *result)
     if (cursor == NULL)
         return -1;
     PyObject *rows = PyObject_CallMethodNoArgs(cursor, name_of[NAME_FETCHALL]);
-    if (rows == NULL)
-        handle_exception(result, cursor);
-    else if (close_cursor(result, cursor) == 0)
+    if (rows == NULL || close_cursor(result, cursor) < 0)
+        handle_error(self, result, cursor);
+    else
         strategy = PyObject_CallOneArg(self->in_memory, rows);
     Py_XDECREF(rows);
     Py_DECREF(cursor);
@@ -182,7 +174,6 @@ has_rows_for_objects(Statements *self, PyObject *result)
     int has_rows = raw != NULL && PyObject_TypeCheck(raw, self->result)
                    && has(raw, NAME_SOFT_CLOSED, Py_True);
     Py_XDECREF(raw);
-    PyErr_Clear();
     return has_rows;
 }
 
@@ -202,7 +193,12 @@ settled(Statements *self, int within, PyObject *guard, PyObject *result)
         return result;
     }
     PyObject *args[] = {guard, result}, *settle, *done;
-    if (!has_rows_for_objects(self, result)) {
+    int has_objects = has_rows_for_objects(self, result);
+    if (is_interrupted()) {
+        Py_DECREF(result);
+        return NULL;
+    }
+    if (!has_objects) {
         settle = within ? self->settle_within : self->settle;
         done = PyObject_Vectorcall(settle, args, 2, NULL);
         Py_DECREF(result);
@@ -220,11 +216,11 @@ static PyObject *
 statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *objects,
-        *promise, *make, *settle, *settle_within;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OO!OOOO:Statements", &runner_type, &runner,
+        *handle, *promise, *make, *settle, *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OOO!OOOO:Statements", &runner_type, &runner,
                           &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
                           &PyType_Type, &result, &PyType_Type, &strategy, &in_memory,
-                          &PyType_Type, &objects, &promise, &make, &settle,
+                          &handle, &PyType_Type, &objects, &promise, &make, &settle,
                           &settle_within))
         return NULL;
     Statements *self = (Statements *)type->tp_alloc(type, 0);
@@ -237,6 +233,7 @@ statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->result = (PyTypeObject *)Py_NewRef(result);
     self->strategy = (PyTypeObject *)Py_NewRef(strategy);
     self->in_memory = Py_NewRef(in_memory);
+    self->handle_error = Py_NewRef(handle);
     self->objects = (PyTypeObject *)Py_NewRef(objects);
     self->promise_objects = Py_NewRef(promise);
     self->make_objects = Py_NewRef(make);
@@ -250,7 +247,7 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " objects, promise_objects, make_objects, settle, settle_within): see execution.py",
+              " handle_error, objects, promise_objects, make_objects, settle, settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = statements_new,
@@ -269,17 +266,6 @@ typedef struct {
     PyObject *within;    /* and function and settle_within() */
 } Execute;
 
-/* The argument of that name, borrowed, or NULL. */
-static PyObject *
-argument(Args args, PyObject *name)
-{
-    Py_ssize_t count = args.names == NULL ? 0 : PyTuple_GET_SIZE(args.names);
-    for (Py_ssize_t which = 0; which < count; which++)
-        if (PyTuple_GET_ITEM(args.names, which) == name)
-            return args.args[args.count + which];
-    return NULL;
-}
-
 /* function(session, ...) and settle(), inside the operation. */
 static PyObject *
 step(Execute *self, int within, PyObject *const *args, size_t nargsf, PyObject *names)
@@ -291,11 +277,13 @@ step(Execute *self, int within, PyObject *const *args, size_t nargsf, PyObject *
         return NULL;
     PyObject *result = PyObject_Vectorcall(function, args, nargsf, names);
     Py_DECREF(function);
-    PyObject *guard = get_attribute(args[0], NAME_GUARD);
-    if (guard == NULL)
-        Py_CLEAR(result);
+    PyObject *guard = result == NULL ? NULL : get_attribute(args[0], NAME_GUARD);
+    if (guard == NULL) {
+        Py_XDECREF(result);
+        return NULL;
+    }
     result = settled(self->statements, within, guard, result);
-    Py_XDECREF(guard);
+    Py_DECREF(guard);
     return result;
 }
 
@@ -313,15 +301,6 @@ within_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *
     return step(self, 1, args, nargsf, names);
 }
 
-/* Whether the asker runs an operation; -1 with an error. */
-static int
-is_running(PyObject *guard)
-{
-    PyObject *me = ask(guard);
-    Py_XDECREF(me);
-    return me == NULL ? -1 : slot(guard, RUNNING) == me;
-}
-
 /* _execute_internal(session, statement, ...) */
 static PyObject *
 session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
@@ -331,36 +310,38 @@ session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
     PyObject *guard = all.count < 2 ? NULL : attribute(args[0], NAME_GUARD);
     if (guard == NULL || !Py_IS_TYPE(guard, guard_type) || is_read(guard)) {
         Py_XDECREF(guard);
-        PyErr_Clear();
+        if (is_interrupted())
+            return NULL;
         return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
     }
-    Runner *runner = self->statements->runner;
     PyObject *options = argument(all, name_of[NAME_EXECUTION_OPTIONS]);
     PyObject *access = access_of(self->statements, args[1], options), *result = NULL;
-    int within = access == NULL ? -1 : is_running(guard);
-    if (within >= 0)
-        result = run_operation(runner, guard, access,
-                               within ? self->within : self->alone, all);
+    PyObject *me = access == NULL ? NULL : ask(guard);
+    if (me != NULL) {
+        PyObject *step = slot(guard, RUNNING) == me ? self->within : self->alone;
+        result = run_operation_as(self->statements->runner, guard, me, access, step,
+                                  all);
+    }
+    Py_XDECREF(me);
     Py_XDECREF(access);
     Py_DECREF(guard);
     return result;
 }
 
-/* The guard of a connection, as a new reference; NULL, without an error, for none. */
+/* The guard of a connection, as a new reference; NULL, perhaps without an error. */
 static PyObject *
 guard_of_connection(PyObject *connection)
 {
     PyObject *find = attribute(connection, NAME_GUARD_OF_CONNECTION);
     PyObject *guard = find == NULL ? NULL : PyObject_CallNoArgs(find);
     Py_XDECREF(find);
-    if (guard == NULL)
-        PyErr_Clear();
-    else if (guard == Py_None)
+    if (guard == Py_None)
         Py_CLEAR(guard);
     return guard;
 }
 
-/* Whether it is a part of an operation that allows for it, and no window opens. */
+/* Whether it is a part of an operation that allows for it, and no window opens; 0 also
+   with an error. */
 static int
 is_allowed(Statements *self, PyObject *guard, PyObject *statement)
 {
@@ -368,10 +349,8 @@ is_allowed(Statements *self, PyObject *guard, PyObject *statement)
         || slot(guard, MAY_OPEN) != Py_False)
         return 0;
     PyObject *me = ask(guard);
-    if (me == NULL) {
-        PyErr_Clear();
+    if (me == NULL)
         return 0;
-    }
     int running = slot(guard, RUNNING) == me, noted = slot(guard, WORKER) == me;
     Py_DECREF(me);
     return running
@@ -387,9 +366,10 @@ connection_call(PyObject *callable, PyObject *const *args, size_t nargsf,
     PyObject *result = NULL, *guard = NULL;
     if (PyVectorcall_NARGS(nargsf) >= 2)
         guard = guard_of_connection(args[0]);
-    if (guard == NULL || !is_allowed(self->statements, guard, args[1]))
+    int allowed = guard != NULL && is_allowed(self->statements, guard, args[1]);
+    if (!allowed && !is_interrupted())
         result = PyObject_Vectorcall(self->otherwise, args, nargsf, names);
-    else
+    else if (allowed)
         result = settled(self->statements, 1, guard,
                          PyObject_Vectorcall(self->function, args, nargsf, names));
     Py_XDECREF(guard);
@@ -496,9 +476,7 @@ transaction_around(PyObject *transaction)
     if (!has(transaction, NAME_NESTED, Py_False))
         return NULL;
     PyObject *parent = attribute(transaction, NAME_PARENT);
-    if (parent == NULL)
-        PyErr_Clear();
-    else if (parent == Py_None)
+    if (parent == Py_None)
         Py_CLEAR(parent);
     return parent;
 }
@@ -514,7 +492,6 @@ connection_of(PyObject *transaction, PyObject *engine)
             connection = Py_NewRef(PyTuple_GET_ITEM(entry, 0));
     }
     Py_XDECREF(known);
-    PyErr_Clear();
     return connection;
 }
 
@@ -523,7 +500,7 @@ connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
 {
     PyObject *connection = NULL;
     Py_INCREF(transaction);
-    while (transaction != NULL && connection == NULL
+    while (transaction != NULL && connection == NULL && !PyErr_Occurred()
            && has(transaction, NAME_STATE_OF_TRANSACTION, self->active)) {
         connection = connection_of(transaction, engine);
         if (connection == NULL)
@@ -542,11 +519,10 @@ has_guard_of_threads(PyObject *transaction)
 {
     PyObject *session = attribute(transaction, NAME_SESSION);
     PyObject *guard = session == NULL ? NULL : attribute(session, NAME_GUARD);
-    int has = guard != NULL && Py_IS_TYPE(guard, guard_type);
-    PyErr_Clear();
+    int found = guard != NULL && Py_IS_TYPE(guard, guard_type);
     Py_XDECREF(session);
     Py_XDECREF(guard);
-    return has;
+    return found;
 }
 
 /* _connection_for_bind(transaction, engine, options) */
@@ -560,7 +536,7 @@ at_hand_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
             || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0))
         && has_guard_of_threads(args[0]))
         connection = connection_at_hand(self, args[0], args[1]);
-    if (connection != NULL)
+    if (connection != NULL || is_interrupted())
         return connection;
     return PyObject_Vectorcall(self->otherwise, args, nargsf, names);
 }

@@ -145,9 +145,11 @@ typedef struct {
     vectorcallfunc call;
     PyTypeObject *plain;     /* the class of states, and what it is changed to */
     PyObject *guarded;
+    PyTypeObject *manager;   /* of classes that have their values in their __dict__ */
     PyTypeObject *mutable;   /* the class of values that track their own changes */
     PyObject *adopt_values;  /* called with the names of collections, and the values */
     PyObject *line;          /* by class of session: the base that has the method */
+    PyObject *in_python;     /* the method, for objects of other classes */
 } Adopter;
 
 /* Whether there is a collection among the values, or one that tracks its changes; -1
@@ -172,37 +174,49 @@ hold_more(PyObject *values, PyObject *collections, PyTypeObject *mutable)
 }
 
 static int
-adopt_values(Adopter *self, PyObject *state, PyObject *values)
+adopt_values(Adopter *self, PyObject *manager, PyObject *values)
 {
-    PyObject *manager = get_attribute(state, NAME_MANAGER);
-    PyObject *names = manager == NULL ? NULL : get_attribute(manager, NAME_COLLECTION_NAMES);
-    Py_XDECREF(manager);
-    int more = -1;
-    if (names != NULL)
-        more = PyDict_Check(values) && PyAnySet_Check(names)
-                   ? hold_more(values, names, self->mutable)
-                   : 1;
+    PyObject *names = get_attribute(manager, NAME_COLLECTION_NAMES);
+    if (names == NULL)
+        return -1;
+    int more = 1;
+    if (PyDict_Check(values) && PyAnySet_Check(names))
+        more = hold_more(values, names, self->mutable);
     if (more > 0) {
         PyObject *args[] = {names, values};
         PyObject *done = PyObject_Vectorcall(self->adopt_values, args, 2, NULL);
         Py_XDECREF(done);
         more = done == NULL ? -1 : 0;
     }
-    Py_XDECREF(names);
+    Py_DECREF(names);
     return more;
 }
 
 /* Guard a state, and what its object holds. */
 static int
-adopt(Adopter *self, PyObject *state, PyObject *object)
+adopt(Adopter *self, PyObject *manager, PyObject *state, PyObject *object)
 {
     if (Py_IS_TYPE(state, self->plain)
         && PyObject_SetAttr(state, name_of[NAME_CLASS], self->guarded) < 0)
         return -1;
-    PyObject *values = get_attribute(object, NAME_VALUES);
-    int failed = values == NULL ? -1 : adopt_values(self, state, values);
+    PyObject *values = PyObject_GenericGetDict(object, NULL);
+    int failed = values == NULL ? -1 : adopt_values(self, manager, values);
     Py_XDECREF(values);
     return failed;
+}
+
+/* The same of the class behind the session's. */
+static PyObject *
+attach(Adopter *self, PyObject *const *args)
+{
+    PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(args[0]));
+    PyObject *function = base == NULL ? NULL : get_attribute(base, NAME_AFTER_ATTACH);
+    Py_XDECREF(base);
+    if (function == NULL)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(function, args, 3, NULL);
+    Py_DECREF(function);
+    return result;
 }
 
 /* _after_attach(session, state, object) */
@@ -210,33 +224,28 @@ static PyObject *
 adopter_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     Adopter *self = (Adopter *)callable;
-    if (PyVectorcall_NARGS(nargsf) != 3 || names != NULL) {
-        PyErr_SetString(PyExc_TypeError, "_after_attach() takes a state, an object");
-        return NULL;
-    }
+    if (PyVectorcall_NARGS(nargsf) != 3 || names != NULL)
+        return PyObject_Vectorcall(self->in_python, args, nargsf, names);
     PyObject *guard = get_attribute(args[0], NAME_GUARD);
-    int failed = guard == NULL ? -1 : 0;
-    if (guard != NULL && guard != Py_None)
-        failed = adopt(self, args[1], args[2]);
+    PyObject *manager = guard == NULL ? NULL : get_attribute(args[1], NAME_MANAGER);
+    PyObject *result = NULL;
+    if (manager != NULL && !Py_IS_TYPE(manager, self->manager))
+        result = PyObject_Vectorcall(self->in_python, args, nargsf, names);
+    else if (manager != NULL
+             && (guard == Py_None || adopt(self, manager, args[1], args[2]) == 0))
+        result = attach(self, args);
+    Py_XDECREF(manager);
     Py_XDECREF(guard);
-    PyObject *base = NULL, *function = NULL, *result = NULL;
-    if (failed == 0)
-        base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(args[0]));
-    if (base != NULL)
-        function = get_attribute(base, NAME_AFTER_ATTACH);
-    if (function != NULL)
-        result = PyObject_Vectorcall(function, args, nargsf, NULL);
-    Py_XDECREF(function);
-    Py_XDECREF(base);
     return result;
 }
 
 static PyObject *
 adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *plain, *guarded, *mutable, *adopt_values, *line;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO:Adopter", &PyType_Type, &plain, &PyType_Type,
-                          &guarded, &PyType_Type, &mutable, &adopt_values, &line))
+    PyObject *plain, *guarded, *manager, *mutable, *adopt_values, *line, *in_python;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOO:Adopter", &PyType_Type, &plain,
+                          &PyType_Type, &guarded, &PyType_Type, &manager, &PyType_Type,
+                          &mutable, &adopt_values, &line, &in_python))
         return NULL;
     Adopter *self = (Adopter *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -244,9 +253,11 @@ adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->call = adopter_call;
     self->plain = (PyTypeObject *)Py_NewRef(plain);
     self->guarded = Py_NewRef(guarded);
+    self->manager = (PyTypeObject *)Py_NewRef(manager);
     self->mutable = (PyTypeObject *)Py_NewRef(mutable);
     self->adopt_values = Py_NewRef(adopt_values);
     self->line = Py_NewRef(line);
+    self->in_python = Py_NewRef(in_python);
     return (PyObject *)self;
 }
 
@@ -254,7 +265,8 @@ adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 PyTypeObject adopter_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Adopter",
-    .tp_doc = "Adopter(plain, guarded, mutable, adopt_values, line): see instances.py",
+    .tp_doc = "Adopter(plain, guarded, manager, mutable, adopt_values, line, in_python): see"
+              " session.py",
     .tp_basicsize = sizeof(Adopter),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,

@@ -14,15 +14,16 @@ typedef struct {
     PyObject *otherwise;     /* called like this object if there is no state */
 } Write;
 
-/* What sets the value, borrowed. */
+/* What sets the value, borrowed; NULL with an interrupt. */
 static PyObject *
 setter_for(Write *self, PyObject *state)
 {
-    PyObject *committed = get_attribute(state, NAME_COMMITTED_STATE);
+    PyObject *committed = attribute(state, NAME_COMMITTED_STATE);
     int noted = committed != NULL && PyDict_Check(committed)
                 && PyDict_Contains(committed, self->key) == 1;
     Py_XDECREF(committed);
-    PyErr_Clear();
+    if (is_interrupted())
+        return NULL;
     return noted ? self->set_again : self->set_first;
 }
 
@@ -35,13 +36,12 @@ set_value(Write *self, PyObject *state, PyObject *values, PyObject *value)
     PyObject *guard = guard_of_state(self->guards, state);
     if (guard == NULL && PyErr_Occurred())
         return NULL;
-    if (guard == NULL || !is_guard(guard)) {
-        Py_XDECREF(guard);
-        return call(setter_for(self, state), args);
-    }
-    PyObject *done = run_operation(self->runner, guard, self->runner->write,
-                                   setter_for(self, state), args);
-    Py_DECREF(guard);
+    PyObject *set = setter_for(self, state), *done = NULL;
+    if (set != NULL && guard == NULL)
+        done = call(set, args);
+    else if (set != NULL)
+        done = run_operation(self->runner, guard, self->runner->write, set, args);
+    Py_XDECREF(guard);
     return done;
 }
 
