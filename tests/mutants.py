@@ -30,8 +30,17 @@ class Mutant:
     wrong: str
     tests: str
 
+    @property
+    def is_compiled(self) -> bool:
+        return self.module.endswith(".c")
+
+    @property
+    def path(self) -> Path:
+        name = self.module if self.is_compiled else f"{self.module}.py"
+        return Path("sharedsession") / name
+
     def plant(self, folder: Path) -> None:
-        path = folder / "sharedsession" / f"{self.module}.py"
+        path = folder / self.path
         source = path.read_text(encoding="utf-8")
         if source.count(self.correct) != 1:
             raise SystemExit(f"{self.name}: the place to plant it is not there once")
@@ -43,6 +52,7 @@ MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
 READS = "tests/test_reads.py"
 WINDOWS = "tests/test_windows.py"
+COMPILED = "tests/test_compiled.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
 TASK_SCHEDULES = "tests/test_aio_schedules.py"
@@ -510,6 +520,83 @@ MUTANTS = [
         "        if False:\n",
         "tests/test_sequences.py tests/test_faults.py -k fork",
     ),
+    Mutant(
+        "compiled: the gate is no hindrance",
+        "_c/guard.c",
+        "    if (!is_known || !has_entries(slot(guard, GATE), 0))\n",
+        "    if (!is_known)\n",
+        COMPILED,
+    ),
+    Mutant(
+        "compiled: who comes in is not checked",
+        "_c/guard.c",
+        "    if (!is_known || !has_entries(slot(guard, GATE), 0))\n",
+        "    if (!has_entries(slot(guard, GATE), 0))\n",
+        COMPILED,
+    ),
+    Mutant(
+        "compiled: who leaves does not see to the queue",
+        "_c/guard.c",
+        "    return now >= 0 && now < as_seconds(slot(guard, RESTS_UNTIL))\n",
+        "    return now >= 0\n",
+        COMPILED,
+    ),
+    Mutant(
+        "compiled: what was left behind waits for another one",
+        "_c/runner.c",
+        "    if (slot(guard, ATTENTION) == Py_False)\n",
+        "    if (1)\n",
+        COMPILED,
+    ),
+    Mutant(
+        "compiled: nobody's work is noted",
+        "_c/runner.c",
+        "access != self->write || slot(guard, WORKER) == me)",
+        "1)",
+        "tests/test_transactions.py",
+    ),
+    Mutant(
+        "compiled: a window may open in what changes things",
+        "_c/runner.c",
+        "        set_slot(guard, MAY_OPEN, Py_False);\n",
+        "        (void)me;\n",
+        WINDOWS,
+    ),
+    Mutant(
+        "compiled: a change in a read section is a part of it",
+        "_c/operation.c",
+        "        int only = reads_only(guard);\n",
+        "        int only = 0;\n",
+        "tests/test_unusual.py",
+    ),
+    Mutant(
+        "compiled: a write in a read section is a part of it",
+        "_c/operation.c",
+        "    int only = slot(guard, WORKER) == me ? reads_only(guard) : 1;\n",
+        "    int only = slot(guard, WORKER) == me ? 0 : 1;\n",
+        "tests/test_unusual.py",
+    ),
+    Mutant(
+        "compiled: an object that is added keeps a plain state",
+        "_c/states.c",
+        "    if (Py_IS_TYPE(state, self->plain)\n",
+        "    if (0 && Py_IS_TYPE(state, self->plain)\n",
+        COMPILED,
+    ),
+    Mutant(
+        "compiled: rows are fetched when they are asked for",
+        "_c/statements.c",
+        "        if (fetch_rows(self, result) < 0)\n",
+        "        if (0 && fetch_rows(self, result) < 0)\n",
+        "tests/test_rows.py",
+    ),
+    Mutant(
+        "compiled: the last one that asked is taken for everybody",
+        "_c/owners.c",
+        "    if (self->last != NULL && self->last_ident == ident)\n",
+        "    if (self->last != NULL)\n",
+        COMPILED,
+    ),
 ]
 
 
@@ -517,19 +604,18 @@ def try_mutant(mutant: Mutant) -> str | None:
     """Who caught it; ``None`` if nobody did."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("sharedsession", "tests", "README.rst", "setup.cfg"):
+        for part in ("sharedsession", "tests", "README.rst", "setup.cfg", "setup.py"):
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
         mutant.plant(folder)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         command += shlex.split(mutant.tests)
-        environ = {
-            **os.environ,
-            "PYTHONPATH": name,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            # What is planted in Python would not run, where there is compiled code.
-            "DISABLE_SHAREDSESSION_CEXT": "1",
-        }
+        environ = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
+        if mutant.is_compiled:
+            build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+            subprocess.run(build, cwd=folder, check=True, capture_output=True)
+        else:  # what is planted would not run, where there is compiled code
+            environ["DISABLE_SHAREDSESSION_CEXT"] = "1"
         try:
             done = subprocess.run(
                 command,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, attributes
+from sqlalchemy.orm import Session
 
 from sharedsession import SharedSession, alchemy, compiled, instances
 from sharedsession.guard import Guard
@@ -230,12 +230,60 @@ def test_whoever_asks_is_found_again_after_a_thread_ended() -> None:
     assert current_owner().thread is threading.current_thread()
 
 
+def test_a_second_one_is_checked_before_it_comes_in() -> None:
+    guard = Guard()
+    seen = []
+
+    def refuse(second: Any) -> None:
+        seen.append(second)
+        raise LookupError("not you")
+
+    guard.second_owner = refuse
+    run(guard, WRITE, lambda: None)
+    with pytest.raises(LookupError):
+        Worker(lambda: run(guard, WRITE, lambda: None)).result()
+    with pytest.raises(LookupError):
+        Worker(lambda: guard.hold("section")).result()
+    assert len(seen) == 2 and guard.held is None
+
+
+def test_an_operation_deals_with_what_was_left_first() -> None:
+    guard = Guard()
+    done: list[Any] = []
+    guard.attend = lambda me, access: guard.do_chores(me)
+    run(guard, WRITE, lambda: None)
+    guard.leave_behind(lambda: done.append("chore"))
+    run(guard, WRITE, lambda: done.append("operation"))
+    assert done == ["chore", "operation"]
+
+
+def shared_guard() -> Guard:
+    """One that two have used: they are not checked any more."""
+    guard = Guard()
+    run(guard, WRITE, lambda: None)
+    Worker(lambda: run(guard, WRITE, lambda: None)).result()
+    return guard
+
+
+def test_an_operation_waits_for_whoever_is_in() -> None:
+    guard = shared_guard()
+    workers: list[Worker] = []
+
+    def begin() -> None:
+        workers.append(Worker(lambda: run(guard, WRITE, lambda: None)))
+        assert not passes(workers[0], guard)
+
+    run(guard, WRITE, begin)
+    workers[0].result()
+    assert guard.held is None
+
+
 # -- holds
 
 
 def test_a_hold_waits_for_whoever_is_in() -> None:
     """It is taken in one step only if nobody is."""
-    guard = Guard()
+    guard = shared_guard()
     first = guard.hold("section")
     second = Worker(lambda: guard.hold("section").release())
     assert not passes(second, guard)
@@ -277,4 +325,3 @@ def test_a_setting_is_in_the_dictionary(engine: sa.Engine) -> None:
         with pytest.raises(AttributeError, match="autoflush"):
             session.autoflush
         session.autoflush = True
-    assert attributes  # nothing of SQLAlchemy's was changed

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, attributes
 
-from sharedsession import SharedSession, SharedSessionMixin
+from sharedsession import SharedSession, SharedSessionMixin, UpgradeError
 
-from .models import User, make_user
+from .models import Address, User, make_user
 
 BOTH = pytest.mark.parametrize("session_class", [Session, SharedSession])
 
@@ -162,6 +162,37 @@ def test_a_stream_that_an_operation_hands_out_keeps_the_guard(engine: Any) -> No
         assert stream.fetchone() == (1,)
         stream.close()
         assert session.guard.held is None
+
+
+@pytest.mark.parametrize("lock", ["rlock", "rw"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session, user: setattr(user, "name", "written while reading"),
+        lambda session, user: attributes.set_attribute(user, "name", "the same"),
+        lambda session, user: session.expire(user),
+        lambda session, user: session.delete(user),
+    ],
+)
+def test_a_listener_does_not_write_in_a_read_section(
+    engine: Any, lock: str, write: Any
+) -> None:
+    """Not even if it is a part of a load of whoever wrote something before."""
+    with SharedSession(engine, lock=lock) as session:
+        user = session.get_one(User, 1)
+        user.name = "written before"
+
+        def listener(target: Any, context: Any) -> None:
+            write(session, user)
+
+        sa.event.listen(Address, "load", listener)
+        try:
+            with session.read_section(), pytest.raises(UpgradeError):
+                session.scalars(sa.select(Address)).all()
+        finally:
+            sa.event.remove(Address, "load", listener)
+        assert user.__dict__["name"] == "written before"
+        session.rollback()
 
 
 # -- attributes
