@@ -118,6 +118,14 @@ class SharedSessionMixin(Session):
 
     # -- settings and blocks of Session's own
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Like setting an attribute of any session; its settings under the guard."""
+        guard = self.guard if name in SESSION_SETTINGS else None
+        if guard is None:
+            super().__setattr__(name, value)
+        else:
+            run(guard, CHANGE, super().__setattr__, name, value)
+
     def __enter__(self: _S) -> _S:
         guard = self.guard  # type: ignore[attr-defined]
         if guard is not None:
@@ -460,6 +468,12 @@ if compiled.parts is not None:
     )
 
 
+if compiled.parts is not None:
+    _Mixin.__setattr__ = compiled.parts.Setter(
+        SESSION_SETTINGS, _NextInLine("__setattr__"), _Mixin.__setattr__
+    )
+
+
 def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
@@ -521,38 +535,6 @@ def _put_operations_on(cls: Any) -> None:
 
 
 _put_operations_on(SharedSessionMixin)
-
-
-class _Setting:
-    """An attribute that is in the session's dictionary, and is set under the guard."""
-
-    def __init__(self, name: str, set_value: Callable[[Any, str, Any], None]) -> None:
-        self._name = name
-        self._set_value = set_value
-
-    def __get__(self, session: Any, owner: type) -> Any:
-        if session is None:
-            return self
-        try:
-            return session.__dict__[self._name]
-        except KeyError:
-            raise AttributeError(self._name) from None
-
-    def __set__(self, session: Any, value: Any) -> None:
-        self._set_value(session, self._name, value)
-
-
-def _set(session: Any, name: str, value: Any) -> None:
-    values = session.__dict__
-    if session.guard is None:
-        values[name] = value
-    else:
-        run(session.guard, CHANGE, values.__setitem__, name, value)
-
-
-_make_setting: Any = _Setting if compiled.parts is None else compiled.parts.Setting
-for _name in SESSION_SETTINGS:
-    setattr(SharedSessionMixin, _name, _make_setting(_name, _set))
 
 
 def _show_operations_on(cls: Any) -> None:

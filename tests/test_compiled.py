@@ -14,7 +14,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from sharedsession import SharedSession, alchemy, compiled, instances
+from sharedsession import (
+    SharedSession,
+    SharedSessionMixin,
+    alchemy,
+    compiled,
+    instances,
+)
 from sharedsession.guard import Guard
 from sharedsession.operations import run
 from sharedsession.owners import current_owner
@@ -315,13 +321,36 @@ def test_a_hold_within_another_keeps_the_guard() -> None:
 # -- settings
 
 
-def test_a_setting_is_in_the_dictionary(engine: sa.Engine) -> None:
-    with SharedSession(engine, autoflush=False) as session:
-        assert session.autoflush is False
-        assert vars(session)["autoflush"] is False
-        session.autoflush = True
-        assert vars(session)["autoflush"] is True
-        del vars(session)["autoflush"]
-        with pytest.raises(AttributeError, match="autoflush"):
-            session.autoflush
-        session.autoflush = True
+class _Own(Session):
+    """A session class that has an opinion of what is set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "autoflush" and value == "often":
+            value = True
+        super().__setattr__(name, value)
+
+
+class _SharedOwn(SharedSessionMixin, _Own):
+    pass
+
+
+@pytest.mark.parametrize("session_class", [SharedSession, _SharedOwn])
+def test_a_setting_waits_and_another_attribute_does_not(
+    session_class: Any, engine: sa.Engine
+) -> None:
+    with session_class(engine) as session:
+        with session.critical_section():
+            setting = Worker(lambda: setattr(session, "autoflush", False))
+            assert not passes(setting, session.guard)
+            Worker(lambda: setattr(session, "of_mine", 1)).result()
+            assert session.autoflush is True
+        setting.result()
+        assert session.autoflush is False and session.of_mine == 1
+        del session.of_mine
+        assert not hasattr(session, "of_mine")
+
+
+def test_a_class_with_its_own_way_to_set_is_asked(engine: sa.Engine) -> None:
+    with _SharedOwn(engine) as session:
+        setattr(session, "autoflush", "often")
+        assert session.autoflush is True

@@ -25,7 +25,7 @@ PyInit__compiled(void)
     PyTypeObject *types[] = {
         &adder_type, &adopter_type, &asker_type, &at_hand_type, &execute_type,
         &look_type, &maker_type, &operation_type, &read_type, &runner_type,
-        &setting_type, &statements_type, &write_type,
+        &setter_type, &statements_type, &write_type,
     };
     PyObject *made = PyModule_Create(&definition);
     for (size_t which = 0; made != NULL && which < Py_ARRAY_LENGTH(types); which++)

@@ -6,7 +6,7 @@
 #include "guard.h"
 
 extern PyTypeObject adder_type, adopter_type, asker_type, at_hand_type, execute_type, look_type,
-    maker_type,     setting_type, statements_type, operation_type, read_type, runner_type, write_type;
+    maker_type,     setter_type, statements_type, operation_type, read_type, runner_type, write_type;
 
 extern int expects_guarded_state;
 

@@ -159,7 +159,7 @@ begin(PyObject *guard, PyObject *me, PyObject *access)
     return done == NULL ? -1 : 0;
 }
 
-/* The numbers of what is held now, as a tuple. */
+/* The numbers of what is held now, as a tuple or a list. */
 static PyObject *
 numbers_held(PyObject *guard)
 {

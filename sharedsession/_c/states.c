@@ -1,5 +1,5 @@
 /* The states of objects of shared sessions, and what a load does with them at each
-   row: see states.py.
+   row: see identity.py and session.py.
 
    A state changes its class when it comes to a shared session.  That takes a while, and
    slows it down for good; so it has the class from the start where that can be told. */
@@ -114,7 +114,7 @@ states_dealloc(States *self)
 PyTypeObject maker_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Maker",
-    .tp_doc = "Maker(plain, guarded): see states.py",
+    .tp_doc = "Maker(plain, guarded): see identity.py",
     .tp_basicsize = sizeof(States),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
     .tp_new = states_new,
@@ -126,7 +126,7 @@ PyTypeObject maker_type = {
 PyTypeObject adder_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Adder",
-    .tp_doc = "Adder(plain, guarded, notice): see states.py",
+    .tp_doc = "Adder(plain, guarded, notice): see identity.py",
     .tp_basicsize = sizeof(States),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,
