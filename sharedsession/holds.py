@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 TURN = 0.02
 SHORT_TURN = 0.002
 
+#: Seconds after which one who waits first sees for itself whether it can come in.  To
+#: wake up takes the work of others from their core, so not too often.
+DOZE = 0.006
+
 _hold_numbers = itertools.count(1)
 
 
@@ -76,6 +80,7 @@ class Waiter:
     __slots__ = (
         *("guard", "owner", "mode", "parked", "since"),
         *("admitted", "woken", "is_nudged", "is_due", "turn", "due_at"),
+        *("doze", "dozed"),
         *("looks", "may_look"),
     )
 
@@ -101,6 +106,9 @@ class Waiter:
         self.is_due = False
         self.turn = turn
         self.due_at = 0.0
+        #: Seconds after which it looks whether it can come in; how many it has slept.
+        self.doze = min(turn, DOZE)
+        self.dozed = 0.0
         #: Whether a window will do for it.
         self.looks = looks
         #: Whether one was open when it came to see.
@@ -118,6 +126,12 @@ class Waiter:
         """Let it be due if others have gone before it for a turn."""
         if self.is_nudged and self.guard.clock() >= self.due_at:
             self.is_due = True
+
+    def note_doze(self) -> None:
+        """It slept for that long and nobody let it in; due if that was for a turn."""
+        self.dozed += self.doze
+        self.doze *= 2
+        self.is_due = self.is_due or self.dozed >= self.turn
 
     def wake(self) -> None:
         """Wake it; nothing if that was done before."""

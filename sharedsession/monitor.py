@@ -21,8 +21,9 @@ everybody else waits for them.
 With one exception, for each handing over takes the system longer than a short section.
 The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
 comes in if nobody else does before it runs.  If somebody did, it waits for one turn
-more, some milliseconds at most, and is *due* then: nobody overtakes it any more.  Until
-then the queue *rests*, and who leaves need not see to it.
+more, some milliseconds, and is *due* then: nobody overtakes it any more.  Until then
+the queue *rests*, and who leaves need not see to it.  Meanwhile it sees for itself
+whether anybody is in, after times that double, for nobody may come and leave any more.
 
 Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
 there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
@@ -613,14 +614,16 @@ class Monitor:
                 return
             dozes = waiter.is_nudged and not waiter.is_due
             # It sees for itself, should nobody leave any more who lets it in.
-            doze = 2 * waiter.turn
+            doze = waiter.doze
             time = min(doze, left) if dozes and left >= 0 else doze if dozes else left
             woken = waiter.parked.acquire(timeout=time)
             with self._mutex:
                 if woken:
                     waiter.woken = False
-                if dozes:
-                    self.rests_until, waiter.is_due = 0.0, True
+                elif dozes:
+                    waiter.note_doze()
+                if waiter.is_due:
+                    self.rests_until = 0.0
                 if waiter.is_nudged and not waiter.admitted:
                     self._admit_if_free(waiter)
             self._reap()

@@ -213,8 +213,8 @@ MUTANTS = [
     Mutant(
         "who waits is overtaken for ever",
         "monitor",
-        "                if dozes:\n",
-        "                if False:\n",
+        "                elif dozes:\n",
+        "                elif False:\n",
         "tests/test_guard.py",
     ),
     Mutant(

@@ -19,7 +19,7 @@ from sharedsession import (
     UpgradeError,
 )
 from sharedsession.guard import Guard
-from sharedsession.holds import SHORT_TURN, TURN
+from sharedsession.holds import DOZE, SHORT_TURN, TURN
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.operations import guarded, run
 from sharedsession.owners import Owner, current_owner
@@ -602,7 +602,7 @@ def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == 2 * SHORT_TURN
+        assert timeout == SHORT_TURN
         return False
 
     def at_last(timeout: float) -> bool:
@@ -634,7 +634,7 @@ def test_who_leaves_lets_in_who_waited_for_a_turn(what: str) -> None:
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == 2 * turn
+        assert timeout == min(turn, DOZE)
         now[0] += turn * 0.9
         guard.leave(first)
         assert guard.come_in(first), "the turn is not over"
