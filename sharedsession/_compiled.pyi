@@ -81,6 +81,7 @@ class Runner:
         self,
         run: Any,
         look: Any,
+        own_error: type[Exception],
         note_failure: Any,
         leave_again: Any,
         accesses: tuple[Any, Any, Any],

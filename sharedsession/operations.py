@@ -12,6 +12,7 @@ import inspect
 from typing import Any, Callable, Mapping, NamedTuple
 
 from . import alchemy, compiled
+from .errors import SharedSessionError
 from .guard import Guard
 from .holds import WindowOpened
 from .owners import Owner
@@ -104,6 +105,8 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     if guard.is_still(version):
         try:
             result = function(*args, **kw)
+        except SharedSessionError:
+            raise  # of an operation within, which may be told what it lost only once
         except Exception:
             if guard.is_still(version):
                 raise
@@ -140,7 +143,12 @@ class Path(NamedTuple):
 
 if compiled.parts is not None:
     run = compiled.parts.Runner(
-        run_in_python, look, _note_failure, _leave_again, (READ, LOAD, WRITE)
+        run_in_python,
+        look,
+        SharedSessionError,
+        _note_failure,
+        _leave_again,
+        (READ, LOAD, WRITE),
     )
 
 

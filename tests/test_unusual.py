@@ -12,7 +12,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, attributes
 
-from sharedsession import SharedSession, SharedSessionMixin, UpgradeError
+from sharedsession import (
+    SharedSession,
+    SharedSessionMixin,
+    UpgradeError,
+    WorkLostError,
+)
+from sharedsession.guard import Guard
+from sharedsession.operations import guarded, look, run
+from sharedsession.terms import READ, WRITE
 
 from .models import Address, User, make_user
 
@@ -137,6 +145,26 @@ def test_savepoints_and_flushes_are_on_one_connection(
             session.flush()
             assert session.connection() is outer
         session.rollback()
+
+
+# -- looks
+
+
+def test_what_a_part_of_a_look_is_told_is_not_lost() -> None:
+    """It is told once, and the look would begin anew, for something has changed."""
+    guard = Guard()
+    calls = []
+
+    def function(self: Any) -> None:
+        calls.append(self)
+        run(guard, WRITE, lambda: None)
+        raise WorkLostError("yours")
+
+    with pytest.raises(WorkLostError, match="yours"):
+        guarded(function, READ, lambda self: guard)("it")
+    with pytest.raises(WorkLostError, match="yours"):
+        look(guard, function, "it")
+    assert calls == ["it", "it"]
 
 
 # -- sections and streams

@@ -32,6 +32,7 @@ typedef struct {
     vectorcallfunc call;
     PyObject *in_python;   /* run(), for all that is not usual */
     PyObject *look;        /* look(), likewise */
+    PyObject *own_error;   /* the class of this library's errors */
     PyObject *note_failure;
     PyObject *leave_again; /* after an interrupt */
     PyObject *read, *load, *write; /* accesses */

@@ -242,11 +242,13 @@ is_still(PyObject *guard, PyObject *version)
 
 /* Whether what came of a look counts, and be it an error, which is kept if so. */
 static int
-counts(PyObject *guard, PyObject *version, PyObject *found)
+counts(Runner *self, PyObject *guard, PyObject *version, PyObject *found)
 {
     PyObject *type, *error, *traceback;
-    if (found == NULL && !PyErr_ExceptionMatches(PyExc_Exception))
-        return 1; /* an interrupt is none of the look's */
+    if (found == NULL
+        && (!PyErr_ExceptionMatches(PyExc_Exception) /* an interrupt, none of the look's */
+            || PyErr_ExceptionMatches(self->own_error)))
+        return 1;
     PyErr_Fetch(&type, &error, &traceback);
     int still = is_still(guard, version);
     if (still > 0) {
@@ -266,7 +268,7 @@ look_at(Runner *self, PyObject *guard, PyObject *function, Args args)
     int good = is_still(guard, version);
     if (good > 0) {
         found = call(function, args);
-        good = counts(guard, version, found);
+        good = counts(self, guard, version, found);
         if (good <= 0)
             Py_CLEAR(found);
     }
@@ -289,9 +291,10 @@ runner_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *
 static PyObject *
 runner_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *in_python, *look, *note_failure, *leave_again, *read, *load, *write;
-    if (!PyArg_ParseTuple(args, "OOOO(OOO):Runner", &in_python, &look, &note_failure,
-                          &leave_again, &read, &load, &write))
+    PyObject *in_python, *look, *own_error, *note_failure, *leave_again;
+    PyObject *read, *load, *write;
+    if (!PyArg_ParseTuple(args, "OOOOO(OOO):Runner", &in_python, &look, &own_error,
+                          &note_failure, &leave_again, &read, &load, &write))
         return NULL;
     Runner *self = (Runner *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -299,6 +302,7 @@ runner_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->call = runner_call;
     self->in_python = Py_NewRef(in_python);
     self->look = Py_NewRef(look);
+    self->own_error = Py_NewRef(own_error);
     self->note_failure = Py_NewRef(note_failure);
     self->leave_again = Py_NewRef(leave_again);
     self->read = Py_NewRef(read);
@@ -323,6 +327,7 @@ runner_dealloc(Runner *self)
     PyObject_GC_UnTrack(self);
     Py_DECREF(self->in_python);
     Py_DECREF(self->look);
+    Py_DECREF(self->own_error);
     Py_DECREF(self->note_failure);
     Py_DECREF(self->leave_again);
     Py_DECREF(self->read);
@@ -334,7 +339,8 @@ runner_dealloc(Runner *self)
 PyTypeObject runner_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Runner",
-    .tp_doc = "Runner(run, look, note_failure, leave_again, accesses): see operations.py",
+    .tp_doc = "Runner(run, look, own_error, note_failure, leave_again, accesses): see"
+              " operations.py",
     .tp_basicsize = sizeof(Runner),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
     .tp_new = runner_new,
