@@ -117,6 +117,7 @@ from .terms import (
     check_timeout,
 )
 
+#: That the queue rests until somebody joins it; compared by identity.
 FOREVER = math.inf
 
 #: In the gate: the monitor decides who comes in.
@@ -132,15 +133,8 @@ class Monitor:
         *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
         *("_owner", "_loader", "restricted"),
-        *(
-            "reading",
-            "queue",
-            "rests_until",
-            "_before",
-            "since",
-            "sole",
-            "checks_askers",
-        ),
+        *("reading", "queue", "rests_until", "_before"),
+        *("since", "sole", "checks_askers"),
         *("forsaken", "_shared_entries", "_contended", "_timeouts"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
     )

@@ -247,7 +247,8 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " handle_error, objects, promise_objects, make_objects, settle, settle_within): see execution.py",
+              " handle_error, objects, promise_objects, make_objects, settle,"
+              " settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = statements_new,
