@@ -18,6 +18,7 @@ class Adopter:
         mutable: type,
         adopt_values: Any,
         line: Any,
+        session: type,
         in_python: Any,
         /,
     ) -> None: ...
@@ -68,7 +69,7 @@ class Operation:
         is_called: bool,
         finder: Callable[[Any], Guard | None] | None,
         is_refused: bool,
-        peeks: int,
+        usual: int,
     ) -> None: ...
 
 class Read:
@@ -96,19 +97,21 @@ class Setter:
 class Statements:
     def __init__(self, *parts: Any) -> None: ...
 
+class ValueSetter:
+    def __init__(self, key: str, dispatch: Any, otherwise: Any, /) -> None: ...
+
 class Write:
     def __init__(
         self,
         runner: Runner,
         state_key: str,
         guards: dict[int | None, Any],
-        key: str,
-        set_first: Any,
-        set_again: Any,
+        set: Any,
         otherwise: Any,
         /,
     ) -> None: ...
 
 def know_guard(cls: type, closed: object, /) -> None: ...
+def know_usual(*parts: Any) -> None: ...
 def let_go(guard: Guard, hold: Hold, /) -> bool: ...
 def take(guard: Guard, hold: Hold, /) -> bool: ...

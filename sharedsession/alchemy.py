@@ -97,6 +97,19 @@ def set_scalar(
         ScalarAttributeImpl.set(impl, state, values, value, initiator)
 
 
+#: By what the usual cases of attributes and identity maps are told, see _c/usual.h.
+USUAL = (
+    NO_VALUE,
+    _base.PASSIVE_NO_RESULT,
+    int(_base.CALLABLES_OK),
+    int(_base.INIT_OK),
+    _NoListeners,
+    _NO_SET,
+    _state.InstanceState._instance_dict,
+    watched,
+)
+
+
 def has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager

@@ -112,7 +112,6 @@ def _guarded_impl(impl_class: Any) -> Any:
             make = _for_related_state if relates else _for_state
             members[name] = make(function, access)
     is_scalar = impl_class is alchemy.ScalarAttributeImpl
-    members["set_unguarded_first"] = impl_class.set
     members["set_unguarded"] = alchemy.set_scalar if is_scalar else impl_class.set
     if hasattr(impl_class, "_initialize_collection"):
         members["_initialize_collection"] = _guarded_initializer(impl_class)

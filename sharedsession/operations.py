@@ -142,6 +142,7 @@ class Path(NamedTuple):
 
 
 if compiled.parts is not None:
+    compiled.parts.know_usual(*alchemy.USUAL)
     run = compiled.parts.Runner(
         run_in_python,
         look,
@@ -202,7 +203,7 @@ def _compiled(
         is_called=path.is_called,
         finder=None if by_path else find_guard,
         is_refused=refused,
-        peeks=_PEEKS.get(function, 0),
+        usual=_USUAL.get(function, 0),
     )
     functools.update_wrapper(operation, function)
     del operation.__wrapped__  # type: ignore[attr-defined]
@@ -214,12 +215,13 @@ def _name_of(function: Any, which: int) -> str | None:
     return list(inspect.signature(function).parameters)[which] if which else None
 
 
-#: What is at hand nearly always, and how it is found.
-_PEEKS = {
+#: The methods whose usual case is compiled, too, and the numbers they have there.
+_USUAL = {
     alchemy.AttributeImpl.get: 1,
     alchemy.WeakInstanceDict.get: 2,
     alchemy.WeakInstanceDict.__contains__: 3,
     alchemy.WeakInstanceDict.__len__: 4,
+    alchemy.WeakInstanceDict.replace: 5,
 }
 
 

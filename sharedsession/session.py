@@ -464,6 +464,7 @@ if compiled.parts is not None:
         alchemy.MutableBase,
         instances.adopt_values,
         _NextInLine("_after_attach"),
+        Session,
         _Mixin._after_attach,
     )
 

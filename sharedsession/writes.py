@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from . import compiled
+from . import alchemy, compiled
 from .attachment import guards
 from .monitor import FOREVER
 from .operations import run
@@ -20,15 +20,18 @@ _find_guard = guards.get
 
 def compiled_setter(impl: Any, state_key: str, otherwise: Setter) -> Setter:
     """Like :func:`in_python`, and compiled; to be called only if that is there."""
+    set_unguarded = impl.set_unguarded
+    if getattr(set_unguarded, "__func__", None) is alchemy.set_scalar:
+        set_unguarded = _compiled_value_setter(impl, set_unguarded)
     return compiled.parts.Write(  # type: ignore[no-any-return]
-        run,
-        state_key,
-        guards,
-        impl.key,
-        impl.set_unguarded_first,
-        impl.set_unguarded,
-        otherwise,
+        run, state_key, guards, set_unguarded, otherwise
     )
+
+
+def _compiled_value_setter(impl: Any, set_unguarded: Any) -> Any:
+    if not impl.send_modified_events:
+        return set_unguarded
+    return compiled.parts.ValueSetter(impl.key, impl.dispatch, set_unguarded)
 
 
 def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:

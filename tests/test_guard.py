@@ -565,7 +565,6 @@ def test_a_signal_handler_may_use_what_is_being_entered(enter: str) -> None:
         run(guard, WRITE, check)
     elif enter == "attribute":
         impl = SimpleNamespace(key="key", set_unguarded=check)
-        impl.set_unguarded_first = check
         set_value = setter_of(impl, "state", check)
         with attaching():
             set_value(None, attached(guard), None)

@@ -1,9 +1,10 @@
 /* The module sharedsession._compiled. */
 
-#include "parts.h"
+#include "usual.h"
 
 static PyMethodDef functions[] = {
     {"know_guard", know_guard, METH_VARARGS, "Find the slots of the class of guards."},
+    {"know_usual", know_usual, METH_VARARGS, "Learn what the usual cases are told by."},
     {"let_go", (PyCFunction)(void (*)(void))let_go, METH_FASTCALL, "End a hold."},
     {"take", (PyCFunction)(void (*)(void))take, METH_FASTCALL, "Begin a hold."},
     {NULL},
@@ -25,7 +26,7 @@ PyInit__compiled(void)
     PyTypeObject *types[] = {
         &adder_type, &adopter_type, &asker_type, &at_hand_type, &execute_type,
         &look_type, &maker_type, &operation_type, &read_type, &runner_type,
-        &setter_type, &statements_type, &write_type,
+        &setter_type, &statements_type, &value_setter_type, &write_type,
     };
     PyObject *made = PyModule_Create(&definition);
     for (size_t which = 0; made != NULL && which < Py_ARRAY_LENGTH(types); which++)

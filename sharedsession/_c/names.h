@@ -54,26 +54,41 @@
     X(STATE_OF_TRANSACTION, "_state")                                                   \
     /* of sessions and identity maps: where an object is found without a guard */       \
     X(AFTER_ATTACH, "_after_attach")                                                    \
+    X(AFTER_ATTACH_EVENT, "after_attach")                                               \
+    X(DISPATCH, "dispatch")                                                             \
+    X(HASH_KEY, "hash_key")                                                             \
     X(IDENTITY_MAP, "identity_map")                                                     \
+    X(MODIFIED_STATES, "_modified")                                                     \
     X(NEW, "_new")                                                                      \
     X(REFERENCE, "_wr")                                                                 \
     X(STATES, "_dict")                                                                  \
+    X(TRANSIENT_TO_PENDING, "transient_to_pending")                                     \
     /* of states, managers, mappers and attributes */                                   \
+    X(ACTIVE_HISTORY, "_active_history")                                                \
+    X(CALLABLE, "callable_")                                                            \
+    X(CALLABLES, "callables")                                                           \
     X(COLLECTION_NAMES, "_collection_impl_keys")                                        \
     X(COMMITTED_STATE, "committed_state")                                               \
     X(EXPIRED, "expired")                                                               \
+    X(EXPIRED_ATTRIBUTES, "expired_attributes")                                         \
     X(IDENTITY_CLASS, "_identity_class")                                                \
     X(INHERITS, "inherits")                                                             \
     X(KEY, "key")                                                                       \
+    X(LAST_KNOWN_VALUES, "_last_known_values")                                          \
     X(MANAGER, "manager")                                                               \
     X(MANAGER_OF_CLASS, "_sa_class_manager")                                            \
     X(MAP_OF_STATE, "_instance_dict")                                                   \
     X(MAPPED, "class_")                                                                 \
     X(MAPPER, "mapper")                                                                 \
+    X(MODIFIED, "modified")                                                             \
     X(OBJ, "obj")                                                                       \
+    X(PARENT_LISTENERS, "parent_listeners")                                             \
+    X(PASSIVE, "passive")                                                               \
     X(PRIMARY_KEY, "primary_key")                                                       \
     X(SESSION_ID, "session_id")                                                         \
-    X(STATE, "_sa_instance_state")
+    X(SET, "set")                                                                       \
+    X(STATE, "_sa_instance_state")                                                      \
+    X(STRONG_OBJECT, "_strong_obj")
 
 #define X(name, text) NAME_##name,
 enum name { EACH_NAME(X) NAMES };

@@ -3,7 +3,7 @@
    As a part of an operation that runs already, which most calls are, it is called
    right away. */
 
-#include "parts.h"
+#include "usual.h"
 #include <structmember.h>
 
 typedef struct {
@@ -21,11 +21,9 @@ typedef struct {
     PyObject *finder;    /* called with the argument in the place of all that, or NULL */
     char is_called;      /* whether what is found is called, and returns the guard */
     char is_refused;     /* whether it is not in a read section, whatever it is part of */
-    int peeks;           /* where what it returns may be at hand */
+    int usual;           /* which of the methods in usual.h it is, or none */
     PyObject *dict;
 } Operation;
-
-enum { PEEK_IN_VALUES = 1, PEEK_IN_MAP, PEEK_FOR_KEY, PEEK_AT_LENGTH };
 
 /* The guard of an object, or None; a new reference, or NULL with an error. */
 static PyObject *
@@ -93,76 +91,10 @@ is_part(Operation *self, PyObject *guard, PyObject *me)
     return only < 0 ? only : !only;
 }
 
-/* What SQLAlchemy's get() of an attribute finds first: get(impl, state, values). */
-static PyObject *
-peek_in_values(Args args)
-{
-    if (args.count < 3 || !PyDict_Check(args.args[2]))
-        return NULL;
-    PyObject *key = get_attribute(args.args[0], NAME_KEY);
-    if (key == NULL)
-        return NULL;
-    PyObject *value = find(args.args[2], key);
-    Py_DECREF(key);
-    return value;
-}
-
-/* What an identity map has, as a new reference; NULL, perhaps without an error. */
-static PyObject *
-states_of(PyObject *map)
-{
-    PyObject *states = get_attribute(map, NAME_STATES);
-    if (states != NULL && !PyDict_Check(states))
-        Py_CLEAR(states);
-    return states;
-}
-
-/* What get() and `in` of an identity map say of a key that is not there. */
-static PyObject *
-peek_in_map(Args args, PyObject *missing)
-{
-    PyObject *states = states_of(args.args[0]);
-    if (states == NULL)
-        return NULL;
-    int there = PyDict_Contains(states, args.args[1]);
-    Py_DECREF(states);
-    return there == 0 ? Py_NewRef(missing) : NULL;
-}
-
-static PyObject *
-peek_at_length(PyObject *map)
-{
-    PyObject *states = states_of(map);
-    if (states == NULL)
-        return NULL;
-    Py_ssize_t length = PyDict_GET_SIZE(states);
-    Py_DECREF(states);
-    return PyLong_FromSsize_t(length);
-}
-
-/* What is at hand, as a new reference; NULL, perhaps without an error, for nothing. */
-static PyObject *
-peek(Operation *self, Args args)
-{
-    if (self->peeks == PEEK_IN_VALUES)
-        return peek_in_values(args);
-    if (args.names != NULL)
-        return NULL;
-    if (self->peeks == PEEK_AT_LENGTH && args.count == 1)
-        return peek_at_length(args.args[0]);
-    if (self->peeks == PEEK_FOR_KEY && args.count == 2)
-        return peek_in_map(args, Py_False);
-    if (self->peeks != PEEK_IN_MAP || args.count != 2)
-        return NULL;
-    PyObject *missing = peek_in_map(args, Py_None);
-    expects_guarded_state = missing != NULL;
-    return missing;
-}
-
 static PyObject *
 call_part(Operation *self, PyObject *function, Args args)
 {
-    PyObject *value = self->peeks ? peek(self, args) : NULL;
+    PyObject *value = self->usual ? do_as_usual(self->usual, args) : NULL;
     return value != NULL || PyErr_Occurred() ? value : call(function, args);
 }
 
@@ -273,15 +205,15 @@ operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     static char *keywords[] = {"runner", "access", "function", "name", "line", "which",
                                "parameter", "path", "table", "is_called", "finder", "is_refused",
-                               "peeks", NULL};
+                               "usual", NULL};
     PyObject *runner, *access, *function, *name, *line, *path, *table, *finder,
         *parameter;
     Py_ssize_t which;
-    int is_called, is_refused, peeks;
+    int is_called, is_refused, usual;
     if (!PyArg_ParseTupleAndKeywords(
             args, names, "O!OOUOnOO!OpOpi:Operation", keywords, &runner_type, &runner,
             &access, &function, &name, &line, &which, &parameter, &PyTuple_Type, &path, &table,
-            &is_called, &finder, &is_refused, &peeks))
+            &is_called, &finder, &is_refused, &usual))
         return NULL;
     if (table != Py_None && !PyDict_Check(table)) {
         PyErr_SetString(PyExc_TypeError, "the table of guards is a dictionary");
@@ -303,7 +235,7 @@ operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->finder = none_as_null(finder);
     self->is_called = is_called;
     self->is_refused = is_refused;
-    self->peeks = peeks;
+    self->usual = usual;
     return (PyObject *)self;
 }
 

@@ -6,9 +6,13 @@
 #include "guard.h"
 
 extern PyTypeObject adder_type, adopter_type, asker_type, at_hand_type, execute_type, look_type,
-    maker_type,     setter_type, statements_type, operation_type, read_type, runner_type, write_type;
+    maker_type, operation_type, read_type, runner_type, setter_type, statements_type,
+    value_setter_type, write_type;
 
 extern int expects_guarded_state;
+
+/* What _add_unpresent() of an identity map does; 0, or -1 with an error. */
+int put_into_map(PyObject *map, PyObject *state, PyObject *key);
 
 /* Who asks, as a new reference, if `asker` is an Asker. */
 PyObject *current_owner(PyObject *asker);

@@ -4,7 +4,7 @@
    A state changes its class when it comes to a shared session.  That takes a while, and
    slows it down for good; so it has the class from the start where that can be told. */
 
-#include "parts.h"
+#include "usual.h"
 
 /* Whether the next state that is made is likely one of a shared session: the last thing
    that a load does before is to look for the object in the identity map.  If another
@@ -45,8 +45,8 @@ guard_state(States *self, PyObject *state)
 }
 
 /* Like in SQLAlchemy: map._dict[key] = state; state._instance_dict = map._wr. */
-static int
-add(PyObject *map, PyObject *state, PyObject *key)
+int
+put_into_map(PyObject *map, PyObject *state, PyObject *key)
 {
     PyObject *states = get_attribute(map, NAME_STATES);
     if (states == NULL)
@@ -73,7 +73,7 @@ adder_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *n
     }
     if (Py_IS_TYPE(args[1], self->plain) && guard_state(self, args[1]) < 0)
         return NULL;
-    if (add(args[0], args[1], args[2]) < 0)
+    if (put_into_map(args[0], args[1], args[2]) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -149,6 +149,7 @@ typedef struct {
     PyTypeObject *mutable;   /* the class of values that track their own changes */
     PyObject *adopt_values;  /* called with the names of collections, and the values */
     PyObject *line;          /* by class of session: the base that has the method */
+    PyObject *session;       /* the base whose method is done here */
     PyObject *in_python;     /* the method, for objects of other classes */
 } Adopter;
 
@@ -205,17 +206,71 @@ adopt(Adopter *self, PyObject *manager, PyObject *state, PyObject *object)
     return failed;
 }
 
+/* Whether it is an object without a key, and nobody has to be told of it; -1 with an
+   error. */
+static int
+is_told_to_nobody(PyObject *session, PyObject *state)
+{
+    if (!has(state, NAME_KEY, Py_None))
+        return PyErr_Occurred() ? -1 : 0;
+    PyObject *dispatch = get_attribute(session, NAME_DISPATCH);
+    int quiet = dispatch == NULL ? -1 : nobody_hears(dispatch, NAME_AFTER_ATTACH_EVENT);
+    if (quiet > 0)
+        quiet = nobody_hears(dispatch, NAME_TRANSIENT_TO_PENDING);
+    Py_XDECREF(dispatch);
+    return quiet;
+}
+
+/* Keep the object of a state with changes; 0, or -1 with an error. */
+static int
+keep_modified(PyObject *state, PyObject *object)
+{
+    if (!has(state, NAME_MODIFIED, Py_True))
+        return PyErr_Occurred() ? -1 : 0;
+    if (!has(state, NAME_STRONG_OBJECT, Py_None))
+        return PyErr_Occurred() ? -1 : 0;
+    return PyObject_SetAttr(state, name_of[NAME_STRONG_OBJECT], object);
+}
+
+/* _after_attach() of a Session, if nobody has to be told. */
+static PyObject *
+attach_quietly(PyObject *session, PyObject *state, PyObject *object)
+{
+    PyObject *number = get_attribute(session, NAME_HASH_KEY);
+    if (number == NULL)
+        return NULL;
+    int failed = PyObject_SetAttr(state, name_of[NAME_SESSION_ID], number);
+    Py_DECREF(number);
+    if (failed || keep_modified(state, object) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+attach_as(PyObject *base, PyObject *const *args)
+{
+    PyObject *function = get_attribute(base, NAME_AFTER_ATTACH);
+    if (function == NULL)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(function, args, 3, NULL);
+    Py_DECREF(function);
+    return result;
+}
+
 /* The same of the class behind the session's. */
 static PyObject *
 attach(Adopter *self, PyObject *const *args)
 {
     PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(args[0]));
-    PyObject *function = base == NULL ? NULL : get_attribute(base, NAME_AFTER_ATTACH);
-    Py_XDECREF(base);
-    if (function == NULL)
+    if (base == NULL)
         return NULL;
-    PyObject *result = PyObject_Vectorcall(function, args, 3, NULL);
-    Py_DECREF(function);
+    int quiet = base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;
+    PyObject *result = NULL;
+    if (quiet > 0)
+        result = attach_quietly(args[0], args[1], args[2]);
+    else if (quiet == 0)
+        result = attach_as(base, args);
+    Py_DECREF(base);
     return result;
 }
 
@@ -242,10 +297,11 @@ adopter_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
 static PyObject *
 adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *plain, *guarded, *manager, *mutable, *adopt_values, *line, *in_python;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOO:Adopter", &PyType_Type, &plain,
+    PyObject *plain, *guarded, *manager, *mutable, *adopt_values, *line, *session,
+        *in_python;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOO:Adopter", &PyType_Type, &plain,
                           &PyType_Type, &guarded, &PyType_Type, &manager, &PyType_Type,
-                          &mutable, &adopt_values, &line, &in_python))
+                          &mutable, &adopt_values, &line, &session, &in_python))
         return NULL;
     Adopter *self = (Adopter *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -257,6 +313,7 @@ adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->mutable = (PyTypeObject *)Py_NewRef(mutable);
     self->adopt_values = Py_NewRef(adopt_values);
     self->line = Py_NewRef(line);
+    self->session = Py_NewRef(session);
     self->in_python = Py_NewRef(in_python);
     return (PyObject *)self;
 }
@@ -265,8 +322,8 @@ adopter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 PyTypeObject adopter_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Adopter",
-    .tp_doc = "Adopter(plain, guarded, manager, mutable, adopt_values, line, in_python): see"
-              " session.py",
+    .tp_doc = "Adopter(plain, guarded, manager, mutable, adopt_values, line, session,"
+              " in_python): see session.py",
     .tp_basicsize = sizeof(Adopter),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,

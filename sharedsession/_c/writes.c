@@ -8,24 +8,9 @@ typedef struct {
     Runner *runner;
     PyObject *state_key;     /* of the object's state in its dictionary */
     PyObject *guards;        /* by the number of the session */
-    PyObject *key;           /* of the attribute, among the changes of the state */
-    PyObject *set_first;     /* called with the state, the dictionary and the value */
-    PyObject *set_again;     /* likewise, if a change was noted */
+    PyObject *set;           /* called with the state, the dictionary and the value */
     PyObject *otherwise;     /* called like this object if there is no state */
 } Write;
-
-/* What sets the value, borrowed; NULL with an interrupt. */
-static PyObject *
-setter_for(Write *self, PyObject *state)
-{
-    PyObject *committed = attribute(state, NAME_COMMITTED_STATE);
-    int noted = committed != NULL && PyDict_Check(committed)
-                && PyDict_Contains(committed, self->key) == 1;
-    Py_XDECREF(committed);
-    if (is_interrupted())
-        return NULL;
-    return noted ? self->set_again : self->set_first;
-}
 
 /* Set it, inside the guard if there is one. */
 static PyObject *
@@ -36,12 +21,11 @@ set_value(Write *self, PyObject *state, PyObject *values, PyObject *value)
     PyObject *guard = guard_of_state(self->guards, state);
     if (guard == NULL && PyErr_Occurred())
         return NULL;
-    PyObject *set = setter_for(self, state), *done = NULL;
-    if (set != NULL && guard == NULL)
-        done = call(set, args);
-    else if (set != NULL)
-        done = run_operation(self->runner, guard, self->runner->write, set, args);
-    Py_XDECREF(guard);
+    if (guard == NULL)
+        return call(self->set, args);
+    PyObject *write = self->runner->write;
+    PyObject *done = run_operation(self->runner, guard, write, self->set, args);
+    Py_DECREF(guard);
     return done;
 }
 
@@ -76,10 +60,9 @@ write_bind(PyObject *self, PyObject *attribute, PyObject *type)
 static PyObject *
 write_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *runner, *state_key, *guards, *key, *set_first, *set_again, *otherwise;
-    if (!PyArg_ParseTuple(args, "O!UO!UOOO:Write", &runner_type, &runner, &state_key,
-                          &PyDict_Type, &guards, &key, &set_first, &set_again,
-                          &otherwise))
+    PyObject *runner, *state_key, *guards, *set, *otherwise;
+    if (!PyArg_ParseTuple(args, "O!UO!OO:Write", &runner_type, &runner, &state_key,
+                          &PyDict_Type, &guards, &set, &otherwise))
         return NULL;
     Write *self = (Write *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -89,9 +72,7 @@ write_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->state_key = Py_NewRef(state_key);
     PyUnicode_InternInPlace(&self->state_key);
     self->guards = Py_NewRef(guards);
-    self->key = Py_NewRef(key);
-    self->set_first = Py_NewRef(set_first);
-    self->set_again = Py_NewRef(set_again);
+    self->set = Py_NewRef(set);
     self->otherwise = Py_NewRef(otherwise);
     return (PyObject *)self;
 }
@@ -102,8 +83,7 @@ write_traverse(Write *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->runner);
     Py_VISIT(self->guards);
-    Py_VISIT(self->set_first);
-    Py_VISIT(self->set_again);
+    Py_VISIT(self->set);
     Py_VISIT(self->otherwise);
     return 0;
 }
@@ -115,9 +95,7 @@ write_dealloc(Write *self)
     Py_DECREF(self->runner);
     Py_DECREF(self->state_key);
     Py_DECREF(self->guards);
-    Py_DECREF(self->key);
-    Py_DECREF(self->set_first);
-    Py_DECREF(self->set_again);
+    Py_DECREF(self->set);
     Py_DECREF(self->otherwise);
     PyObject_GC_Del(self);
 }
@@ -125,8 +103,7 @@ write_dealloc(Write *self)
 PyTypeObject write_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Write",
-    .tp_doc = "Write(runner, state_key, guards, key, set_first, set_again, otherwise): see"
-              " writes.py",
+    .tp_doc = "Write(runner, state_key, guards, set, otherwise): see writes.py",
     .tp_basicsize = sizeof(Write),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,
