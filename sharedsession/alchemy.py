@@ -101,8 +101,10 @@ def set_scalar(
 USUAL = (
     NO_VALUE,
     _base.PASSIVE_NO_RESULT,
+    _attributes.HISTORY_BLANK,
     int(_base.CALLABLES_OK),
     int(_base.INIT_OK),
+    int(_base.PassiveFlag.INCLUDE_PENDING_MUTATIONS),
     _NoListeners,
     _NO_SET,
     _state.InstanceState._instance_dict,
@@ -220,10 +222,9 @@ def is_relationship(impl_class: Any) -> bool:
     return issubclass(impl_class, _RELATIONSHIPS)
 
 
-_RELATIONSHIPS = (
-    _named(_attributes, "ScalarObjectAttributeImpl"),
-    _named(_attributes, "CollectionAttributeImpl"),
-)
+ScalarObjectAttributeImpl: Any = _named(_attributes, "ScalarObjectAttributeImpl")
+CollectionAttributeImpl: Any = _named(_attributes, "CollectionAttributeImpl")
+_RELATIONSHIPS = ScalarObjectAttributeImpl, CollectionAttributeImpl
 
 
 def is_changed(state: Any, key: str) -> bool:
@@ -287,6 +288,14 @@ def find_unexpired(identity_map: Any, key: Any) -> Any:
     except TypeError:
         return None  # a key that cannot be one
     return None if state is None or state.expired else state.obj()
+
+
+def add_all(session: Any, instances: Any) -> None:
+    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's."""
+    if session._warn_on_events:
+        session._flush_warning("Session.add_all()")
+    for instance in instances:
+        sa_orm.Session.add(session, instance, _warn=False)
 
 
 def is_clean(session: Any) -> bool:

@@ -30,7 +30,24 @@ class _Plain(dict[type, bool]):
         return plain
 
 
-_are_plain = {name: _Plain(name) for name in ("get", "__contains__", "flush")}
+class _Called(_Plain):
+    """The same of a method that the session calls, where a subclass's own comes first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._name = name
+
+    def __missing__(self, cls: type) -> bool:
+        mixin = next(base for base in cls.__mro__ if "guard" in vars(base))
+        ours = getattr(cls, self._name) is vars(mixin)[self._name]
+        self[cls] = plain = ours and super().__missing__(cls)
+        return plain
+
+
+_are_plain = {
+    **{name: _Plain(name) for name in ("get", "__contains__")},
+    **{name: _Called(name) for name in ("add", "flush")},
+}
 
 
 def is_plain(cls: type, name: str) -> bool:

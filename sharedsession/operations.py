@@ -177,7 +177,28 @@ def guarded(
     if compiled.parts is None:
         return _guarded_in_python(function, access, find_guard, refused, line, which)
     operation = _compiled(function, access, find_guard, refused, line, which)
-    return with_signature_of(function, operation) if public else operation
+    return _as_function(function, operation, access, line) if public else operation
+
+
+def _as_function(
+    function: Any, operation: Any, access: Access, line: Any
+) -> Callable[..., Any]:
+    if access is WRITE:  # which may have to be noted afterwards
+        return with_signature_of(function, operation)
+    call = "_function({parameters})" if line is None else _next_call(function)
+    return with_parameters_of(
+        function,
+        f"if _is_part({{self}}):\n    return {call}\nreturn _operation({{parameters}})",
+        _is_part=operation.is_part,
+        _function=function,
+        _line=line,
+        _operation=operation,
+        _type=type,
+    )
+
+
+def _next_call(function: Any) -> str:
+    return f"_line[_type({{self}})].{function.__name__}({{parameters}})"
 
 
 def _compiled(
@@ -222,6 +243,9 @@ _USUAL = {
     alchemy.WeakInstanceDict.__contains__: 3,
     alchemy.WeakInstanceDict.__len__: 4,
     alchemy.WeakInstanceDict.replace: 5,
+    alchemy.ScalarAttributeImpl.get_history: 6,
+    alchemy.ScalarObjectAttributeImpl.get_history: 6,
+    alchemy.CollectionAttributeImpl.get_history: 6,
 }
 
 
@@ -239,7 +263,7 @@ def _guarded_in_python(
     call = "_function({parameters})"
     names: dict[str, Any] = {"_function": function}
     if line is not None:
-        call = f"_line[_type({{self}})].{function.__name__}({{parameters}})"
+        call = _next_call(function)
         names.update(_line=line, _type=type)
     if isinstance(find_guard, Path):
         source = find_guard.source()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from types import FunctionType
-from typing import Any, Callable, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Iterable, Iterator, NoReturn, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
@@ -161,6 +161,14 @@ class SharedSessionMixin(Session):
                 root.begun_by = self.guard.asker()
                 return root
         return super().begin(nested)
+
+    def _add_all(self, instances: Iterable[object]) -> None:
+        """Like ``Session.add_all()``, without asking for each whether it may."""
+        base = _bases_that_add_all[type(self)]
+        if base is Session and looks.is_plain(type(self), "add"):
+            alchemy.add_all(self, instances)
+        else:
+            base.add_all(self, instances)
 
     def _has_savepoint_of_mine(self) -> bool:
         """Whether a plain ``begin()`` would raise for what this thread itself did."""
@@ -444,6 +452,7 @@ def _executing(steps: str, **names: Any) -> Any:
     )
 
 
+_bases_that_add_all = _NextInLine("add_all")
 _bases_that_execute = _NextInLine("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = quick_execute_internal(
@@ -498,6 +507,7 @@ def _to_the_end(throw_away: Callable[[], None]) -> None:
 
 _OWN = {
     "__exit__": SharedSessionMixin._exit,
+    "add_all": SharedSessionMixin._add_all,
     "begin": SharedSessionMixin._begin,
     "close": SharedSessionMixin._close,
     "expunge_all": SharedSessionMixin._expunge_all,

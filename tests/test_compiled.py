@@ -47,6 +47,7 @@ def test_sqlalchemy_has_the_private_names(engine: sa.Engine) -> None:
             *(session, session.identity_map, session.get_transaction(), user, User),
             *(state, state.manager, state.mapper, User.name, User.name.impl),
             User.name.impl.dispatch,
+            alchemy.RowsInMemory([]),
             *(result, result.context, result.connection, result.cursor_strategy),
             *(objects, objects.raw, options[0].load_options, sa.select(User)),
         ]

@@ -32,6 +32,7 @@
     X(CONTEXT, "context")                                                               \
     X(CURSOR, "cursor")                                                                 \
     X(CURSOR_STRATEGY, "cursor_strategy")                                               \
+    X(DESCRIPTION, "alternate_cursor_description")                                      \
     X(EXECUTION_OPTIONS, "execution_options")                                           \
     X(HANDLE_EXCEPTION, "handle_exception")                                             \
     X(IS_SERVER_SIDE, "_is_server_side")                                                \
@@ -42,6 +43,7 @@
     X(OWN_OPTIONS, "_execution_options")                                                \
     X(POPULATE_EXISTING, "populate_existing")                                           \
     X(RAW, "raw")                                                                       \
+    X(ROW_BUFFER, "_rowbuffer")                                                         \
     X(SAFE_CLOSE_CURSOR, "_safe_close_cursor")                                          \
     X(SOFT_CLOSED, "_soft_closed")                                                      \
     X(TEXT, "text")                                                                     \
@@ -84,6 +86,7 @@
     X(OBJ, "obj")                                                                       \
     X(PARENT_LISTENERS, "parent_listeners")                                             \
     X(PASSIVE, "passive")                                                               \
+    X(PENDING_MUTATIONS, "_pending_mutations")                                          \
     X(PRIMARY_KEY, "primary_key")                                                       \
     X(SESSION_ID, "session_id")                                                         \
     X(SET, "set")                                                                       \

@@ -279,6 +279,31 @@ operation_signature(Operation *self, void *unused)
     return found;
 }
 
+/* Whether a call would only call the method, as a part of what runs already, and do
+   nothing afterwards. */
+static PyObject *
+operation_is_part(Operation *self, PyObject *thing)
+{
+    PyObject *guard = find_guard(self, thing);
+    if (guard == NULL)
+        return NULL;
+    int part = guard == Py_None;
+    if (!part && self->access != self->runner->write && is_guard(guard)
+        && !(self->is_refused && is_read(guard))) {
+        PyObject *me = ask(guard);
+        part = me == NULL ? -1 : is_part(self, guard, me);
+        Py_XDECREF(me);
+    }
+    Py_DECREF(guard);
+    return part < 0 ? NULL : Py_NewRef(part ? Py_True : Py_False);
+}
+
+static PyMethodDef operation_methods[] = {
+    {"is_part", (PyCFunction)operation_is_part, METH_O,
+     "Whether calling the method itself would do, for an object."},
+    {NULL},
+};
+
 static PyGetSetDef operation_properties[] = {
     {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict},
     {"__signature__", (getter)operation_signature},
@@ -299,4 +324,5 @@ PyTypeObject operation_type = {
     .tp_descr_get = operation_bind,
     .tp_dictoffset = offsetof(Operation, dict),
     .tp_getset = operation_properties,
+    .tp_methods = operation_methods,
 };

@@ -14,7 +14,8 @@ typedef struct {
     PyObject *access_of;     /* for all others, and for what is not there yet */
     PyTypeObject *result;    /* of what has rows of the database */
     PyTypeObject *strategy;  /* of how they come, usually */
-    PyObject *in_memory;     /* makes a strategy for rows that are here */
+    PyTypeObject *in_memory; /* the same for rows that are here */
+    PyObject *make_buffer;   /* makes what it has them in */
     PyObject *handle_error;  /* called with a result, its cursor and an error */
     PyTypeObject *objects;   /* of results that make objects of such rows */
     PyObject *promise_objects, *make_objects; /* if the rows are here */
@@ -143,6 +144,20 @@ close_cursor(PyObject *result, PyObject *cursor)
     return PyObject_SetAttr(result, name_of[NAME_SOFT_CLOSED], Py_True);
 }
 
+/* A strategy for rows that are here. */
+static PyObject *
+in_memory(Statements *self, PyObject *rows)
+{
+    PyObject *buffer = PyObject_CallOneArg(self->make_buffer, rows);
+    PyObject *strategy = buffer == NULL ? NULL : PyType_GenericAlloc(self->in_memory, 0);
+    if (strategy != NULL
+        && (PyObject_SetAttr(strategy, name_of[NAME_ROW_BUFFER], buffer) < 0
+            || PyObject_SetAttr(strategy, name_of[NAME_DESCRIPTION], Py_None) < 0))
+        Py_CLEAR(strategy);
+    Py_XDECREF(buffer);
+    return strategy;
+}
+
 /* Fetch all rows, and have the result deal them out. */
 static int
 fetch_rows(Statements *self, PyObject *result)
@@ -154,7 +169,7 @@ fetch_rows(Statements *self, PyObject *result)
     if (rows == NULL || close_cursor(result, cursor) < 0)
         handle_error(self, result, cursor);
     else
-        strategy = PyObject_CallOneArg(self->in_memory, rows);
+        strategy = in_memory(self, rows);
     Py_XDECREF(rows);
     Py_DECREF(cursor);
     if (strategy == NULL)
@@ -215,11 +230,12 @@ settled(Statements *self, int within, PyObject *guard, PyObject *result)
 static PyObject *
 statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *objects,
-        *handle, *promise, *make, *settle, *settle_within;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!OOO!OOOO:Statements", &runner_type, &runner,
+    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *buffer,
+        *objects, *handle, *promise, *make, *settle, *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!O!OOO!OOOO:Statements", &runner_type, &runner,
                           &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
-                          &PyType_Type, &result, &PyType_Type, &strategy, &in_memory,
+                          &PyType_Type, &result, &PyType_Type, &strategy, &PyType_Type,
+                          &in_memory, &buffer,
                           &handle, &PyType_Type, &objects, &promise, &make, &settle,
                           &settle_within))
         return NULL;
@@ -232,7 +248,8 @@ statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->access_of = Py_NewRef(access);
     self->result = (PyTypeObject *)Py_NewRef(result);
     self->strategy = (PyTypeObject *)Py_NewRef(strategy);
-    self->in_memory = Py_NewRef(in_memory);
+    self->in_memory = (PyTypeObject *)Py_NewRef(in_memory);
+    self->make_buffer = Py_NewRef(buffer);
     self->handle_error = Py_NewRef(handle);
     self->objects = (PyTypeObject *)Py_NewRef(objects);
     self->promise_objects = Py_NewRef(promise);
@@ -247,7 +264,7 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " handle_error, objects, promise_objects, make_objects, settle,"
+              " make_buffer, handle_error, objects, promise_objects, make_objects, settle,"
               " settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,

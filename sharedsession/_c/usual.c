@@ -11,14 +11,17 @@ PyObject *
 know_usual(PyObject *module, PyObject *args)
 {
     Usual now;
-    if (!PyArg_ParseTuple(args, "OOllO!OOO!:know_usual", &now.no_value, &now.no_result,
-                          &now.callables_ok, &now.init_ok, &PyType_Type,
+    if (!PyArg_ParseTuple(args, "OOOlllO!OOO!:know_usual", &now.no_value, &now.no_result,
+                          &now.no_history, &now.callables_ok, &now.init_ok,
+                          &now.with_pending, &PyType_Type,
                           &now.no_listeners, &now.dont_set, &now.no_map, &PyDict_Type,
                           &now.watched))
         return NULL;
     /* They last as long as the process. */
-    PyObject *kept[] = {now.no_value, now.no_result, (PyObject *)now.no_listeners,
-                        now.dont_set, now.no_map,    now.watched};
+    PyObject *kept[] = {now.no_value,  now.no_result,
+                        now.no_history, (PyObject *)now.no_listeners,
+                        now.dont_set,  now.no_map,
+                        now.watched};
     for (size_t which = 0; which < Py_ARRAY_LENGTH(kept); which++)
         Py_INCREF(kept[which]);
     usual = now;
@@ -62,20 +65,24 @@ is_without_loader(PyObject *impl, PyObject *state, PyObject *key)
     return !is_among(state, NAME_CALLABLES, key);
 }
 
+/* The argument `passive`; -1 if it is not given, perhaps with an error. */
+static long
+flags_of(Args args)
+{
+    PyObject *flags = args.count > 3 ? args.args[3] : argument(args, name_of[NAME_PASSIVE]);
+    return flags == NULL || !PyLong_Check(flags) ? -1 : PyLong_AsLong(flags);
+}
+
 /* get() of a value that is not there. */
 static PyObject *
 get_missing(Args args, PyObject *key)
 {
-    PyObject *flags = args.count > 3 ? args.args[3] : argument(args, name_of[NAME_PASSIVE]);
-    if (flags == NULL || !PyLong_Check(flags))
+    long flags = flags_of(args);
+    if (flags < 0 || is_among(args.args[1], NAME_COMMITTED_STATE, key))
         return NULL;
-    long passive = PyLong_AsLong(flags);
-    if ((passive == -1 && PyErr_Occurred())
-        || is_among(args.args[1], NAME_COMMITTED_STATE, key))
-        return NULL;
-    if (!(passive & usual.callables_ok))
+    if (!(flags & usual.callables_ok))
         return Py_NewRef(usual.no_result);
-    if (!(passive & usual.init_ok) && is_without_loader(args.args[0], args.args[1], key)
+    if (!(flags & usual.init_ok) && is_without_loader(args.args[0], args.args[1], key)
         && !PyErr_Occurred())
         return Py_NewRef(usual.no_value);
     return NULL;
@@ -83,18 +90,39 @@ get_missing(Args args, PyObject *key)
 
 /* get(impl, state, values, passive) */
 static PyObject *
-get_of_attribute(Args args)
+get_of_attribute(Args args, PyObject *key)
+{
+    PyObject *value = find(args.args[2], key);
+    return value != NULL || PyErr_Occurred() ? value : get_missing(args, key);
+}
+
+/* get_history(impl, state, values, passive) of a value that is not there, and is not to
+   be loaded. */
+static PyObject *
+history_of_attribute(Args args, PyObject *key)
+{
+    long flags = flags_of(args);
+    if (flags < 0 || (flags & usual.callables_ok) || PyDict_Contains(args.args[2], key)
+        || is_among(args.args[1], NAME_COMMITTED_STATE, key))
+        return NULL;
+    if ((flags & usual.with_pending)
+        && is_among(args.args[1], NAME_PENDING_MUTATIONS, key))
+        return NULL;
+    return Py_NewRef(usual.no_history);
+}
+
+static PyObject *
+do_with_attribute(int method, Args args)
 {
     if (args.count < 3 || !PyDict_Check(args.args[2]))
         return NULL;
     PyObject *key = get_attribute(args.args[0], NAME_KEY);
     if (key == NULL)
         return NULL;
-    PyObject *value = find(args.args[2], key);
-    if (value == NULL && !PyErr_Occurred())
-        value = get_missing(args, key);
+    PyObject *result = method == GET_OF_ATTRIBUTE ? get_of_attribute(args, key)
+                                                  : history_of_attribute(args, key);
     Py_DECREF(key);
-    return value;
+    return result;
 }
 
 /* -- identity maps */
@@ -174,8 +202,8 @@ replace_in_map(PyObject *map, PyObject *state)
 PyObject *
 do_as_usual(int method, Args args)
 {
-    if (method == GET_OF_ATTRIBUTE)
-        return get_of_attribute(args);
+    if (method == GET_OF_ATTRIBUTE || method == HISTORY_OF_ATTRIBUTE)
+        return do_with_attribute(method, args);
     if (args.names != NULL || args.count != (method == LEN_OF_MAP ? 1 : 2))
         return NULL;
     switch (method) {

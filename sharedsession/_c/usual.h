@@ -8,7 +8,8 @@
 /* What they tell by, once know_usual() was called. */
 typedef struct {
     PyObject *no_value, *no_result;  /* found instead of a value */
-    long callables_ok, init_ok;      /* flags of get() */
+    PyObject *no_history;            /* of an attribute about which nothing is known */
+    long callables_ok, init_ok, with_pending; /* flags of get() and get_history() */
     PyTypeObject *no_listeners;      /* the class of an event's listeners if there are none */
     PyObject *dont_set;              /* a value that is none */
     PyObject *no_map;                /* what a state has for its map if it is in none */
@@ -21,7 +22,7 @@ PyObject *know_usual(PyObject *module, PyObject *args);
 
 /* The methods; the numbers are those in operations.py. */
 enum { NONE_OF_THEM, GET_OF_ATTRIBUTE, GET_OF_MAP, CONTAINS_OF_MAP, LEN_OF_MAP,
-       REPLACE_OF_MAP };
+       REPLACE_OF_MAP, HISTORY_OF_ATTRIBUTE };
 
 /* What the method returns, as a new reference; NULL, perhaps without an error, if it is
    to be called. */
