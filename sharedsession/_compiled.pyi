@@ -37,7 +37,6 @@ class Execute:
         statements: Statements,
         function: Any,
         otherwise: Any,
-        name: str = ...,
         /,
     ) -> None: ...
 

@@ -34,11 +34,13 @@ def quick_execute(function: Callable[..., Any], in_python: Callable[..., Any]) -
     return compiled.parts.Execute(_statements, function, in_python)
 
 
-def quick_execute_internal(line: Any, in_python: Callable[..., Any]) -> Any:
-    """The same of a session, whose class has it behind it in *line*."""
+def quick_execute_internal(
+    functions: dict[type, Any], in_python: Callable[..., Any]
+) -> Any:
+    """The same of sessions, by class the method of the one behind it."""
     if compiled.parts is None:
         return in_python
-    return compiled.parts.Execute(_statements, line, in_python, in_python.__name__)
+    return compiled.parts.Execute(_statements, functions, in_python)
 
 
 def quick_connection(

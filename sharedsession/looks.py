@@ -12,9 +12,10 @@ from typing import Any, Callable
 from sqlalchemy.orm import Session
 
 from . import alchemy, compiled
+from .disguise import ByClass
 
 
-class _Plain(dict[type, bool]):
+class _Plain(ByClass):
     """For each class whether no other but ``Session`` has its own method *name*.
 
     Nor its own way to find an object, which may look in several shards.
@@ -23,11 +24,10 @@ class _Plain(dict[type, bool]):
     def __init__(self, name: str) -> None:
         self._ways = (name, "_identity_lookup")
 
-    def __missing__(self, cls: type) -> bool:
+    def find_out(self, cls: type) -> bool:
         line = [base for base in cls.__mro__ if not hasattr(base, "guard")]
         has = [next(base for base in line if way in vars(base)) for way in self._ways]
-        self[cls] = plain = all(base is Session for base in has)
-        return plain
+        return all(base is Session for base in has)
 
 
 class _Called(_Plain):
@@ -37,11 +37,10 @@ class _Called(_Plain):
         super().__init__(name)
         self._name = name
 
-    def __missing__(self, cls: type) -> bool:
+    def find_out(self, cls: type) -> bool:
         mixin = next(base for base in cls.__mro__ if "guard" in vars(base))
         ours = getattr(cls, self._name) is vars(mixin)[self._name]
-        self[cls] = plain = ours and super().__missing__(cls)
-        return plain
+        return ours and super().find_out(cls)
 
 
 _are_plain = {
@@ -51,7 +50,8 @@ _are_plain = {
 
 
 def is_plain(cls: type, name: str) -> bool:
-    return _are_plain[name][cls]
+    plain = _are_plain[name]
+    return plain.get(cls) or plain[cls]
 
 
 #: Identities of one column that ``get()`` takes as they are.

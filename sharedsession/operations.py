@@ -185,7 +185,7 @@ def _as_function(
 ) -> Callable[..., Any]:
     if access is WRITE:  # which may have to be noted afterwards
         return with_signature_of(function, operation)
-    call = "_function({parameters})" if line is None else _next_call(function)
+    call = "_function({parameters})" if line is None else next_call(function.__name__)
     return with_parameters_of(
         function,
         f"if _is_part({{self}}):\n    return {call}\nreturn _operation({{parameters}})",
@@ -197,8 +197,11 @@ def _as_function(
     )
 
 
-def _next_call(function: Any) -> str:
-    return f"_line[_type({{self}})].{function.__name__}({{parameters}})"
+def next_call(name: str) -> str:
+    """The source of a call of the method of the class in ``_line``."""
+    return (
+        f"(_line.get(_type({{self}})) or _line[_type({{self}})]).{name}({{parameters}})"
+    )
 
 
 def _compiled(
@@ -263,7 +266,7 @@ def _guarded_in_python(
     call = "_function({parameters})"
     names: dict[str, Any] = {"_function": function}
     if line is not None:
-        call = _next_call(function)
+        call = next_call(function.__name__)
         names.update(_line=line, _type=type)
     if isinstance(find_guard, Path):
         source = find_guard.source()

@@ -14,6 +14,7 @@ from . import alchemy, compiled, containers, forks, instances, looks, rows
 from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
+from .disguise import ByClass
 from .errors import SharedSessionError
 from .execution import quick_execute_internal
 from .guard import Guard
@@ -26,6 +27,7 @@ from .operations import (
     Path,
     guarded,
     like,
+    next_call,
     run,
 )
 from .owners import Owner
@@ -395,27 +397,29 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
 # -- the table of operations, put on the class
 
 
-class _NextInLine(dict[type, Any]):
+class _NextInLine(ByClass):
     """For each class the one behind the mixin that has the method."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __missing__(self, cls: type) -> Any:
+    def find_out(self, cls: type) -> Any:
         line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
-        self[cls] = base = next(base for base in line if self._name in vars(base))
-        return base
+        return next(base for base in line if self._name in vars(base))
+
+
+class _NextMethod(_NextInLine):
+    """The method itself."""
+
+    def find_out(self, cls: type) -> Any:
+        return getattr(super().find_out(cls), self._name)
 
 
 def _next_in_line(name: str, line: _NextInLine) -> Any:
     """Call the method of the class that the mixin stands before."""
     plain = getattr(Session, name)
-    body = "return " + _next_call(name)
-    return with_parameters_of(plain, body, _next=line, _type=type)
-
-
-def _next_call(name: str) -> str:
-    return f"_next[_type({{self}})].{name}({{parameters}})"
+    body = f"return {next_call(name)}"
+    return with_parameters_of(plain, body, _line=line, _type=type)
 
 
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
@@ -429,14 +433,14 @@ def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
 _EXECUTE = """\
 _guard = {self}.guard
 if _guard is None:
-    return _next[_type({self})]._execute_internal({parameters})
+    return _next[_type({self})]({parameters})
 _access = _access_to_execute(_guard, statement, execution_options)
 _step = _within if _guard.running is _guard.asker() else _alone
 return _run(_guard, _access, _step, {parameters})"""
 
 _STEP = """\
 {self}._note_statement(statement, execution_options)
-_result = _next[_type({self})]._execute_internal({parameters})
+_result = _next[_type({self})]({parameters})
 return _settle({self}.guard, _result)"""
 
 
@@ -445,7 +449,7 @@ def _executing(steps: str, **names: Any) -> Any:
         Session._execute_internal,
         steps,
         _access_to_execute=_access_to_execute,
-        _next=_bases_that_execute,
+        _next=_execute_of_base,
         _run=run,
         _type=type,
         **names,
@@ -453,10 +457,10 @@ def _executing(steps: str, **names: Any) -> Any:
 
 
 _bases_that_add_all = _NextInLine("add_all")
-_bases_that_execute = _NextInLine("_execute_internal")
+_execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = quick_execute_internal(
-    _bases_that_execute,
+    _execute_of_base,
     _executing(
         _EXECUTE,
         _alone=_executing(_STEP, _settle=rows.settle),

@@ -2,6 +2,7 @@
 
 #include "parts.h"
 #include <structmember.h>
+#include <time.h>
 
 PyTypeObject *guard_type;
 Py_ssize_t slot_offsets[SLOTS];
@@ -14,18 +15,24 @@ static const char *const slot_names[SLOTS] = {
 };
 
 static PyTypeObject *lock_type;
-static PyObject *closed, *zero;
+static PyObject *closed, *zero, *monotonic;
+
+static PyObject *
+import(const char *module, const char *name)
+{
+    PyObject *imported = PyImport_ImportModule(module);
+    PyObject *found = imported == NULL ? NULL : PyObject_GetAttrString(imported, name);
+    Py_XDECREF(imported);
+    return found;
+}
 
 int
 init_guard(void)
 {
     zero = PyLong_FromLong(0);
-    PyObject *threads = PyImport_ImportModule("_thread");
-    if (threads == NULL)
-        return -1;
-    lock_type = (PyTypeObject *)PyObject_GetAttrString(threads, "LockType");
-    Py_DECREF(threads);
-    return PyErr_Occurred() ? -1 : 0;
+    lock_type = (PyTypeObject *)import("_thread", "LockType");
+    monotonic = lock_type == NULL ? NULL : import("time", "monotonic");
+    return monotonic == NULL ? -1 : 0;
 }
 
 static int
@@ -149,10 +156,26 @@ go_on_at_once(PyObject *guard, PyObject *me)
     return 1;
 }
 
+/* What time.monotonic() says, without the call; -1 where that may be another clock. */
+static double
+monotonic_seconds(void)
+{
+#ifdef __linux__
+    struct timespec now;
+    if (clock_gettime(CLOCK_MONOTONIC, &now) == 0)
+        return ((long long)now.tv_sec * 1000000000 + now.tv_nsec) / 1e9;
+#endif
+    return -1;
+}
+
 PyObject *
 read_clock(PyObject *guard)
 {
-    PyObject *clock = Py_NewRef(slot(guard, CLOCK));
+    PyObject *clock = slot(guard, CLOCK);
+    double seconds = clock == monotonic ? monotonic_seconds() : -1;
+    if (seconds >= 0)
+        return PyFloat_FromDouble(seconds);
+    Py_INCREF(clock);
     PyObject *now = PyObject_CallNoArgs(clock);
     Py_DECREF(clock);
     return now;
@@ -162,6 +185,9 @@ read_clock(PyObject *guard)
 static double
 read_seconds(PyObject *guard)
 {
+    double at_once = slot(guard, CLOCK) == monotonic ? monotonic_seconds() : -1;
+    if (at_once >= 0)
+        return at_once;
     PyObject *now = PyCFunction_Check(slot(guard, CLOCK)) ? read_clock(guard) : NULL;
     double seconds = now != NULL && PyFloat_CheckExact(now) ? PyFloat_AS_DOUBLE(now) : -1;
     PyErr_Clear();
@@ -203,6 +229,14 @@ next_version(PyObject *guard)
     return number < 0 ? NULL : PyLong_FromLongLong(number + 1);
 }
 
+static void
+open_gate(PyObject *guard)
+{
+    /* It keeps what memory it has, unlike one that is cleared. */
+    if (PyDict_DelItem(slot(guard, GATE), zero) < 0)
+        PyErr_Clear();
+}
+
 /* Nobody is in any more; 0 if there is no memory for a new version. */
 static int
 open_up(PyObject *guard)
@@ -220,7 +254,7 @@ open_up(PyObject *guard)
     int is_unsettled = slot(guard, UNSETTLED) != Py_False;
     set_slot(guard, VERSION, is_unsettled ? Py_None : version);
     Py_DECREF(version);
-    PyDict_Clear(slot(guard, GATE));
+    open_gate(guard);
     return 1;
 }
 
@@ -262,7 +296,7 @@ take(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *what = number == NULL ? NULL : get_attribute(args[1], NAME_WHAT);
     int taken = what != NULL && pass_gate(guard, me, closed);
     if (taken && PyDict_SetItem(slot(guard, HOLDS), number, what) < 0) {
-        PyDict_Clear(slot(guard, GATE));
+        open_gate(guard);
         taken = 0;
     }
     if (taken) {

@@ -16,7 +16,7 @@ typedef struct {
 static int
 may_look(Look *self, PyObject *session, PyObject **guard, PyObject **version)
 {
-    PyObject *plain = PyObject_GetItem(self->plain, (PyObject *)Py_TYPE(session));
+    PyObject *plain = for_class_of(session, self->plain);
     *guard = plain == Py_True ? attribute(session, NAME_GUARD) : NULL;
     *version = NULL;
     Py_XDECREF(plain);

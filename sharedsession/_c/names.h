@@ -12,6 +12,7 @@
 #define EACH_NAME(X)                                                                    \
     /* Python's */                                                                      \
     X(CLASS, "__class__")                                                               \
+    X(CLOSE, "close")                                                                   \
     X(FETCHALL, "fetchall")                                                             \
     X(LOCKED, "locked")                                                                 \
     /* this library's */                                                                \

@@ -53,7 +53,7 @@ find_function(Operation *self, PyObject *thing)
 {
     if (self->line == NULL)
         return Py_NewRef(self->function);
-    PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(thing));
+    PyObject *base = for_class_of(thing, self->line);
     if (base == NULL)
         return NULL;
     PyObject *function = PyObject_GetAttr(base, self->name);

@@ -30,6 +30,17 @@ guard_of_state(PyObject *guards, PyObject *state)
     return guard;
 }
 
+/* What a dictionary by class, which may have to find it out, has for an object; a new
+   reference.  Of a dictionary's subclass the interpreter does not ask the quick way. */
+static inline PyObject *
+for_class_of(PyObject *thing, PyObject *by_class)
+{
+    PyObject *found = find(by_class, (PyObject *)Py_TYPE(thing));
+    if (found != NULL || PyErr_Occurred())
+        return found;
+    return PyObject_GetItem(by_class, (PyObject *)Py_TYPE(thing));
+}
+
 /* What run() and look() in operations.py are made of. */
 typedef struct {
     PyObject_HEAD

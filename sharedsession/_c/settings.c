@@ -18,7 +18,7 @@ is_plain(Setter *self, PyObject *session, PyObject *name)
     int is_setting = PySet_Contains(self->settings, name);
     if (is_setting != 0)
         return is_setting < 0 ? -1 : 0;
-    PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(session));
+    PyObject *base = for_class_of(session, self->line);
     Py_XDECREF(base);
     return base == NULL ? -1 : base == (PyObject *)&PyBaseObject_Type;
 }

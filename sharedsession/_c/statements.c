@@ -127,17 +127,32 @@ handle_error(Statements *self, PyObject *result, PyObject *cursor)
     Py_XDECREF(traceback);
 }
 
+/* Close a cursor once more, so that its connection sees to the error there is. */
+static PyObject *
+close_safely(PyObject *result, PyObject *cursor)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;
+    PyErr_Clear();
+    PyObject *connection = get_attribute(result, NAME_CONNECTION);
+    if (connection == NULL)
+        return NULL;
+    PyObject *args[] = {connection, cursor};
+    PyObject *closed = PyObject_VectorcallMethod(name_of[NAME_SAFE_CLOSE_CURSOR], args, 2,
+                                                 NULL);
+    Py_DECREF(connection);
+    return closed;
+}
+
 /* What a result does when its rows are at an end: it closes its cursor. */
 static int
 close_cursor(PyObject *result, PyObject *cursor)
 {
-    PyObject *connection = NULL, *closed = NULL;
-    if (PyObject_SetAttr(result, name_of[NAME_CURSOR], Py_None) == 0)
-        connection = get_attribute(result, NAME_CONNECTION);
-    PyObject *args[] = {connection, cursor};
-    if (connection != NULL)
-        closed = PyObject_VectorcallMethod(name_of[NAME_SAFE_CLOSE_CURSOR], args, 2, NULL);
-    Py_XDECREF(connection);
+    if (PyObject_SetAttr(result, name_of[NAME_CURSOR], Py_None) < 0)
+        return -1;
+    PyObject *closed = PyObject_CallMethodNoArgs(cursor, name_of[NAME_CLOSE]);
+    if (closed == NULL)
+        closed = close_safely(result, cursor);
     if (closed == NULL)
         return -1;
     Py_DECREF(closed);
@@ -192,17 +207,21 @@ has_rows_for_objects(Statements *self, PyObject *result)
     return has_rows;
 }
 
+/* Whether the rows of a result are here, and its cursor is closed. */
+static int
+is_settled(Statements *self, PyObject *result)
+{
+    return PyObject_TypeCheck(result, self->result) && has(result, NAME_SOFT_CLOSED, Py_True);
+}
+
 /* Like settle() in rows.py, or settle_within(); takes the reference to the result, which
    may be NULL. */
 static PyObject *
 settled(Statements *self, int within, PyObject *guard, PyObject *result)
 {
-    if (result == NULL)
-        return NULL;
-    int has_rows = PyObject_TypeCheck(result, self->result);
-    if (has_rows && has(result, NAME_SOFT_CLOSED, Py_True))
+    if (result == NULL || is_settled(self, result))
         return result;
-    if (has_rows && is_usual(self, result)) {
+    if (PyObject_TypeCheck(result, self->result) && is_usual(self, result)) {
         if (fetch_rows(self, result) < 0)
             Py_CLEAR(result);
         return result;
@@ -277,8 +296,7 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     Statements *statements;
-    PyObject *function;  /* what is called inside: the method, or by class the base */
-    PyObject *name;      /* that has it, by this name */
+    PyObject *function;  /* what is called inside: the method, or by class of session */
     PyObject *otherwise; /* the method in Python, for all that is not usual */
     PyObject *alone;     /* of a session: function and settle(), as one function, */
     PyObject *within;    /* and function and settle_within() */
@@ -288,16 +306,16 @@ typedef struct {
 static PyObject *
 step(Execute *self, int within, PyObject *const *args, size_t nargsf, PyObject *names)
 {
-    PyObject *base = PyObject_GetItem(self->function, (PyObject *)Py_TYPE(args[0]));
-    PyObject *function = base == NULL ? NULL : PyObject_GetAttr(base, self->name);
-    Py_XDECREF(base);
+    PyObject *function = for_class_of(args[0], self->function);
     if (function == NULL)
         return NULL;
     PyObject *result = PyObject_Vectorcall(function, args, nargsf, names);
     Py_DECREF(function);
-    PyObject *guard = result == NULL ? NULL : get_attribute(args[0], NAME_GUARD);
+    if (result == NULL || is_settled(self->statements, result))
+        return result;
+    PyObject *guard = get_attribute(args[0], NAME_GUARD);
     if (guard == NULL) {
-        Py_XDECREF(result);
+        Py_DECREF(result);
         return NULL;
     }
     result = settled(self->statements, within, guard, result);
@@ -402,7 +420,7 @@ execute_bind(PyObject *self, PyObject *thing, PyObject *type)
 
 static PyObject *
 make_execute(PyTypeObject *type, vectorcallfunc call, PyObject *statements,
-             PyObject *function, PyObject *otherwise, PyObject *name)
+             PyObject *function, PyObject *otherwise)
 {
     Execute *self = (Execute *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -411,29 +429,26 @@ make_execute(PyTypeObject *type, vectorcallfunc call, PyObject *statements,
     self->statements = (Statements *)Py_NewRef(statements);
     self->function = Py_NewRef(function);
     self->otherwise = Py_NewRef(otherwise);
-    self->name = Py_NewRef(name);
     return (PyObject *)self;
 }
 
-/* Execute(statements, function, otherwise) of a connection; with the name of the method
-   as a fourth argument, of a session. */
+/* Execute(statements, function, otherwise) of a connection; of a session if the function
+   is one for each class of sessions. */
 static PyObject *
 execute_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *statements, *function, *otherwise, *name = NULL;
-    if (!PyArg_ParseTuple(args, "O!OO|U:Execute", &statements_type, &statements,
-                          &function, &otherwise, &name))
+    PyObject *statements, *function, *otherwise;
+    if (!PyArg_ParseTuple(args, "O!OO:Execute", &statements_type, &statements, &function,
+                          &otherwise))
         return NULL;
-    if (name == NULL)
-        return make_execute(type, connection_call, statements, function, otherwise,
-                            Py_None);
-    PyObject *made = make_execute(type, session_call, statements, function, otherwise,
-                                  name);
+    if (!PyDict_Check(function))
+        return make_execute(type, connection_call, statements, function, otherwise);
+    PyObject *made = make_execute(type, session_call, statements, function, otherwise);
     if (made == NULL)
         return NULL;
     Execute *self = (Execute *)made;
-    self->alone = make_execute(type, alone_call, statements, function, Py_None, name);
-    self->within = make_execute(type, within_call, statements, function, Py_None, name);
+    self->alone = make_execute(type, alone_call, statements, function, Py_None);
+    self->within = make_execute(type, within_call, statements, function, Py_None);
     if (self->alone == NULL || self->within == NULL)
         Py_CLEAR(made);
     return made;
@@ -456,7 +471,6 @@ execute_dealloc(Execute *self)
     Py_DECREF(self->statements);
     Py_DECREF(self->function);
     Py_DECREF(self->otherwise);
-    Py_DECREF(self->name);
     Py_XDECREF(self->alone);
     Py_XDECREF(self->within);
     PyObject_GC_Del(self);
@@ -465,7 +479,7 @@ execute_dealloc(Execute *self)
 PyTypeObject execute_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Execute",
-    .tp_doc = "Execute(statements, function, otherwise[, name]): see execution.py",
+    .tp_doc = "Execute(statements, function, otherwise): see execution.py",
     .tp_basicsize = sizeof(Execute),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
                 | Py_TPFLAGS_METHOD_DESCRIPTOR,

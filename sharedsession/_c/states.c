@@ -261,7 +261,7 @@ attach_as(PyObject *base, PyObject *const *args)
 static PyObject *
 attach(Adopter *self, PyObject *const *args)
 {
-    PyObject *base = PyObject_GetItem(self->line, (PyObject *)Py_TYPE(args[0]));
+    PyObject *base = for_class_of(args[0], self->line);
     if (base == NULL)
         return NULL;
     int quiet = base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;
