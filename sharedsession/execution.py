@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Callable
 
 from . import alchemy, compiled, rows
@@ -17,7 +16,6 @@ _statements: Any = compiled.parts and compiled.parts.Statements(
     alchemy.CursorResult,
     alchemy.CursorFetchStrategy,
     alchemy.RowsInMemory,
-    deque,
     rows.handle_error,
     alchemy.ChunkedIteratorResult,
     rows.promise_objects,

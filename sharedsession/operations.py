@@ -177,24 +177,22 @@ def guarded(
     if compiled.parts is None:
         return _guarded_in_python(function, access, find_guard, refused, line, which)
     operation = _compiled(function, access, find_guard, refused, line, which)
-    return _as_function(function, operation, access, line) if public else operation
+    return _as_function(function, operation, access) if public else operation
 
 
-def _as_function(
-    function: Any, operation: Any, access: Access, line: Any
-) -> Callable[..., Any]:
+def _as_function(function: Any, operation: Any, access: Access) -> Callable[..., Any]:
     if access is WRITE:  # which may have to be noted afterwards
         return with_signature_of(function, operation)
-    call = "_function({parameters})" if line is None else next_call(function.__name__)
     return with_parameters_of(
-        function,
-        f"if _is_part({{self}}):\n    return {call}\nreturn _operation({{parameters}})",
-        _is_part=operation.is_part,
-        _function=function,
-        _line=line,
-        _operation=operation,
-        _type=type,
+        function, _AS_PART, _as_part=operation.as_part, _operation=operation
     )
+
+
+_AS_PART = """\
+_function = _as_part({self})
+if _function is None:
+    return _operation({parameters})
+return _function({parameters})"""
 
 
 def next_call(name: str) -> str:

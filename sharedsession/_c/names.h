@@ -36,7 +36,6 @@
     X(DESCRIPTION, "alternate_cursor_description")                                      \
     X(EXECUTION_OPTIONS, "execution_options")                                           \
     X(HANDLE_EXCEPTION, "handle_exception")                                             \
-    X(IS_SERVER_SIDE, "_is_server_side")                                                \
     X(LOAD_OPTIONS, "_sa_orm_load_options")                                             \
     X(OPTION_POPULATE, "_populate_existing")                                            \
     X(OPTION_STREAM, "stream_results")                                                  \

@@ -16,7 +16,8 @@ typedef struct {
     PyObject *name;      /* of the method in that base */
     Py_ssize_t which;    /* argument that has the guard, */
     PyObject *parameter; /* by this name if it is given so, or NULL */
-    PyObject *path;      /* a tuple: the names of attributes that lead from there */
+    PyObject *path;      /* a tuple: the names of attributes that lead from there, */
+    PyObject *only_step; /* if there is one only, borrowed, or NULL */
     PyObject *table;     /* of guards by what is found there; or NULL: it is the guard */
     PyObject *finder;    /* called with the argument in the place of all that, or NULL */
     char is_called;      /* whether what is found is called, and returns the guard */
@@ -25,18 +26,25 @@ typedef struct {
     PyObject *dict;
 } Operation;
 
+static PyObject *
+walk(PyObject *path, PyObject *thing)
+{
+    PyObject *found = Py_NewRef(thing);
+    for (Py_ssize_t step = 0; found != NULL && step < PyTuple_GET_SIZE(path); step++)
+        Py_SETREF(found, PyObject_GetAttr(found, PyTuple_GET_ITEM(path, step)));
+    return found;
+}
+
 /* The guard of an object, or None; a new reference, or NULL with an error. */
 static PyObject *
 find_guard(Operation *self, PyObject *thing)
 {
     if (self->finder != NULL)
         return PyObject_CallOneArg(self->finder, thing);
-    PyObject *found = Py_NewRef(thing);
-    for (Py_ssize_t step = 0; step < PyTuple_GET_SIZE(self->path); step++) {
-        Py_SETREF(found, PyObject_GetAttr(found, PyTuple_GET_ITEM(self->path, step)));
-        if (found == NULL)
-            return NULL;
-    }
+    PyObject *found = self->only_step != NULL ? PyObject_GetAttr(thing, self->only_step)
+                                              : walk(self->path, thing);
+    if (found == NULL)
+        return NULL;
     if (self->is_called)
         Py_SETREF(found, PyObject_CallNoArgs(found));
     if (self->table != NULL) {
@@ -231,6 +239,7 @@ operation_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->which = which;
     self->parameter = none_as_null(parameter);
     self->path = Py_NewRef(path);
+    self->only_step = PyTuple_GET_SIZE(path) == 1 ? PyTuple_GET_ITEM(path, 0) : NULL;
     self->table = none_as_null(table);
     self->finder = none_as_null(finder);
     self->is_called = is_called;
@@ -280,27 +289,35 @@ operation_signature(Operation *self, void *unused)
 }
 
 /* Whether a call would only call the method, as a part of what runs already, and do
-   nothing afterwards. */
+   nothing afterwards; -1 with an error. */
+static int
+only_calls(Operation *self, PyObject *guard)
+{
+    if (guard == Py_None)
+        return 1;
+    if (self->access == self->runner->write || !is_guard(guard)
+        || (self->is_refused && is_read(guard)))
+        return 0;
+    PyObject *me = ask(guard);
+    int part = me == NULL ? -1 : is_part(self, guard, me);
+    Py_XDECREF(me);
+    return part;
+}
+
 static PyObject *
-operation_is_part(Operation *self, PyObject *thing)
+operation_as_part(Operation *self, PyObject *thing)
 {
     PyObject *guard = find_guard(self, thing);
-    if (guard == NULL)
+    int part = guard == NULL ? -1 : only_calls(self, guard);
+    Py_XDECREF(guard);
+    if (part < 0)
         return NULL;
-    int part = guard == Py_None;
-    if (!part && self->access != self->runner->write && is_guard(guard)
-        && !(self->is_refused && is_read(guard))) {
-        PyObject *me = ask(guard);
-        part = me == NULL ? -1 : is_part(self, guard, me);
-        Py_XDECREF(me);
-    }
-    Py_DECREF(guard);
-    return part < 0 ? NULL : Py_NewRef(part ? Py_True : Py_False);
+    return part ? find_function(self, thing) : Py_NewRef(Py_None);
 }
 
 static PyMethodDef operation_methods[] = {
-    {"is_part", (PyCFunction)operation_is_part, METH_O,
-     "Whether calling the method itself would do, for an object."},
+    {"as_part", (PyCFunction)operation_as_part, METH_O,
+     "The method itself, if calling that would do for an object; else None."},
     {NULL},
 };
 

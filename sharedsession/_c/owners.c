@@ -8,25 +8,37 @@ typedef struct {
     PyObject *owners;    /* by the identifier of the thread */
     PyObject *introduce; /* called for a thread that is not among them */
     /* The last one that asked, borrowed: forget() comes before it goes. */
-    unsigned long last_ident;
+    uintptr_t last_thread;
     PyObject *last;
 } Asker;
+
+/* A number that no two threads have at a time; the quickest there is. */
+static inline uintptr_t
+this_thread(void)
+{
+#if defined(__linux__) && defined(__has_builtin)
+#if __has_builtin(__builtin_thread_pointer)
+    return (uintptr_t)__builtin_thread_pointer();
+#endif
+#endif
+    return (uintptr_t)PyThread_get_thread_ident();
+}
 
 PyObject *
 current_owner(PyObject *asker)
 {
     Asker *self = (Asker *)asker;
-    unsigned long ident = PyThread_get_thread_ident();
-    if (self->last != NULL && self->last_ident == ident)
+    uintptr_t thread = this_thread();
+    if (self->last != NULL && self->last_thread == thread)
         return Py_NewRef(self->last);
-    PyObject *key = PyLong_FromUnsignedLong(ident);
+    PyObject *key = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
     if (key == NULL)
         return NULL;
     PyObject *owner = find(self->owners, key);
     Py_DECREF(key);
     if (owner == NULL)
         return PyErr_Occurred() ? NULL : PyObject_CallNoArgs(self->introduce);
-    self->last_ident = ident;
+    self->last_thread = thread;
     self->last = owner;
     return owner;
 }

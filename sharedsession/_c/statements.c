@@ -15,7 +15,6 @@ typedef struct {
     PyTypeObject *result;    /* of what has rows of the database */
     PyTypeObject *strategy;  /* of how they come, usually */
     PyTypeObject *in_memory; /* the same for rows that are here */
-    PyObject *make_buffer;   /* makes what it has them in */
     PyObject *handle_error;  /* called with a result, its cursor and an error */
     PyTypeObject *objects;   /* of results that make objects of such rows */
     PyObject *promise_objects, *make_objects; /* if the rows are here */
@@ -99,8 +98,7 @@ is_usual(Statements *self, PyObject *result)
     Py_XDECREF(strategy);
     PyObject *context = usual ? attribute(result, NAME_CONTEXT) : NULL;
     PyObject *options = context == NULL ? NULL : attribute(context, NAME_EXECUTION_OPTIONS);
-    usual = options != NULL && have_neither(options, NAME_OPTION_STREAM, NAME_OPTION_YIELD)
-            && has(context, NAME_IS_SERVER_SIDE, Py_False);
+    usual = options != NULL && have_neither(options, NAME_OPTION_STREAM, NAME_OPTION_YIELD);
     Py_XDECREF(options);
     Py_XDECREF(context);
     return usual;
@@ -163,13 +161,17 @@ close_cursor(PyObject *result, PyObject *cursor)
 static PyObject *
 in_memory(Statements *self, PyObject *rows)
 {
-    PyObject *buffer = PyObject_CallOneArg(self->make_buffer, rows);
-    PyObject *strategy = buffer == NULL ? NULL : PyType_GenericAlloc(self->in_memory, 0);
+    PyObject *buffer = PyList_CheckExact(rows) ? Py_NewRef(rows) : PySequence_List(rows);
+    if (buffer == NULL)
+        return NULL;
+    PyObject *strategy = NULL;
+    if (PyList_Reverse(buffer) == 0)
+        strategy = PyType_GenericAlloc(self->in_memory, 0);
     if (strategy != NULL
         && (PyObject_SetAttr(strategy, name_of[NAME_ROW_BUFFER], buffer) < 0
             || PyObject_SetAttr(strategy, name_of[NAME_DESCRIPTION], Py_None) < 0))
         Py_CLEAR(strategy);
-    Py_XDECREF(buffer);
+    Py_DECREF(buffer);
     return strategy;
 }
 
@@ -249,12 +251,12 @@ settled(Statements *self, int within, PyObject *guard, PyObject *result)
 static PyObject *
 statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
-    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *buffer,
-        *objects, *handle, *promise, *make, *settle, *settle_within;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!O!OOO!OOOO:Statements", &runner_type, &runner,
+    PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *objects,
+        *handle, *promise, *make, *settle, *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!O!OO!OOOO:Statements", &runner_type, &runner,
                           &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
                           &PyType_Type, &result, &PyType_Type, &strategy, &PyType_Type,
-                          &in_memory, &buffer,
+                          &in_memory,
                           &handle, &PyType_Type, &objects, &promise, &make, &settle,
                           &settle_within))
         return NULL;
@@ -268,7 +270,6 @@ statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->result = (PyTypeObject *)Py_NewRef(result);
     self->strategy = (PyTypeObject *)Py_NewRef(strategy);
     self->in_memory = (PyTypeObject *)Py_NewRef(in_memory);
-    self->make_buffer = Py_NewRef(buffer);
     self->handle_error = Py_NewRef(handle);
     self->objects = (PyTypeObject *)Py_NewRef(objects);
     self->promise_objects = Py_NewRef(promise);
@@ -283,7 +284,7 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " make_buffer, handle_error, objects, promise_objects, make_objects, settle,"
+              " handle_error, objects, promise_objects, make_objects, settle,"
               " settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -337,6 +338,10 @@ within_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *
     return step(self, 1, args, nargsf, names);
 }
 
+/* A statement that some session executes now, and that changes nothing; borrowed.  Whoever
+   puts one here takes away what is here at the end, so that what is here is alive. */
+static PyObject *loading;
+
 /* _execute_internal(session, statement, ...) */
 static PyObject *
 session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
@@ -355,8 +360,10 @@ session_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
     PyObject *me = access == NULL ? NULL : ask(guard);
     if (me != NULL) {
         PyObject *step = slot(guard, RUNNING) == me ? self->within : self->alone;
-        result = run_operation_as(self->statements->runner, guard, me, access, step,
-                                  all);
+        Runner *runner = self->statements->runner;
+        loading = access == runner->load ? args[1] : NULL;
+        result = run_operation_as(runner, guard, me, access, step, all);
+        loading = NULL;
     }
     Py_XDECREF(me);
     Py_XDECREF(access);
@@ -390,7 +397,8 @@ is_allowed(Statements *self, PyObject *guard, PyObject *statement)
     int running = slot(guard, RUNNING) == me, noted = slot(guard, WORKER) == me;
     Py_DECREF(me);
     return running
-           && (noted || known_access(self, statement, NULL) == self->runner->load);
+           && (noted || statement == loading
+               || known_access(self, statement, NULL) == self->runner->load);
 }
 
 /* execute(connection, statement, ...) */
@@ -527,6 +535,16 @@ connection_of(PyObject *transaction, PyObject *engine)
     return connection;
 }
 
+/* Whether a connection has a guard, of threads. */
+static int
+has_guard_of_threads(PyObject *connection)
+{
+    PyObject *guard = guard_of_connection(connection);
+    int found = guard != NULL && Py_IS_TYPE(guard, guard_type);
+    Py_XDECREF(guard);
+    return found;
+}
+
 static PyObject *
 connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
 {
@@ -539,22 +557,9 @@ connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
             Py_SETREF(transaction, transaction_around(transaction));
     }
     Py_XDECREF(transaction);
-    PyObject *guard = connection == NULL ? NULL : guard_of_connection(connection);
-    if (guard == NULL)
+    if (connection != NULL && !has_guard_of_threads(connection))
         Py_CLEAR(connection);
-    Py_XDECREF(guard);
     return connection;
-}
-
-static int
-has_guard_of_threads(PyObject *transaction)
-{
-    PyObject *session = attribute(transaction, NAME_SESSION);
-    PyObject *guard = session == NULL ? NULL : attribute(session, NAME_GUARD);
-    int found = guard != NULL && Py_IS_TYPE(guard, guard_type);
-    Py_XDECREF(session);
-    Py_XDECREF(guard);
-    return found;
 }
 
 /* _connection_for_bind(transaction, engine, options) */
@@ -565,8 +570,7 @@ at_hand_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
     PyObject *connection = NULL;
     if (PyVectorcall_NARGS(nargsf) == 3 && names == NULL
         && (args[2] == Py_None
-            || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0))
-        && has_guard_of_threads(args[0]))
+            || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0)))
         connection = connection_at_hand(self, args[0], args[1]);
     if (connection != NULL || is_interrupted())
         return connection;

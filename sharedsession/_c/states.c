@@ -153,6 +153,14 @@ typedef struct {
     PyObject *in_python;     /* the method, for objects of other classes */
 } Adopter;
 
+/* Whether a value tracks its own changes, which no value of a built-in type does. */
+static int
+is_mutable(PyObject *value, PyTypeObject *mutable)
+{
+    return (Py_TYPE(value)->tp_flags & Py_TPFLAGS_HEAPTYPE)
+           && PyObject_TypeCheck(value, mutable);
+}
+
 /* Whether there is a collection among the values, or one that tracks its changes; -1
    with an error. */
 static int
@@ -162,7 +170,7 @@ hold_more(PyObject *values, PyObject *collections, PyTypeObject *mutable)
     Py_ssize_t place = 0;
     int has_collections = PySet_GET_SIZE(collections) != 0;
     while (PyDict_Next(values, &place, &key, &value)) {
-        if (PyObject_TypeCheck(value, mutable))
+        if (is_mutable(value, mutable))
             return 1;
         /* Names of attributes are strings, which are compared without a call. */
         int found = has_collections && PyUnicode_CheckExact(key)
