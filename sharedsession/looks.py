@@ -31,7 +31,7 @@ class _Plain(ByClass):
 
 
 class _Called(_Plain):
-    """The same of a method that the session calls, where a subclass's own comes first."""
+    """The same of a method that the session calls; one of a subclass comes first."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -50,8 +50,9 @@ _are_plain = {
 
 
 def is_plain(cls: type, name: str) -> bool:
-    plain = _are_plain[name]
-    return plain.get(cls) or plain[cls]
+    known = _are_plain[name]
+    plain: bool = known.get(cls) or known[cls]
+    return plain
 
 
 #: Identities of one column that ``get()`` takes as they are.

@@ -246,7 +246,7 @@ _USUAL = {
     alchemy.WeakInstanceDict.replace: 5,
     alchemy.ScalarAttributeImpl.get_history: 6,
     alchemy.ScalarObjectAttributeImpl.get_history: 6,
-    alchemy.CollectionAttributeImpl.get_history: 6,
+    alchemy.CollectionAttributeImpl.get_history: 7,
 }
 
 

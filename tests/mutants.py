@@ -53,6 +53,7 @@ MENDED = "tests/test_mended.py"
 READS = "tests/test_reads.py"
 WINDOWS = "tests/test_windows.py"
 COMPILED = "tests/test_compiled.py"
+USUAL = "tests/test_usual.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
 TASK_SCHEDULES = "tests/test_aio_schedules.py"
@@ -593,9 +594,65 @@ MUTANTS = [
     Mutant(
         "compiled: the last one that asked is taken for everybody",
         "_c/owners.c",
-        "    if (self->last != NULL && self->last_ident == ident)\n",
+        "    if (self->last != NULL && self->last_thread == thread)\n",
         "    if (self->last != NULL)\n",
         COMPILED,
+    ),
+    Mutant(
+        "compiled: who listens to a change is not told",
+        "_c/values.c",
+        "    return is_lazy <= 0 ? is_lazy : nobody_hears(self->dispatch, NAME_SET);\n",
+        "    return is_lazy;\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: what a task changes beside a flush is not noted",
+        "_c/values.c",
+        "    if (PyDict_GET_SIZE(usual.watched) != 0)\n        return 0;\n",
+        "",
+        "tests/test_asyncio_not_awaited.py tests/test_asyncio_units.py",
+    ),
+    Mutant(
+        "compiled: a changed object may go away before it is flushed",
+        "_c/values.c",
+        "    int is_weak = is_modified ? is_attribute(state, NAME_STRONG_OBJECT, Py_None) : 1;\n",
+        "    int is_weak = 0;\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: what was there before a change is forgotten",
+        "_c/usual.c",
+        "    if (flags < 0 || is_among(args.args[1], NAME_COMMITTED_STATE, key))\n",
+        "    if (flags < 0)\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: who listens to what is attached is not told",
+        "_c/states.c",
+        "    int quiet = base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;\n",
+        "    int quiet = base == self->session;\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: a changed object is not among the modified of its map",
+        "_c/usual.c",
+        "put_into_map(map, state, key) == 0 && count_as_modified(map, state) == 0)\n",
+        "put_into_map(map, state, key) == 0)\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: a change in a read section is called as a part of it",
+        "_c/operation.c",
+        "        || (self->is_refused && is_read(guard)))\n",
+        "        || 0)\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: the method itself is called by whoever asks",
+        "_c/operation.c",
+        "    int part = me == NULL ? -1 : is_part(self, guard, me);\n    Py_XDECREF(me);\n",
+        "    int part = me == NULL ? -1 : 1;\n    Py_XDECREF(me);\n",
+        USUAL,
     ),
 ]
 

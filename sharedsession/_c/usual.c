@@ -99,13 +99,13 @@ get_of_attribute(Args args, PyObject *key)
 /* get_history(impl, state, values, passive) of a value that is not there, and is not to
    be loaded. */
 static PyObject *
-history_of_attribute(Args args, PyObject *key)
+history_of_attribute(int method, Args args, PyObject *key)
 {
     long flags = flags_of(args);
     if (flags < 0 || (flags & usual.callables_ok) || PyDict_Contains(args.args[2], key)
         || is_among(args.args[1], NAME_COMMITTED_STATE, key))
         return NULL;
-    if ((flags & usual.with_pending)
+    if (method == HISTORY_OF_COLLECTION && (flags & usual.with_pending)
         && is_among(args.args[1], NAME_PENDING_MUTATIONS, key))
         return NULL;
     return Py_NewRef(usual.no_history);
@@ -120,7 +120,7 @@ do_with_attribute(int method, Args args)
     if (key == NULL)
         return NULL;
     PyObject *result = method == GET_OF_ATTRIBUTE ? get_of_attribute(args, key)
-                                                  : history_of_attribute(args, key);
+                                                  : history_of_attribute(method, args, key);
     Py_DECREF(key);
     return result;
 }
@@ -202,7 +202,7 @@ replace_in_map(PyObject *map, PyObject *state)
 PyObject *
 do_as_usual(int method, Args args)
 {
-    if (method == GET_OF_ATTRIBUTE || method == HISTORY_OF_ATTRIBUTE)
+    if (method == GET_OF_ATTRIBUTE || method >= HISTORY_OF_VALUE)
         return do_with_attribute(method, args);
     if (args.names != NULL || args.count != (method == LEN_OF_MAP ? 1 : 2))
         return NULL;

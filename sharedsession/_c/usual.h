@@ -22,7 +22,7 @@ PyObject *know_usual(PyObject *module, PyObject *args);
 
 /* The methods; the numbers are those in operations.py. */
 enum { NONE_OF_THEM, GET_OF_ATTRIBUTE, GET_OF_MAP, CONTAINS_OF_MAP, LEN_OF_MAP,
-       REPLACE_OF_MAP, HISTORY_OF_ATTRIBUTE };
+       REPLACE_OF_MAP, HISTORY_OF_VALUE, HISTORY_OF_COLLECTION };
 
 /* What the method returns, as a new reference; NULL, perhaps without an error, if it is
    to be called. */
