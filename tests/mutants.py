@@ -615,8 +615,8 @@ MUTANTS = [
     Mutant(
         "compiled: a changed object may go away before it is flushed",
         "_c/values.c",
-        "    int is_weak = is_modified ? is_attribute(state, NAME_STRONG_OBJECT, Py_None) : 1;\n",
-        "    int is_weak = 0;\n",
+        "is_modified ? is_attribute(state, NAME_STRONG_OBJECT, Py_None) : 1;\n",
+        "0;\n",
         USUAL,
     ),
     Mutant(
@@ -629,8 +629,8 @@ MUTANTS = [
     Mutant(
         "compiled: who listens to what is attached is not told",
         "_c/states.c",
-        "    int quiet = base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;\n",
-        "    int quiet = base == self->session;\n",
+        "base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;\n",
+        "base == self->session;\n",
         USUAL,
     ),
     Mutant(
@@ -650,8 +650,8 @@ MUTANTS = [
     Mutant(
         "compiled: the method itself is called by whoever asks",
         "_c/operation.c",
-        "    int part = me == NULL ? -1 : is_part(self, guard, me);\n    Py_XDECREF(me);\n",
-        "    int part = me == NULL ? -1 : 1;\n    Py_XDECREF(me);\n",
+        "me == NULL ? -1 : is_part(self, guard, me);\n    Py_XDECREF(me);\n",
+        "me == NULL ? -1 : 1;\n    Py_XDECREF(me);\n",
         USUAL,
     ),
 ]
