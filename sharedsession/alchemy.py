@@ -191,18 +191,21 @@ class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
     def fetchmany(self, result: Any, cursor: Any, size: int | None = None) -> Any:
         if size is None:
             return self.fetchall(result, cursor)
-        first = max(0, len(self._rowbuffer) - size)
-        rows = self._rowbuffer[first:][::-1]
-        del self._rowbuffer[first:]
+        left = self._rowbuffer
+        rows = [left.pop() for _ in range(min(size, len(left)))]
         if not rows:
             result._soft_close()
         return rows
 
     def fetchall(self, result: Any, cursor: Any) -> Any:
         rows, self._rowbuffer = self._rowbuffer, []
-        rows.reverse()
         result._soft_close()
-        return rows
+        return rows[::-1]
+
+
+def log_unclosed(connection: Any, error: Exception) -> None:
+    """What ``Connection._safe_close_cursor()`` does with the error of a cursor."""
+    connection.engine.pool.logger.error("Error closing cursor", exc_info=error)
 
 
 def is_exhausted(result: Any) -> bool:

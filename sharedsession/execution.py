@@ -17,6 +17,7 @@ _statements: Any = compiled.parts and compiled.parts.Statements(
     alchemy.CursorFetchStrategy,
     alchemy.RowsInMemory,
     rows.handle_error,
+    alchemy.log_unclosed,
     alchemy.ChunkedIteratorResult,
     rows.promise_objects,
     rows.make_objects,

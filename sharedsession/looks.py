@@ -30,23 +30,7 @@ class _Plain(ByClass):
         return all(base is Session for base in has)
 
 
-class _Called(_Plain):
-    """The same of a method that the session calls; one of a subclass comes first."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._name = name
-
-    def find_out(self, cls: type) -> bool:
-        mixin = next(base for base in cls.__mro__ if "guard" in vars(base))
-        ours = getattr(cls, self._name) is vars(mixin)[self._name]
-        return ours and super().find_out(cls)
-
-
-_are_plain = {
-    **{name: _Plain(name) for name in ("get", "__contains__")},
-    **{name: _Called(name) for name in ("add", "flush")},
-}
+_are_plain = {name: _Plain(name) for name in ("get", "__contains__")}
 
 
 def is_plain(cls: type, name: str) -> bool:

@@ -166,8 +166,8 @@ class SharedSessionMixin(Session):
 
     def _add_all(self, instances: Iterable[object]) -> None:
         """Like ``Session.add_all()``, without asking for each whether it may."""
-        base = _bases_that_add_all[type(self)]
-        if base is Session and looks.is_plain(type(self), "add"):
+        base = _bases_of["add_all"][type(self)]
+        if base is Session and _is_sessions_own(self, "add"):
             alchemy.add_all(self, instances)
         else:
             base.add_all(self, instances)
@@ -195,7 +195,7 @@ class SharedSessionMixin(Session):
         guard = self.guard
         if guard is not None:
             # Nothing to flush is no change, and lets others look at what is loaded.
-            if alchemy.is_clean(self) and looks.is_plain(type(self), "flush"):
+            if alchemy.is_clean(self) and _is_sessions_own(self, "flush"):
                 return
             if guard.reads_only():
                 return  # flush() would be refused
@@ -456,7 +456,16 @@ def _executing(steps: str, **names: Any) -> Any:
     )
 
 
-_bases_that_add_all = _NextInLine("add_all")
+_bases_of = {name: _NextInLine(name) for name in ("add", "add_all", "flush")}
+
+
+def _is_sessions_own(session: Any, name: str) -> bool:
+    """Whether calling a method comes to ``Session``'s, by way of nobody else's."""
+    called = getattr(getattr(session, name), "__func__", None)
+    bases, cls = _bases_of[name], type(session)
+    return called is _operations[name] and (bases.get(cls) or bases[cls]) is Session
+
+
 _execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = quick_execute_internal(
@@ -550,6 +559,7 @@ def _put_operations_on(cls: Any) -> None:
 
 
 _put_operations_on(SharedSessionMixin)
+_operations = {name: vars(SharedSessionMixin)[name] for name in _bases_of}
 
 
 def _show_operations_on(cls: Any) -> None:

@@ -6,6 +6,8 @@ that is known of the two has to be the same.
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import re
 import sqlite3
@@ -15,6 +17,7 @@ from typing import Any, Callable
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, attributes, make_transient
+from sqlalchemy.orm.exc import ObjectDereferencedError
 
 from sharedsession import (
     SharedSession,
@@ -159,6 +162,20 @@ def test_who_listens_to_a_set_is_told(active_history: bool, engine: sa.Engine) -
     assert told == [("a", attributes.NO_VALUE), ("b", "a, as told")]
     user.name = "c"
     assert user.name == "c" and len(told) == 2
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_copy_of_an_object_that_is_gone_is_no_object(is_known: bool) -> None:
+    """It has the state of the other one, whose changes nobody could flush."""
+    user = User(counter=1) if is_known else User()
+    copied = copy.copy(user)
+    del user
+    gc.collect()
+    if is_known:  # SQLAlchemy looks at the first change only
+        copied.name = "b"
+    else:
+        with pytest.raises(ObjectDereferencedError):
+            copied.name = "b"
 
 
 @needs_compiled
@@ -372,6 +389,31 @@ def test_add_all_waits_for_a_section(engine: sa.Engine) -> None:
         session.rollback()
 
 
+@pytest.mark.parametrize("of_class", [False, True])
+def test_a_method_that_is_replaced_is_called(of_class: bool, engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+        session.add_all([User(), User()])
+        session.scalars(sa.select(User)).all()
+        target = SharedSession if of_class else session
+        with unittest.mock.patch.object(target, "add") as add:
+            session.add_all([User(), User()])
+        with unittest.mock.patch.object(target, "flush") as flush:
+            session.scalars(sa.select(User)).all()
+        assert add.call_count == 2 and flush.call_count == 1
+        session.rollback()
+
+
+class _Off(SharedSession):
+    guard = None
+
+
+def test_a_class_may_have_no_guard(engine: sa.Engine) -> None:
+    with _Off(engine, lock=None) as session:
+        session.add_all([User()])
+        assert len(session.scalars(sa.select(User)).all()) == 5
+        session.rollback()
+
+
 class _Flushing(SharedSession):
     flushes = 0
 
@@ -429,7 +471,8 @@ def test_a_cursor_that_cannot_be_closed_is_logged(
         def close(self) -> None:
             closed.append(self)
             super().close()
-            raise ValueError("not closed")
+            if len(closed) == 1:
+                raise ValueError("not closed")
 
     with SharedSession(engine) as session:
         raw: Any = session.connection().connection.driver_connection
@@ -440,8 +483,29 @@ def test_a_cursor_that_cannot_be_closed_is_logged(
         ):
             result: Any = session.execute(sa.text("SELECT 1"))
         assert result.all() == [(1,)]
-        assert result._soft_closed and closed
+        assert result._soft_closed and len(closed) == 1
     assert "Error closing cursor" in caplog.text
+    assert "ValueError: not closed" in caplog.text
+
+
+def test_a_list_that_the_driver_keeps_is_left_alone(engine: sa.Engine) -> None:
+    kept = [(1,), (2,), (3,)]
+
+    class Cursor(sqlite3.Cursor):
+        def fetchall(self) -> Any:
+            return kept
+
+    with SharedSession(engine) as session:
+        raw: Any = session.connection().connection.driver_connection
+        with unittest.mock.patch.object(
+            type(session.connection().connection),
+            "cursor",
+            lambda *a: raw.cursor(Cursor),
+        ):
+            for _ in range(2):
+                result = session.execute(sa.text("SELECT 1"))
+                assert [result.fetchone(), result.fetchone()] == [(1,), (2,)]
+    assert kept == [(1,), (2,), (3,)]
 
 
 # -- parts of an operation

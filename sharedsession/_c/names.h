@@ -44,7 +44,6 @@
     X(POPULATE_EXISTING, "populate_existing")                                           \
     X(RAW, "raw")                                                                       \
     X(ROW_BUFFER, "_rowbuffer")                                                         \
-    X(SAFE_CLOSE_CURSOR, "_safe_close_cursor")                                          \
     X(SOFT_CLOSED, "_soft_closed")                                                      \
     X(TEXT, "text")                                                                     \
     X(YIELD_PER, "_yield_per")                                                          \

@@ -12,16 +12,26 @@ typedef struct {
     PyObject *last;
 } Asker;
 
+/* Compilers that say they have it may fail to compile it, for other processors too. */
+#if defined(__linux__) && defined(__x86_64__) && defined(__clang__)
+#if __clang_major__ >= 14
+#define HAS_THREAD_POINTER
+#endif
+#elif defined(__linux__) && defined(__x86_64__) && defined(__GNUC__)
+#if __GNUC__ >= 11
+#define HAS_THREAD_POINTER
+#endif
+#endif
+
 /* A number that no two threads have at a time; the quickest there is. */
 static inline uintptr_t
 this_thread(void)
 {
-#if defined(__linux__) && defined(__has_builtin)
-#if __has_builtin(__builtin_thread_pointer)
+#ifdef HAS_THREAD_POINTER
     return (uintptr_t)__builtin_thread_pointer();
-#endif
-#endif
+#else
     return (uintptr_t)PyThread_get_thread_ident();
+#endif
 }
 
 PyObject *

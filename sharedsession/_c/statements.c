@@ -16,6 +16,7 @@ typedef struct {
     PyTypeObject *strategy;  /* of how they come, usually */
     PyTypeObject *in_memory; /* the same for rows that are here */
     PyObject *handle_error;  /* called with a result, its cursor and an error */
+    PyObject *log_unclosed;  /* called with a connection and the error of a cursor */
     PyTypeObject *objects;   /* of results that make objects of such rows */
     PyObject *promise_objects, *make_objects; /* if the rows are here */
     PyObject *settle, *settle_within;         /* for all other results */
@@ -125,43 +126,49 @@ handle_error(Statements *self, PyObject *result, PyObject *cursor)
     Py_XDECREF(traceback);
 }
 
-/* Close a cursor once more, so that its connection sees to the error there is. */
+/* Log the error that a cursor was closed with, as its connection does. */
 static PyObject *
-close_safely(PyObject *result, PyObject *cursor)
+log_unclosed(Statements *self, PyObject *result)
 {
+    PyObject *type, *error, *traceback, *logged = NULL;
     if (!PyErr_ExceptionMatches(PyExc_Exception))
         return NULL;
-    PyErr_Clear();
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
     PyObject *connection = get_attribute(result, NAME_CONNECTION);
-    if (connection == NULL)
-        return NULL;
-    PyObject *args[] = {connection, cursor};
-    PyObject *closed = PyObject_VectorcallMethod(name_of[NAME_SAFE_CLOSE_CURSOR], args, 2,
-                                                 NULL);
-    Py_DECREF(connection);
-    return closed;
+    PyObject *args[] = {connection, error};
+    if (connection != NULL)
+        logged = PyObject_Vectorcall(self->log_unclosed, args, 2, NULL);
+    Py_XDECREF(connection);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return logged;
 }
 
 /* What a result does when its rows are at an end: it closes its cursor. */
 static int
-close_cursor(PyObject *result, PyObject *cursor)
+close_cursor(Statements *self, PyObject *result, PyObject *cursor)
 {
     if (PyObject_SetAttr(result, name_of[NAME_CURSOR], Py_None) < 0)
         return -1;
     PyObject *closed = PyObject_CallMethodNoArgs(cursor, name_of[NAME_CLOSE]);
     if (closed == NULL)
-        closed = close_safely(result, cursor);
+        closed = log_unclosed(self, result);
     if (closed == NULL)
         return -1;
     Py_DECREF(closed);
     return PyObject_SetAttr(result, name_of[NAME_SOFT_CLOSED], Py_True);
 }
 
-/* A strategy for rows that are here. */
+/* A strategy for rows that are here, in a list that may be somebody else's. */
 static PyObject *
 in_memory(Statements *self, PyObject *rows)
 {
-    PyObject *buffer = PyList_CheckExact(rows) ? Py_NewRef(rows) : PySequence_List(rows);
+    int is_ours = PyList_CheckExact(rows) && Py_REFCNT(rows) == 1;
+    PyObject *buffer = is_ours ? Py_NewRef(rows) : PySequence_List(rows);
     if (buffer == NULL)
         return NULL;
     PyObject *strategy = NULL;
@@ -183,7 +190,7 @@ fetch_rows(Statements *self, PyObject *result)
     if (cursor == NULL)
         return -1;
     PyObject *rows = PyObject_CallMethodNoArgs(cursor, name_of[NAME_FETCHALL]);
-    if (rows == NULL || close_cursor(result, cursor) < 0)
+    if (rows == NULL || close_cursor(self, result, cursor) < 0)
         handle_error(self, result, cursor);
     else
         strategy = in_memory(self, rows);
@@ -252,12 +259,12 @@ static PyObject *
 statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     PyObject *runner, *kinds, *texts, *access, *result, *strategy, *in_memory, *objects,
-        *handle, *promise, *make, *settle, *settle_within;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!O!OO!OOOO:Statements", &runner_type, &runner,
+        *handle, *log, *promise, *make, *settle, *settle_within;
+    if (!PyArg_ParseTuple(args, "O!O!O!OO!O!O!OOO!OOOO:Statements", &runner_type, &runner,
                           &PyDict_Type, &kinds, &PyDict_Type, &texts, &access,
                           &PyType_Type, &result, &PyType_Type, &strategy, &PyType_Type,
                           &in_memory,
-                          &handle, &PyType_Type, &objects, &promise, &make, &settle,
+                          &handle, &log, &PyType_Type, &objects, &promise, &make, &settle,
                           &settle_within))
         return NULL;
     Statements *self = (Statements *)type->tp_alloc(type, 0);
@@ -271,6 +278,7 @@ statements_new(PyTypeObject *type, PyObject *args, PyObject *names)
     self->strategy = (PyTypeObject *)Py_NewRef(strategy);
     self->in_memory = (PyTypeObject *)Py_NewRef(in_memory);
     self->handle_error = Py_NewRef(handle);
+    self->log_unclosed = Py_NewRef(log);
     self->objects = (PyTypeObject *)Py_NewRef(objects);
     self->promise_objects = Py_NewRef(promise);
     self->make_objects = Py_NewRef(make);
@@ -284,7 +292,7 @@ PyTypeObject statements_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedsession._compiled.Statements",
     .tp_doc = "Statements(runner, kinds, texts, access_of, result, strategy, in_memory,"
-              " handle_error, objects, promise_objects, make_objects, settle,"
+              " handle_error, log_unclosed, objects, promise_objects, make_objects, settle,"
               " settle_within): see execution.py",
     .tp_basicsize = sizeof(Statements),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -535,12 +543,14 @@ connection_of(PyObject *transaction, PyObject *engine)
     return connection;
 }
 
-/* Whether a connection has a guard, of threads. */
+/* A guard of tasks may have to refuse, and so has to be asked. */
 static int
-has_guard_of_threads(PyObject *connection)
+has_guard_of_threads(PyObject *transaction)
 {
-    PyObject *guard = guard_of_connection(connection);
+    PyObject *session = attribute(transaction, NAME_SESSION);
+    PyObject *guard = attribute(session, NAME_GUARD);
     int found = guard != NULL && Py_IS_TYPE(guard, guard_type);
+    Py_XDECREF(session);
     Py_XDECREF(guard);
     return found;
 }
@@ -557,8 +567,10 @@ connection_at_hand(AtHand *self, PyObject *transaction, PyObject *engine)
             Py_SETREF(transaction, transaction_around(transaction));
     }
     Py_XDECREF(transaction);
-    if (connection != NULL && !has_guard_of_threads(connection))
+    PyObject *guard = connection == NULL ? NULL : guard_of_connection(connection);
+    if (guard == NULL)
         Py_CLEAR(connection);
+    Py_XDECREF(guard);
     return connection;
 }
 
@@ -570,7 +582,8 @@ at_hand_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
     PyObject *connection = NULL;
     if (PyVectorcall_NARGS(nargsf) == 3 && names == NULL
         && (args[2] == Py_None
-            || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0)))
+            || (PyDict_Check(args[2]) && PyDict_GET_SIZE(args[2]) == 0))
+        && has_guard_of_threads(args[0]))
         connection = connection_at_hand(self, args[0], args[1]);
     if (connection != NULL || is_interrupted())
         return connection;

@@ -43,8 +43,19 @@ is_in_no_map(PyObject *state)
     return none;
 }
 
+/* Whether the object of a state is there, and not only a copy of it; -1 with an error. */
+static int
+has_object(PyObject *state)
+{
+    PyObject *reference = get_attribute(state, NAME_OBJ);
+    PyObject *object = reference == NULL ? NULL : PyObject_CallNoArgs(reference);
+    Py_XDECREF(reference);
+    Py_XDECREF(object);
+    return object == NULL ? -1 : object != Py_None;
+}
+
 /* What a change makes of the state; -1 with an error. */
-enum change { UNUSUAL, COUNTED, FIRST_OF_TRANSIENT };
+enum change { UNUSUAL, FIRST_OF_TRANSIENT, COUNTED };
 
 static int
 kind_of_change(PyObject *state)
@@ -58,8 +69,10 @@ kind_of_change(PyObject *state)
         return -1;
     if (is_modified && is_free)
         return COUNTED;
-    if (is_free)
-        return is_in_no_map(state) * FIRST_OF_TRANSIENT;
+    if (is_free) {
+        int is_alone = is_in_no_map(state);
+        return is_alone <= 0 ? is_alone : has_object(state);
+    }
     int is_weak = is_modified ? is_attribute(state, NAME_STRONG_OBJECT, Py_None) : 1;
     return is_weak < 0 ? -1 : is_weak ? UNUSUAL : COUNTED;
 }
