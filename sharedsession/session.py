@@ -166,8 +166,10 @@ class SharedSessionMixin(Session):
 
     def _add_all(self, instances: Iterable[object]) -> None:
         """Like ``Session.add_all()``, without asking for each whether it may."""
-        base = _bases_of["add_all"][type(self)]
-        if base is Session and _is_sessions_own(self, "add"):
+        cls = type(self)
+        base = _add_all_of[cls]
+        is_ours = getattr(self.add, "__func__", None) is _add
+        if base is Session and is_ours and _add_of[cls] is Session:
             alchemy.add_all(self, instances)
         else:
             base.add_all(self, instances)
@@ -194,9 +196,13 @@ class SharedSessionMixin(Session):
     def _autoflush(self) -> None:
         guard = self.guard
         if guard is not None:
-            # Nothing to flush is no change, and lets others look at what is loaded.
-            if alchemy.is_clean(self) and _is_sessions_own(self, "flush"):
-                return
+            # Nothing to flush is no change, and lets others look at what is loaded; but
+            # a flush() of the application's own is called.
+            if alchemy.is_clean(self):
+                called, cls = self.flush, type(self)
+                if getattr(called, "__func__", None) is _flush:
+                    if (_flush_of.get(cls) or _flush_of[cls]) is Session:
+                        return
             if guard.reads_only():
                 return  # flush() would be refused
         super()._autoflush()
@@ -456,16 +462,7 @@ def _executing(steps: str, **names: Any) -> Any:
     )
 
 
-_bases_of = {name: _NextInLine(name) for name in ("add", "add_all", "flush")}
-
-
-def _is_sessions_own(session: Any, name: str) -> bool:
-    """Whether calling a method comes to ``Session``'s, by way of nobody else's."""
-    called = getattr(getattr(session, name), "__func__", None)
-    bases, cls = _bases_of[name], type(session)
-    return called is _operations[name] and (bases.get(cls) or bases[cls]) is Session
-
-
+_add_of, _add_all_of, _flush_of = map(_NextInLine, ("add", "add_all", "flush"))
 _execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = quick_execute_internal(
@@ -559,7 +556,7 @@ def _put_operations_on(cls: Any) -> None:
 
 
 _put_operations_on(SharedSessionMixin)
-_operations = {name: vars(SharedSessionMixin)[name] for name in _bases_of}
+_add, _flush = vars(SharedSessionMixin)["add"], vars(SharedSessionMixin)["flush"]
 
 
 def _show_operations_on(cls: Any) -> None:

@@ -34,6 +34,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def attributes_are_guarded() -> None:
+    """As they are once a shared session was made, which not every test does."""
+    instances.install()
+
+
 def test_sqlalchemy_has_the_private_names(engine: sa.Engine) -> None:
     with Session(engine) as session:
         user = session.get_one(User, 1)

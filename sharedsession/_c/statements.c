@@ -228,12 +228,14 @@ is_settled(Statements *self, PyObject *result)
 static PyObject *
 settled(Statements *self, int within, PyObject *guard, PyObject *result)
 {
-    if (result == NULL || is_settled(self, result))
-        return result;
-    if (PyObject_TypeCheck(result, self->result) && is_usual(self, result)) {
-        if (fetch_rows(self, result) < 0)
+    if (result == NULL)
+        return NULL;
+    if (PyObject_TypeCheck(result, self->result)) {
+        int is_usual_one = is_usual(self, result); /* by its strategy it is not settled */
+        if (is_usual_one && fetch_rows(self, result) < 0)
             Py_CLEAR(result);
-        return result;
+        if (is_usual_one || is_settled(self, result))
+            return result;
     }
     PyObject *args[] = {guard, result}, *settle, *done;
     int has_objects = has_rows_for_objects(self, result);
