@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True, scope="module")
 def attributes_are_guarded() -> None:
     """As they are once a shared session was made, which not every test does."""
+    sa.orm.configure_mappers()
     instances.install()
 
 
