@@ -654,6 +654,20 @@ MUTANTS = [
         "me == NULL ? -1 : 1;\n    Py_XDECREF(me);\n",
         USUAL,
     ),
+    Mutant(
+        "compiled: a copy of an object that is gone passes for it",
+        "_c/values.c",
+        "    return object == NULL ? -1 : object != Py_None;\n",
+        "    return object == NULL ? -1 : 1;\n",
+        USUAL,
+    ),
+    Mutant(
+        "compiled: rows are taken out of a list that the driver keeps",
+        "_c/statements.c",
+        "PyList_CheckExact(rows) && Py_REFCNT(rows) == 1;\n",
+        "PyList_CheckExact(rows);\n",
+        USUAL,
+    ),
 ]
 
 
