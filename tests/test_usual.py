@@ -359,7 +359,7 @@ class _Counting(Session):
 
     added = 0
 
-    def add(self, instance: object, *, _warn: bool = True) -> None:
+    def add(self, instance: object, _warn: bool = True) -> None:
         self.added += 1
         super().add(instance, _warn=_warn)
 
@@ -371,7 +371,7 @@ class _SharedCounting(SharedSessionMixin, _Counting):
 class _CountingShared(SharedSession):
     added = 0
 
-    def add(self, instance: object, *, _warn: bool = True) -> None:
+    def add(self, instance: object, _warn: bool = True) -> None:
         self.added += 1
         super().add(instance, _warn=_warn)
 
