@@ -35,7 +35,6 @@
     X(CURSOR_STRATEGY, "cursor_strategy")                                               \
     X(DESCRIPTION, "alternate_cursor_description")                                      \
     X(EXECUTION_OPTIONS, "execution_options")                                           \
-    X(HANDLE_EXCEPTION, "handle_exception")                                             \
     X(LOAD_OPTIONS, "_sa_orm_load_options")                                             \
     X(OPTION_POPULATE, "_populate_existing")                                            \
     X(OPTION_STREAM, "stream_results")                                                  \
