@@ -378,11 +378,45 @@ def find_unexpired(identity_map: Any, key: Any) -> Any:
 
 
 def add_all(session: Any, instances: Any) -> None:
-    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's."""
+    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's.
+
+    Nor does it search for others that come with an object, where there can be none.
+    """
     if session._warn_on_events:
         session._flush_warning("Session.add_all()")
+    mapper, cascading = None, None
     for instance in instances:
-        sa_orm.Session.add(session, instance, _warn=False)
+        try:
+            state = _attributes.instance_state(instance)
+        except sa_orm.exc.NO_STATE:
+            sa_orm.Session.add(session, instance, _warn=False)  # raises
+            continue
+        state._orphaned_outside_of_session = False
+        session._save_or_update_impl(state)
+        if state.manager.mapper is not mapper:
+            mapper = state.manager.mapper
+            cascading = _names_that_cascade(mapper)
+        if cascading is None or not cascading.isdisjoint(state.dict):
+            _add_others(session, mapper, state)
+
+
+def _add_others(session: Any, mapper: Any, state: Any) -> None:
+    has = session._contains_state
+    for _, _, found, _ in mapper.cascade_iterator("save-update", state, halt_on=has):
+        session._save_or_update_impl(found)
+
+
+def _names_that_cascade(mapper: Any) -> frozenset[str] | None:
+    """The attributes whose objects are added with the one that has them.
+
+    What is not among an object's values cascades nothing.  ``None`` if that cannot be
+    told, of attributes of a kind that an application made.
+    """
+    cascading = {name: it for name, it in mapper._props.items() if it.cascade}
+    known = all(
+        isinstance(it, sa_orm.RelationshipProperty) for it in cascading.values()
+    )
+    return frozenset(cascading) if known else None
 
 
 def is_clean(session: Any) -> bool:
@@ -532,8 +566,40 @@ def connection_class(engine: Any) -> Any:
     return engine._connection_cls
 
 
+def begin(connection: Any, root_class: Any) -> Any:
+    """Like ``Connection.begin()``, with a transaction of that class.
+
+    One that changes its class later is slower for good.
+    """
+    if connection._transaction is None:
+        return root_class(connection)  # which notes itself there
+    return sa.Connection.begin(connection)  # raises
+
+
 #: The state of a transaction that is neither beginning nor ending.
 ACTIVE = _session.SessionTransactionState.ACTIVE
+
+
+def commit_part(transaction: Any) -> bool:
+    """Like ``SessionTransaction.commit()`` of the part of a flush, in fewer steps.
+
+    All that is left to do then is to hand over to the level around it, which has the
+    connections.  False, and nothing done, if there is more to it.
+    """
+    session = transaction.session
+    if (
+        transaction._state is not ACTIVE
+        or session._transaction is not transaction
+        or not session._flushing
+        or session.dispatch.after_transaction_end
+    ):
+        return False
+    # In one line: an interrupt finds it open or committed.
+    session._transaction, transaction._state = transaction._parent, _CLOSED
+    return True
+
+
+_CLOSED = _session.SessionTransactionState.CLOSED
 
 
 def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from . import alchemy, rows
 from .disguise import is_ours, per_class, subclass
@@ -89,7 +89,9 @@ def _guarded_class(base: Any) -> Any:
         member = getattr(base, name, None)
         if access is None or member is None:
             continue
-        if name in HAND_OUT_TRANSACTIONS:
+        if member is Connection.begin:
+            member = like(_begin, member)
+        elif name in HAND_OUT_TRANSACTIONS:
             member = _handing_out(member)
         if hasattr(member, "fget"):
             members[name] = property(guarded(member.fget, access, _GUARD))
@@ -102,6 +104,10 @@ def _guarded_class(base: Any) -> Any:
         )
     members["execute"] = quick_execute(base.execute, members["execute"])
     return subclass(base, members)
+
+
+def _begin(self: Any) -> Any:
+    return alchemy.begin(self, _guarded_transaction(RootTransaction))
 
 
 def _handing_out(function: Any) -> Any:

@@ -240,13 +240,16 @@ def _name_of(function: Any, which: int) -> str | None:
 #: The methods whose usual case is compiled, too, and the numbers they have there.
 _USUAL = {
     alchemy.AttributeImpl.get: 1,
-    alchemy.WeakInstanceDict.get: 2,
-    alchemy.WeakInstanceDict.__contains__: 3,
+    alchemy.ScalarAttributeImpl.get_history: 2,
+    alchemy.ScalarObjectAttributeImpl.get_history: 2,
+    alchemy.CollectionAttributeImpl.get_history: 3,
     alchemy.WeakInstanceDict.__len__: 4,
-    alchemy.WeakInstanceDict.replace: 5,
-    alchemy.ScalarAttributeImpl.get_history: 6,
-    alchemy.ScalarObjectAttributeImpl.get_history: 6,
-    alchemy.CollectionAttributeImpl.get_history: 7,
+    alchemy.WeakInstanceDict.check_modified: 5,
+    alchemy.WeakInstanceDict.all_states: 6,
+    alchemy.WeakInstanceDict.get: 7,
+    alchemy.WeakInstanceDict.__contains__: 8,
+    alchemy.WeakInstanceDict.contains_state: 9,
+    alchemy.WeakInstanceDict.replace: 10,
 }
 
 

@@ -264,8 +264,6 @@ class SharedSessionMixin(Session):
         me = guard.asker()
         transaction.ended_by = me
         transaction.was_committed = committed
-        if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-            return  # of a flush: what is done in it is work of the level around it
         guard.worker = None
         self._owed.discard(me)
         if committed and transaction.nested:

@@ -31,6 +31,8 @@ _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
 _GUARD = Path(("session", "guard"))
 
 _Plain = sa_orm.SessionTransaction
+#: What is done in such a one is work of the level around it.
+_OF_FLUSH = SessionTransactionOrigin.SUBTRANSACTION
 
 
 class GuardedTransaction(_Plain):
@@ -40,7 +42,7 @@ class GuardedTransaction(_Plain):
     """
 
     session: SharedSessionMixin
-    #: Who began it.
+    #: Who began it, unless it is the part of a flush; so with what follows.
     begun_by: Owner
     #: Who ended it, if it is closed.
     ended_by: Owner | None = None
@@ -54,11 +56,13 @@ class GuardedTransaction(_Plain):
         origin: SessionTransactionOrigin,
         parent: GuardedTransaction | None = None,
     ) -> None:
+        if origin is _OF_FLUSH:
+            _Plain.__init__(self, session, origin, parent)
+            return
         guard: Any = session.guard
         self.begun_by = guard.asker()
-        super().__init__(session, origin, parent)
-        if origin is not SessionTransactionOrigin.SUBTRANSACTION:
-            guard.worker = None  # work is noted anew for each level
+        _Plain.__init__(self, session, origin, parent)
+        guard.worker = None  # work is noted anew for each level
 
     def was_autobegun_by_another(self) -> bool:
         """Whether it is only open because another thread did something before."""
@@ -117,6 +121,9 @@ class GuardedTransaction(_Plain):
     # -- its ends
 
     def _close(self, invalidate: bool = False) -> None:
+        if self.origin is _OF_FLUSH:
+            _Plain.close(self, invalidate)
+            return
         committed = alchemy.is_committed(self)
         try:
             _Plain.close(self, invalidate)
@@ -129,6 +136,8 @@ class GuardedTransaction(_Plain):
                     raise
 
     def _commit(self, _to_root: bool = False) -> None:
+        if self.origin is _OF_FLUSH and not _to_root and alchemy.commit_part(self):
+            return
         try:
             _Plain.commit(self, _to_root=_to_root)
         except BaseException as error:

@@ -16,7 +16,14 @@ from typing import Any, Callable
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, attributes, configure_mappers, make_transient
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Session,
+    attributes,
+    configure_mappers,
+    make_transient,
+    make_transient_to_detached,
+)
 from sqlalchemy.orm.exc import ObjectDereferencedError
 
 from sharedsession import (
@@ -31,7 +38,7 @@ from sharedsession.disguise import is_ours
 from sharedsession.operations import ATTRIBUTE_IMPL, run
 from sharedsession.terms import CHANGE, LOAD
 
-from .models import Address, User
+from .models import Address, Log, Tag, User, Visit, make_user
 from .threads import Worker, passes
 
 needs_compiled = pytest.mark.skipif(
@@ -49,7 +56,8 @@ def attributes_are_guarded() -> None:
 def known_of(instance: Any) -> dict[str, Any]:
     """All that the state of an object has, and the object's values."""
     state = sa.inspect(instance)
-    other = {"obj", "runid", "load_path"}  # of each object, or of each load
+    # Of each object or each load, and what is only there once it was asked for.
+    other = {"obj", "runid", "load_path", "mapper"}
     of_state = {name: it for name, it in vars(state).items() if name not in other}
     of_state["_strong_obj"] = state._strong_obj is instance
     of_state["_instance_dict"] = state._instance_dict() is not None
@@ -386,6 +394,108 @@ def test_add_all_calls_the_add_of_the_application(
         session.rollback()
 
 
+def detached(session: Session) -> User:
+    user = session.get_one(User, 1)
+    assert user.addresses
+    session.expunge_all()
+    return user
+
+
+def without_one(user: User) -> User:
+    user.addresses.pop()
+    return user
+
+
+def with_a(child: Any, name: str, user: User) -> User:
+    attribute = getattr(user, name)
+    (attribute.append if hasattr(attribute, "append") else attribute.add)(child)
+    return user
+
+
+GRAPHS: dict[str, Callable[[Session], list[Any]]] = {
+    "alone": lambda session: [User(), User(name="a")],
+    "with all": lambda session: [make_user()],
+    "with a parent": lambda session: [Address(user=User()), Address()],
+    "with a loaded parent": lambda session: [Address(user=session.get_one(User, 1))],
+    "with none": lambda session: [Address(user=None), User(addresses=[])],
+    "with others of others": lambda session: [
+        Address(user=User(addresses=[Address()], tags={Tag()}))
+    ],
+    "of several kinds": lambda session: [User(), Address(user=User()), Tag(), User()],
+    "twice": lambda session: [make_user()] * 2,
+    "detached": lambda session: [detached(session)],
+    "detached, unloaded": lambda session: [User(), make_detached()],
+    "detached, without one": lambda session: [without_one(detached(session))],
+    "with a log": lambda session: [with_a(Log(), "logs", User())],
+    "with a visit": lambda session: [with_a(Visit(), "visits", User())],
+    "detached, with a log": lambda session: [with_a(Log(), "logs", detached(session))],
+    "detached, with a visit": lambda session: [
+        with_a(Visit(), "visits", detached(session))
+    ],
+    "not mapped": lambda session: [User(), object(), User()],
+}
+
+
+def make_detached() -> User:
+    user = User(id=1)
+    make_transient_to_detached(user)
+    return user
+
+
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_add_all_adds_what_comes_with_it(
+    graph: str, listens: bool, engine: sa.Engine
+) -> None:
+    def attach(session: Session, instance: Any) -> None:
+        if isinstance(instance, User):
+            attributes.set_committed_value(instance, "tags", {Tag()})  # without events
+
+    def added(session: Session) -> Any:
+        instances = GRAPHS[graph](session)
+        if listens:
+            sa.event.listen(session, "before_attach", attach)
+        try:
+            session.add_all(instances)
+        except sa.exc.InvalidRequestError as error:
+            return str(error)[:20]
+        new = sorted(session.new, key=lambda each: sa.inspect(each).insert_order)
+        old = sorted(session.identity_map.keys(), key=repr)
+        return [type(each).__name__ for each in new], [key[1:] for key in old]
+
+    found = []
+    for session_class in (Session, SharedSession):
+        with session_class(engine, autoflush=False) as session:
+            found.append(added(session))
+            session.rollback()
+    assert found[0] == found[1]
+
+
+def test_add_all_asks_an_attribute_of_another_kind(engine: sa.Engine) -> None:
+    """One that an application has made may add whatever it wants."""
+    asked = []
+
+    class Own(ColumnProperty[int]):
+        inherit_cache = True
+        cascade = frozenset({"save-update"})
+
+        def cascade_iterator(self, *args: Any, **kw: Any) -> Any:
+            asked.append(self.key)
+            return iter(())
+
+    class Thing:
+        pass
+
+    registry = sa.orm.registry()
+    table = sa.Table("things", registry.metadata, sa.Column("id", primary_key=True))
+    registry.map_imperatively(Thing, table, properties={"id": Own(table.c.id)})
+    with SharedSession(engine) as session:
+        session.add_all([Thing(), Thing()])
+        assert asked == ["id", "id"]
+        session.expunge_all()
+    registry.dispose()
+
+
 def test_add_all_waits_for_a_section(engine: sa.Engine) -> None:
     with SharedSession(engine) as session:
         users = [User(name="a"), User(name="b")]
@@ -635,3 +745,118 @@ def test_a_statement_is_executed_as_sqlalchemy_executes_it(
     for params in PARAMS:
         expected = outcome(Session._execute_internal, params)
         assert outcome(alchemy.execute_internal, params) == expected
+
+
+# -- the part of a flush that a transaction is
+
+
+def commits(session: Session, context: Any = None) -> None:
+    session.commit()
+
+
+def rolls_back(session: Session, context: Any = None) -> None:
+    session.rollback()
+
+
+def closes(session: Session, context: Any = None) -> None:
+    session.close()
+
+
+def fails(session: Session, context: Any = None) -> None:
+    raise RuntimeError("no")
+
+
+def ends_the_part(session: Session, context: Any) -> None:
+    context.transaction.commit()
+
+
+def ends_all(session: Session, context: Any) -> None:
+    context.transaction.commit(_to_root=True)
+
+
+def begins_a_savepoint(session: Session, context: Any) -> None:
+    session.begin_nested()
+
+
+def begins_one_that_ends_the_part(session: Session, context: Any) -> None:
+    def end(session: Session, transaction: Any) -> None:
+        transaction.parent.commit()
+
+    sa.event.listen(session, "after_transaction_create", end, once=True)
+    session.begin_nested()
+
+
+def ends_the_part_when_it_has_failed(session: Session, context: Any) -> None:
+    def end(session: Session) -> None:
+        context.transaction.commit()
+
+    sa.event.listen(session, "after_rollback", end, once=True)
+    raise RuntimeError("no")
+
+
+def nothing(session: Session, context: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize("in_savepoint", [False, True])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        *(nothing, commits, rolls_back, closes, fails),
+        *(ends_the_part, ends_all, begins_a_savepoint),
+        *(begins_one_that_ends_the_part, ends_the_part_when_it_has_failed),
+    ],
+)
+def test_a_flush_ends_its_transaction_as_sqlalchemy_ends_it(
+    hook: Any, in_savepoint: bool, is_told: bool, engine: sa.Engine
+) -> None:
+    def states(session: Any) -> list[Any]:
+        now = session._transaction
+        line = now._iterate_self_and_parents() if now else []
+        inner = session._nested_transaction is not None
+        return [inner, *((each.origin, each._state) for each in line)]
+
+    def outcome(session: Session) -> Any:
+        told: list[Any] = []
+
+        def end(session: Session, transaction: Any) -> None:
+            now: Any = session._transaction  # type: ignore[attr-defined]
+            told.append((transaction.origin, transaction._state, now and now.origin))
+
+        if is_told:
+            sa.event.listen(session, "after_transaction_end", end)
+        session.add(User(name="new"))
+        if in_savepoint:
+            session.begin_nested()
+        sa.event.listen(session, "after_flush", hook, once=True)
+        session.add(User(name="another"))
+        try:
+            session.flush()
+            error = None
+        except Exception as raised:
+            error = type(raised)
+        state = [*states(session), len(session.new), len(session.identity_map)]
+        try:
+            session.rollback()
+        except Exception as raised:
+            return told, error, state, type(raised)
+        return told, error, state, states(session)
+
+    found = []
+    for session_class in (Session, SharedSession):
+        with session_class(engine) as session:
+            found.append(outcome(session))
+        with Session(engine) as session, session.begin():
+            session.execute(sa.delete(User).where(User.name.in_(["new", "another"])))
+    assert found[0] == found[1]
+
+
+def test_a_part_that_no_flush_has_begun_flushes(engine: sa.Engine) -> None:
+    for session_class in (Session, SharedSession):
+        with session_class(engine) as session:
+            part = session._autobegin_t()._begin()  # type: ignore[attr-defined]
+            session.add(User())
+            part.commit()
+            assert not session.new
+            session.rollback()

@@ -168,6 +168,38 @@ length_of_map(PyObject *map)
     return PyLong_FromSsize_t(length);
 }
 
+static PyObject *
+is_map_modified(PyObject *map)
+{
+    PyObject *modified = get_attribute(map, NAME_MODIFIED_STATES);
+    int is_modified = modified == NULL ? -1 : PyObject_IsTrue(modified);
+    Py_XDECREF(modified);
+    return is_modified < 0 ? NULL : PyBool_FromLong(is_modified);
+}
+
+static PyObject *
+list_of_states(PyObject *map)
+{
+    PyObject *states = states_of(map);
+    PyObject *list = states == NULL ? NULL : PyDict_Values(states);
+    Py_XDECREF(states);
+    return list;
+}
+
+static PyObject *
+has_map_state(PyObject *map, PyObject *state)
+{
+    PyObject *states = states_of(map);
+    PyObject *key = states == NULL ? NULL : get_attribute(state, NAME_KEY);
+    PyObject *there = key == NULL ? NULL : find(states, key), *answer = NULL;
+    if (key != NULL && !PyErr_Occurred())
+        answer = PyBool_FromLong(there == state);
+    Py_XDECREF(there);
+    Py_XDECREF(key);
+    Py_XDECREF(states);
+    return answer;
+}
+
 /* Among the modified ones of the map, if it is one; 0, or -1 with an error. */
 static int
 count_as_modified(PyObject *map, PyObject *state)
@@ -202,17 +234,23 @@ replace_in_map(PyObject *map, PyObject *state)
 PyObject *
 do_as_usual(int method, Args args)
 {
-    if (method == GET_OF_ATTRIBUTE || method >= HISTORY_OF_VALUE)
+    if (method <= HISTORY_OF_COLLECTION)
         return do_with_attribute(method, args);
-    if (args.names != NULL || args.count != (method == LEN_OF_MAP ? 1 : 2))
+    if (args.names != NULL || args.count != (method <= STATES_OF_MAP ? 1 : 2))
         return NULL;
     switch (method) {
+    case LEN_OF_MAP:
+        return length_of_map(args.args[0]);
+    case IS_MAP_MODIFIED:
+        return is_map_modified(args.args[0]);
+    case STATES_OF_MAP:
+        return list_of_states(args.args[0]);
     case GET_OF_MAP:
         return get_of_map(args.args[0], args.args[1]);
     case CONTAINS_OF_MAP:
         return say_of_missing(args.args[0], args.args[1], Py_False);
-    case LEN_OF_MAP:
-        return length_of_map(args.args[0]);
+    case HAS_MAP_STATE:
+        return has_map_state(args.args[0], args.args[1]);
     default:
         return replace_in_map(args.args[0], args.args[1]);
     }

@@ -20,9 +20,12 @@ extern Usual usual;
 
 PyObject *know_usual(PyObject *module, PyObject *args);
 
-/* The methods; the numbers are those in operations.py. */
-enum { NONE_OF_THEM, GET_OF_ATTRIBUTE, GET_OF_MAP, CONTAINS_OF_MAP, LEN_OF_MAP,
-       REPLACE_OF_MAP, HISTORY_OF_VALUE, HISTORY_OF_COLLECTION };
+/* The methods; the numbers are those in operations.py.  The first are of attributes, the
+   others of identity maps: some take nothing else, some one thing. */
+enum { NONE_OF_THEM,
+       GET_OF_ATTRIBUTE, HISTORY_OF_VALUE, HISTORY_OF_COLLECTION,
+       LEN_OF_MAP, IS_MAP_MODIFIED, STATES_OF_MAP,
+       GET_OF_MAP, CONTAINS_OF_MAP, HAS_MAP_STATE, REPLACE_OF_MAP };
 
 /* What the method returns, as a new reference; NULL, perhaps without an error, if it is
    to be called. */
