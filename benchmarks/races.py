@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import threading
 import time
@@ -14,7 +15,7 @@ import sqlalchemy.orm as sa_orm
 from . import models
 from .models import GUARDED, HAND, ITEMS, RLOCK, RW, User
 from .pace import Pace, Round
-from .sides import Sides
+from .sides import Sides, open_sides
 
 CONTESTANTS = (HAND, RLOCK, RW)
 
@@ -186,7 +187,7 @@ def waiting_readers(contestant: str, seconds: float) -> float:
 def measure(name: str, sides: Sides, pace: Pace) -> dict[str, list[Round]]:
     """The rounds of the quantity called *name*, and of what comes with it."""
     if name in ("sections", "fairness"):
-        return _measure_sections(sides, pace)
+        return _measure_sections(pace)
     function, *args = _RACES[name]
     rounds = [
         {who: sides.ask(who, function, *args, pace.race) for who in CONTESTANTS}
@@ -195,15 +196,21 @@ def measure(name: str, sides: Sides, pace: Pace) -> dict[str, list[Round]]:
     return {name: rounds}
 
 
-def _measure_sections(sides: Sides, pace: Pace) -> dict[str, list[Round]]:
-    rounds = [
-        {who: sides.ask(who, short_sections, pace.race) for who in CONTESTANTS}
-        for _ in range(pace.races)
-    ]
+def _measure_sections(pace: Pace) -> dict[str, list[Round]]:
+    rounds = [_round_of_sections(pace) for _ in range(pace.pairs)]
     return {
         "sections": [{who: each[who][0] for who in each} for each in rounds],
         "fairness": [{who: each[who][1] for who in each} for each in rounds],
     }
+
+
+def _round_of_sections(pace: Pace) -> dict[str, tuple[float, float]]:
+    """Each in a process of its own: what others left in one slows it down."""
+    found = {}
+    for who in random.sample(CONTESTANTS, len(CONTESTANTS)):
+        with open_sides() as sides:
+            found[who] = sides.ask(who, short_sections, pace.race)
+    return found
 
 
 _RACES: dict[str, tuple[Any, ...]] = {

@@ -108,6 +108,7 @@ USUAL = (
     _NO_SET,
     _state.InstanceState._instance_dict,
     watched,
+    vars(_base),
 )
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
     ColumnProperty,
     Session,
     attributes,
+    base,
     configure_mappers,
     make_transient,
     make_transient_to_detached,
@@ -270,6 +271,36 @@ def test_the_history_of_what_is_pending_on_a_collection(engine: sa.Engine) -> No
         history = impl.get_history(sa.inspect(user), user.__dict__, passive)
         assert list(history.added) == [address]
         session.rollback()
+
+
+# -- the values of an object, by its state
+
+
+def test_a_state_has_the_values_of_its_object(engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+        user = session.get_one(User, 1)
+        state: Any = sa.inspect(user)
+        assert state.dict is user.__dict__
+        with pytest.raises(AttributeError):
+            state.dict = {}
+        del user
+        gc.collect()
+        assert state.dict == {}
+
+
+def test_what_finds_an_object_s_values_may_be_another(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sqlalchemy.ext.instrumentation puts it there."""
+    with SharedSession(engine) as session:
+        user = session.get_one(User, 1)
+        state: Any = sa.inspect(user)
+        with monkeypatch.context() as patch:
+            patch.setattr(base, "instance_dict", lambda found: [found is user])
+            assert state.dict == [True]
+            patch.setattr(base, "instance_dict", None)
+            with pytest.raises(TypeError):
+                state.dict
 
 
 # -- coming to a session, and to its identity map

@@ -6,6 +6,7 @@ static PyMethodDef functions[] = {
     {"know_guard", know_guard, METH_VARARGS, "Find the slots of the class of guards."},
     {"know_usual", know_usual, METH_VARARGS, "Learn what the usual cases are told by."},
     {"let_go", (PyCFunction)(void (*)(void))let_go, METH_FASTCALL, "End a hold."},
+    {"values_of_state", values_of_state, METH_O, "The values of a state's object."},
     {"take", (PyCFunction)(void (*)(void))take, METH_FASTCALL, "Begin a hold."},
     {NULL},
 };

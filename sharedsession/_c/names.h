@@ -73,6 +73,7 @@
     X(EXPIRED_ATTRIBUTES, "expired_attributes")                                         \
     X(IDENTITY_CLASS, "_identity_class")                                                \
     X(INHERITS, "inherits")                                                             \
+    X(INSTANCE_DICT, "instance_dict")                                                   \
     X(KEY, "key")                                                                       \
     X(LAST_KNOWN_VALUES, "_last_known_values")                                          \
     X(MANAGER, "manager")                                                               \

@@ -11,17 +11,17 @@ PyObject *
 know_usual(PyObject *module, PyObject *args)
 {
     Usual now;
-    if (!PyArg_ParseTuple(args, "OOOlllO!OOO!:know_usual", &now.no_value, &now.no_result,
+    if (!PyArg_ParseTuple(args, "OOOlllO!OOO!O!:know_usual", &now.no_value, &now.no_result,
                           &now.no_history, &now.callables_ok, &now.init_ok,
                           &now.with_pending, &PyType_Type,
                           &now.no_listeners, &now.dont_set, &now.no_map, &PyDict_Type,
-                          &now.watched))
+                          &now.watched, &PyDict_Type, &now.of_base))
         return NULL;
     /* They last as long as the process. */
     PyObject *kept[] = {now.no_value,  now.no_result,
                         now.no_history, (PyObject *)now.no_listeners,
                         now.dont_set,  now.no_map,
-                        now.watched};
+                        now.watched,   now.of_base};
     for (size_t which = 0; which < Py_ARRAY_LENGTH(kept); which++)
         Py_INCREF(kept[which]);
     usual = now;
@@ -123,6 +123,30 @@ do_with_attribute(int method, Args args)
                                                   : history_of_attribute(method, args, key);
     Py_DECREF(key);
     return result;
+}
+
+/* -- states */
+
+/* The `dict` of a state: the values of its object, or nothing once that is gone.  What
+   finds them is looked up each time, for others may be put in its place. */
+PyObject *
+values_of_state(PyObject *module, PyObject *state)
+{
+    PyObject *reference = get_attribute(state, NAME_OBJ);
+    PyObject *object = reference == NULL ? NULL : PyObject_CallNoArgs(reference);
+    Py_XDECREF(reference);
+    if (object == Py_None) {
+        Py_DECREF(object);
+        return PyDict_New();
+    }
+    PyObject *function = NULL, *values = NULL;
+    if (object != NULL)
+        function = PyObject_GetItem(usual.of_base, name_of[NAME_INSTANCE_DICT]);
+    if (function != NULL)
+        values = PyObject_CallOneArg(function, object);
+    Py_XDECREF(function);
+    Py_XDECREF(object);
+    return values;
 }
 
 /* -- identity maps */

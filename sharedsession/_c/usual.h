@@ -14,11 +14,13 @@ typedef struct {
     PyObject *dont_set;              /* a value that is none */
     PyObject *no_map;                /* what a state has for its map if it is in none */
     PyObject *watched;               /* the guards for which changes are noted, a dict */
+    PyObject *of_base;               /* what SQLAlchemy's module orm.base has, by name */
 } Usual;
 
 extern Usual usual;
 
 PyObject *know_usual(PyObject *module, PyObject *args);
+PyObject *values_of_state(PyObject *module, PyObject *state);
 
 /* The methods; the numbers are those in operations.py.  The first are of attributes, the
    others of identity maps: some take nothing else, some one thing. */
