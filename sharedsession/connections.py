@@ -107,7 +107,7 @@ def _guarded_class(base: Any) -> Any:
 
 
 def _begin(self: Any) -> Any:
-    return alchemy.begin(self, _guarded_transaction(RootTransaction))
+    return alchemy.begin(self, _GuardedRoot)
 
 
 def _handing_out(function: Any) -> Any:
@@ -127,15 +127,17 @@ def _guarded_transaction(base: Any) -> Any:
         member = getattr(base, name, None)
         if access is not None and member is not None:
             if hasattr(member, "fget"):
-                getter = guarded(member.fget, access, _guard_of_transaction)
+                getter = guarded(member.fget, access, _GUARD_BEHIND)
                 members[name] = property(getter)
             else:
-                members[name] = guarded(member, access, _guard_of_transaction)
+                members[name] = guarded(member, access, _GUARD_BEHIND)
     return subclass(base, members)
 
 
-def _guard_of_transaction(transaction: Any) -> Guard | None:
-    return guard_of_connection(transaction.connection)
+#: To the guard of the connection that a transaction is of.
+_GUARD_BEHIND = Path(("connection", *_GUARD.names), is_called=True)
+
+_GuardedRoot = _guarded_transaction(RootTransaction)
 
 
 _EXECUTE = f"_guard = {_GUARD.source()}" + """
