@@ -390,6 +390,35 @@ def test_a_changed_object_is_counted_in_its_map(
             session.identity_map.discard(state)
 
 
+def test_a_map_knows_its_states(engine: sa.Engine) -> None:
+    def known(identity_map: Any, *states: Any) -> list[Any]:
+        has = [identity_map.contains_state(state) for state in states]
+        return [*has, identity_map.check_modified(), len(identity_map.all_states())]
+
+    def answers(session: Session) -> list[list[Any]]:
+        user, another = session.get_one(User, 1), User(name="new")
+        twin = make_detached()
+        states = [sa.inspect(each) for each in (user, another, twin)]
+        found = []
+        for is_changed in (False, True):
+            if is_changed:
+                user.name = "changed"
+            args = (known, session.identity_map, *states)
+            if isinstance(session, SharedSession):
+                found.append(run(session.guard, LOAD, *args))
+            else:
+                found.append(known(*args[1:]))
+        session.rollback()
+        return found
+
+    found = []
+    for session_class in (Session, SharedSession):
+        with session_class(engine) as session:
+            found.append(answers(session))
+    assert found[0] == found[1]
+    assert found[0] == [[True, False, False, is_changed, 1] for is_changed in (0, 1)]
+
+
 # -- many at once
 
 
