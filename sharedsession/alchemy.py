@@ -245,66 +245,6 @@ def query_overwrites(options: Any) -> bool:
     return bool(load_options and load_options._populate_existing)
 
 
-#: Statements that are executed as they are: others may become another one first.
-_AS_THEY_ARE = frozenset(
-    {sa.CompoundSelect, sa.Delete, sa.Insert, sa.Select, sa.TextClause, sa.Update}
-)
-
-
-def _execute_internal(
-    session: Any,
-    statement: Any,
-    params: Any = None,
-    *,
-    execution_options: Any = sa.util.EMPTY_DICT,
-    bind_arguments: Any = None,
-    _parent_execute_state: Any = None,
-    _add_event: Any = None,
-    _scalar_result: bool = False,
-) -> Any:
-    """Like ``Session._execute_internal()``, in fewer steps for a statement of Core's.
-
-    What is left out then is what finds nothing to do: the statement is one already, it
-    concerns no mapped class, there are no options, and nobody listens.
-    """
-    if (
-        type(statement) not in _AS_THEY_ARE
-        or statement._propagate_attrs
-        or execution_options
-        or session.execution_options
-        or bind_arguments
-        or _parent_execute_state is not None
-        or _add_event is not None
-        or session.dispatch.do_orm_execute
-    ):
-        return sa_orm.Session._execute_internal(
-            session,
-            statement,
-            params,
-            execution_options=execution_options,
-            bind_arguments=bind_arguments,
-            _parent_execute_state=_parent_execute_state,
-            _add_event=_add_event,
-            _scalar_result=_scalar_result,
-        )
-    session._autoflush()
-    connection = session._connection_for_bind(session.get_bind(clause=statement))
-    if _scalar_result:
-        return connection.scalar(statement, params or {}, execution_options=_NO_OPTIONS)
-    return connection.execute(statement, params, execution_options=_NO_OPTIONS)
-
-
-_NO_OPTIONS = sa.util.EMPTY_DICT
-
-#: Where each statement is executed.  2.0 has no options of a session, and flushes less:
-#: it keeps its own.
-execute_internal: Any = (
-    _execute_internal
-    if hasattr(sa_orm.Session, "execution_options")
-    else sa_orm.Session._execute_internal
-)
-
-
 def is_relationship(impl_class: Any) -> bool:
     """Whether it is behind attributes that hold other mapped objects."""
     return issubclass(impl_class, _RELATIONSHIPS)
@@ -379,45 +319,112 @@ def find_unexpired(identity_map: Any, key: Any) -> Any:
 
 
 def add_all(session: Any, instances: Any) -> None:
-    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's.
-
-    Nor does it search for others that come with an object, where there can be none.
-    """
+    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's."""
     if session._warn_on_events:
         session._flush_warning("Session.add_all()")
-    mapper, cascading = None, None
     for instance in instances:
-        try:
-            state = _attributes.instance_state(instance)
-        except sa_orm.exc.NO_STATE:
-            sa_orm.Session.add(session, instance, _warn=False)  # raises
-            continue
+        sa_orm.Session.add(session, instance, _warn=False)
+
+
+class InFewerSteps:
+    """Methods of ``Session``: what they leave out finds nothing to do."""
+
+    def _execute_internal(
+        session: Any,  # noqa: N805
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = sa.util.EMPTY_DICT,
+        bind_arguments: Any = None,
+        _parent_execute_state: Any = None,
+        _add_event: Any = None,
+        _scalar_result: bool = False,
+    ) -> Any:
+        """For a statement of Core's: it concerns no mapped class, nor does it become
+        another one first, there are no options, and nobody listens."""
+        if (
+            type(statement) not in _AS_THEY_ARE
+            or statement._propagate_attrs
+            or execution_options
+            or session.execution_options
+            or bind_arguments
+            or _parent_execute_state is not None
+            or _add_event is not None
+            or session.dispatch.do_orm_execute
+        ):
+            return sa_orm.Session._execute_internal(
+                session,
+                statement,
+                params,
+                execution_options=execution_options,
+                bind_arguments=bind_arguments,
+                _parent_execute_state=_parent_execute_state,
+                _add_event=_add_event,
+                _scalar_result=_scalar_result,
+            )
+        session._autoflush()
+        connection = session._connection_for_bind(session.get_bind(clause=statement))
+        options = sa.util.EMPTY_DICT
+        if _scalar_result:
+            return connection.scalar(statement, params or {}, execution_options=options)
+        return connection.execute(statement, params, execution_options=options)
+
+    def _save_or_update_state(session: Any, state: Any) -> None:  # noqa: N805
+        """For an object without others that come with it."""
         state._orphaned_outside_of_session = False
         session._save_or_update_impl(state)
-        if state.manager.mapper is not mapper:
-            mapper = state.manager.mapper
-            cascading = _names_that_cascade(mapper)
-        if cascading is None or not cascading.isdisjoint(state.dict):
-            _add_others(session, mapper, state)
+        mapper = state.manager.mapper
+        cascading = vars(mapper).get(_CASCADING)
+        if cascading is None:
+            cascading = _find_cascading(mapper)
+        if not cascading.isdisjoint(state.dict):
+            has = session._contains_state
+            search = mapper.cascade_iterator("save-update", state, halt_on=has)
+            for _, _, found, _ in search:
+                session._save_or_update_impl(found)
 
 
-def _add_others(session: Any, mapper: Any, state: Any) -> None:
-    has = session._contains_state
-    for _, _, found, _ in mapper.cascade_iterator("save-update", state, halt_on=has):
-        session._save_or_update_impl(found)
+_AS_THEY_ARE = frozenset(
+    {sa.CompoundSelect, sa.Delete, sa.Insert, sa.Select, sa.TextClause, sa.Update}
+)
+
+_CASCADING = "_sharedsession_cascading"
 
 
-def _names_that_cascade(mapper: Any) -> frozenset[str] | None:
+class _All(frozenset[str]):
+    """Stands for whatever names there may be."""
+
+    def isdisjoint(self, other: Any) -> bool:
+        return False
+
+
+def _find_cascading(mapper: Any) -> frozenset[str]:
     """The attributes whose objects are added with the one that has them.
 
-    What is not among an object's values cascades nothing.  ``None`` if that cannot be
-    told, of attributes of a kind that an application made.
+    What is not among an object's values cascades nothing, but if an application has
+    made an attribute that says otherwise.  The mapper forgets it with what else it has
+    found out, when it gets another attribute.
     """
-    cascading = {name: it for name, it in mapper._props.items() if it.cascade}
-    known = all(
-        isinstance(it, sa_orm.RelationshipProperty) for it in cascading.values()
-    )
-    return frozenset(cascading) if known else None
+    of_others = sa_orm.RelationshipProperty
+    cascading = {
+        name: it
+        for name, it in mapper._props.items()
+        if it.cascade or isinstance(it, of_others)  # which may be given a cascade later
+    }
+    usual = [type(it).cascade_iterator is _cascade for it in cascading.values()]
+    names = frozenset(cascading) if all(usual) else _All()
+    if mapper.configured:
+        mapper._set_memoized_attribute(_CASCADING, names)
+    return names
+
+
+_cascade = sa_orm.RelationshipProperty.cascade_iterator
+
+#: Where methods of ``Session`` are in fewer steps, by what they were when this was
+#: imported.  In 2.0 executing has others: no options of a session, fewer flushes.
+quicker: dict[Any, Any] = {sa_orm.Session._save_or_update_state: InFewerSteps}
+if hasattr(sa_orm.Session, "execution_options"):
+    quicker[sa_orm.Session._execute_internal] = InFewerSteps
 
 
 def is_clean(session: Any) -> bool:
@@ -590,16 +597,18 @@ def commit_part(transaction: Any) -> bool:
     session = transaction.session
     if (
         transaction._state is not ACTIVE
+        or transaction._next_state is not _ANY_STATE
         or session._transaction is not transaction
         or not session._flushing
         or session.dispatch.after_transaction_end
     ):
         return False
-    # In one line: an interrupt finds it open or committed.
+    # No call is in between, if the session has no __setattr__() of Python's.
     session._transaction, transaction._state = transaction._parent, _CLOSED
     return True
 
 
+_ANY_STATE = _state_changes._StateChangeStates.ANY
 _CLOSED = _session.SessionTransactionState.CLOSED
 
 

@@ -89,7 +89,7 @@ def _guarded_class(base: Any) -> Any:
         member = getattr(base, name, None)
         if access is None or member is None:
             continue
-        if member is Connection.begin:
+        if member is _plain_begin:
             member = like(_begin, member)
         elif name in HAND_OUT_TRANSACTIONS:
             member = _handing_out(member)
@@ -106,6 +106,9 @@ def _guarded_class(base: Any) -> Any:
     return subclass(base, members)
 
 
+_plain_begin = Connection.begin
+
+
 def _begin(self: Any) -> Any:
     return alchemy.begin(self, _GuardedRoot)
 
@@ -113,7 +116,9 @@ def _begin(self: Any) -> Any:
 def _handing_out(function: Any) -> Any:
     def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
         transaction = function(self, *args, **kw)
-        if transaction is not None and not is_ours(transaction):
+        if transaction is None or is_ours(transaction):
+            return transaction
+        if guard_of_connection(transaction.connection) is not None:
             transaction.__class__ = _guarded_transaction(type(transaction))
         return transaction
 

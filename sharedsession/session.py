@@ -402,23 +402,25 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
 
 
 class _NextInLine(ByClass):
-    """For each class the one behind the mixin that has the method."""
+    """For each class the one behind the mixin that has the method.
+
+    Or the one that has it in fewer steps, if it is SQLAlchemy's own.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def find_out(self, cls: type) -> Any:
         line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
-        return next(base for base in line if self._name in vars(base))
+        base = next(base for base in line if self._name in vars(base))
+        return alchemy.quicker.get(vars(base)[self._name], base)
 
 
-class _NextExecute(_NextInLine):
-    """The method itself that executes statements; SQLAlchemy's own in fewer steps."""
+class _NextMethod(_NextInLine):
+    """The method itself."""
 
     def find_out(self, cls: type) -> Any:
-        method = getattr(super().find_out(cls), self._name)
-        is_plain = method is Session._execute_internal
-        return alchemy.execute_internal if is_plain else method
+        return getattr(super().find_out(cls), self._name)
 
 
 def _next_in_line(name: str, line: _NextInLine) -> Any:
@@ -463,7 +465,7 @@ def _executing(steps: str, **names: Any) -> Any:
 
 
 _add_of, _add_all_of, _flush_of = map(_NextInLine, ("add", "add_all", "flush"))
-_execute_of_base = _NextExecute("_execute_internal")
+_execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = quick_execute_internal(
     _execute_of_base,

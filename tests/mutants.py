@@ -622,15 +622,15 @@ MUTANTS = [
     Mutant(
         "a statement of Core's flushes nothing first",
         "alchemy",
-        "    session._autoflush()\n    connection = ",
-        "    connection = ",
+        "        session._autoflush()\n        connection = ",
+        "        connection = ",
         USUAL,
     ),
     Mutant(
         "what comes with an object is not added",
         "alchemy",
-        "        if cascading is None or not cascading.isdisjoint(state.dict):\n",
-        "        if cascading is None:\n",
+        "        if not cascading.isdisjoint(state.dict):\n",
+        "        if False:\n",
         USUAL,
     ),
     Mutant(
@@ -645,6 +645,20 @@ MUTANTS = [
         "alchemy",
         "        or session._transaction is not transaction\n",
         "",
+        USUAL,
+    ),
+    Mutant(
+        "the part of a flush is committed while it begins a savepoint",
+        "alchemy",
+        "        or transaction._next_state is not _ANY_STATE\n",
+        "",
+        USUAL,
+    ),
+    Mutant(
+        "a mapper that gets a relationship does not look at it",
+        "alchemy",
+        "        mapper._set_memoized_attribute(_CASCADING, names)\n",
+        "        vars(mapper)[_CASCADING] = names\n",
         USUAL,
     ),
     Mutant(

@@ -12,7 +12,7 @@ import itertools
 import re
 import sqlite3
 import unittest.mock
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
     configure_mappers,
     make_transient,
     make_transient_to_detached,
+    relationship,
 )
 from sqlalchemy.orm.exc import ObjectDereferencedError
 
@@ -31,6 +32,7 @@ from sharedsession import (
     SharedSession,
     SharedSessionMixin,
     UpgradeError,
+    WorkLostError,
     alchemy,
     compiled,
     instances,
@@ -531,29 +533,140 @@ def test_add_all_adds_what_comes_with_it(
     assert found[0] == found[1]
 
 
-def test_add_all_asks_an_attribute_of_another_kind(engine: sa.Engine) -> None:
-    """One that an application has made may add whatever it wants."""
-    asked = []
+class _Asked:
+    """Of an attribute that an application has made, which may add whatever it wants."""
 
-    class Own(ColumnProperty[int]):
-        inherit_cache = True
-        cascade = frozenset({"save-update"})
+    inherit_cache = True
+    asked: list[str] = []
 
-        def cascade_iterator(self, *args: Any, **kw: Any) -> Any:
-            asked.append(self.key)
-            return iter(())
+    def cascade_iterator(self, type_: str, *args: Any, **kw: Any) -> Any:
+        self.asked.append(type_)
+        return iter(())
 
-    class Thing:
-        pass
 
+class _AskedColumn(_Asked, ColumnProperty[int]):
+    cascade = frozenset({"save-update"})
+
+
+class _AskedRelationship(_Asked, type(relationship())):  # type: ignore[misc]
+    pass
+
+
+@pytest.fixture
+def things() -> Iterator[Any]:
+    """Makes a class that has a table, and others, with what attributes it is told."""
     registry = sa.orm.registry()
-    table = sa.Table("things", registry.metadata, sa.Column("id", primary_key=True))
-    registry.map_imperatively(Thing, table, properties={"id": Own(table.c.id)})
-    with SharedSession(engine) as session:
-        session.add_all([Thing(), Thing()])
-        assert asked == ["id", "id"]
-        session.expunge_all()
+
+    def make(**properties: Any) -> Any:
+        number = len(registry.metadata.tables)
+        first = sa.ForeignKey("thing_0.id") if number else None
+        table = sa.Table(
+            f"thing_{number}",
+            registry.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("parent", sa.Integer, first),
+        )
+        made = type(f"Thing{number}", (), {})
+        found = {name: of_table(table) for name, of_table in properties.items()}
+        registry.map_imperatively(made, table, properties=found)
+        return made
+
+    yield make
     registry.dispose()
+
+
+def test_add_all_asks_a_column_of_another_kind(things: Any, engine: sa.Engine) -> None:
+    Thing = things(parent=lambda table: _AskedColumn(table.c.parent))
+    for session_class in (Session, SharedSession):
+        _Asked.asked.clear()
+        with session_class(engine) as session:
+            session.add_all([Thing(), Thing()])
+            assert _Asked.asked == ["save-update"] * 2
+            session.expunge_all()
+
+
+def test_add_all_asks_a_relationship_of_another_kind(
+    things: Any, engine: sa.Engine
+) -> None:
+    others: list[Any] = []
+    Thing = things(others=lambda table: _AskedRelationship(lambda: others[0]))
+    others.append(things())
+    for session_class in (Session, SharedSession):
+        _Asked.asked.clear()
+        with session_class(engine) as session:
+            session.add_all([Thing(), Thing()])
+            assert _Asked.asked == ["save-update"] * 2
+            session.expunge_all()
+
+
+def test_an_attribute_may_come_later(things: Any, engine: sa.Engine) -> None:
+    Thing, Other = things(), things()
+    with SharedSession(engine) as session:
+        session.add_all([Thing()])
+        mapper: Any = sa.inspect(Thing)
+        mapper.add_property("others", relationship(Other))
+        thing = Thing()
+        thing.others = [Other()]
+        session.add_all([thing])
+        assert len(session.new) == 3
+        session.expunge_all()
+
+
+def test_what_was_added_before_an_error_is_noted(engine: sa.Engine) -> None:
+    """Another thread throws it away; who added it has to be told."""
+    with SharedSession(engine) as session:
+        with pytest.raises(sa.exc.InvalidRequestError):
+            session.add_all([User(), object()])
+        Worker(session.rollback).result()
+        with pytest.raises(WorkLostError):
+            session.commit()
+
+
+def test_nothing_is_added_in_a_read_section(engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+
+        def users() -> Iterator[User]:
+            with session.read_section():
+                yield User()
+
+        with pytest.raises(UpgradeError):
+            session.add_all(users())
+        assert not session.new
+
+
+class _Saving(Session):
+    """A session class that has an opinion of what is saved."""
+
+    saved = 0
+
+    def _save_or_update_state(self, state: Any) -> None:
+        self.saved += 1
+        super()._save_or_update_state(state)  # type: ignore[misc]
+
+
+class _SharedSaving(SharedSessionMixin, _Saving):
+    pass
+
+
+class _SavingShared(_Saving, SharedSession):
+    pass
+
+
+@pytest.mark.parametrize("session_class", [_Saving, _SharedSaving, _SavingShared])
+def test_what_an_application_makes_of_saving_is_done(
+    session_class: Any, engine: sa.Engine
+) -> None:
+    with session_class(engine) as session:
+        session.add_all([User(), User()])
+        assert session.saved == 2
+        session.rollback()
+
+
+def test_a_method_of_sqlalchemy_s_that_is_replaced_is_called(engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+        with unittest.mock.patch.object(Session, "add") as add:
+            session.add_all([User(), User()])
+        assert add.call_count == 2
 
 
 def test_add_all_waits_for_a_section(engine: sa.Engine) -> None:
@@ -780,7 +893,7 @@ def _listening() -> _Recording:
 
 
 SESSIONS: dict[str, Any] = {"plain": _Recording, "listening": _listening}
-if alchemy.execute_internal is not Session._execute_internal:
+if Session._execute_internal in alchemy.quicker:
     SESSIONS["options"] = lambda: _Recording(execution_options={"of": "session"})
 
 
@@ -802,9 +915,10 @@ def test_a_statement_is_executed_as_sqlalchemy_executes_it(
             done = type(error)
         return re.sub("0x[0-9a-f]+", "somewhere", repr([done, recording.steps]))
 
+    quicker = alchemy.quicker.get(Session._execute_internal, Session)
     for params in PARAMS:
         expected = outcome(Session._execute_internal, params)
-        assert outcome(alchemy.execute_internal, params) == expected
+        assert outcome(quicker._execute_internal, params) == expected
 
 
 # -- the part of a flush that a transaction is
@@ -846,6 +960,15 @@ def begins_one_that_ends_the_part(session: Session, context: Any) -> None:
     session.begin_nested()
 
 
+def begins_one_that_ends_both(session: Session, context: Any) -> None:
+    def end(session: Session, transaction: Any) -> None:
+        transaction.close()
+        transaction.parent.commit()
+
+    sa.event.listen(session, "after_transaction_create", end, once=True)
+    session.begin_nested()
+
+
 def ends_the_part_when_it_has_failed(session: Session, context: Any) -> None:
     def end(session: Session) -> None:
         context.transaction.commit()
@@ -865,7 +988,8 @@ def nothing(session: Session, context: Any) -> None:
     [
         *(nothing, commits, rolls_back, closes, fails),
         *(ends_the_part, ends_all, begins_a_savepoint),
-        *(begins_one_that_ends_the_part, ends_the_part_when_it_has_failed),
+        *(begins_one_that_ends_the_part, begins_one_that_ends_both),
+        *(ends_the_part_when_it_has_failed,),
     ],
 )
 def test_a_flush_ends_its_transaction_as_sqlalchemy_ends_it(
@@ -920,3 +1044,40 @@ def test_a_part_that_no_flush_has_begun_flushes(engine: sa.Engine) -> None:
             part.commit()
             assert not session.new
             session.rollback()
+
+
+# -- the transaction of a connection
+
+
+class _Borrowing(sa.Connection):
+    """Begins a transaction of another connection, which nobody has guarded."""
+
+    def begin(self) -> Any:
+        super().begin()
+        self.other = sa.Connection(self.engine)
+        return self.other.begin()
+
+
+def test_a_connection_may_hand_out_another_s_transaction() -> None:
+    for session_class in (Session, SharedSession):
+        engine: Any = sa.create_engine("sqlite://")
+        engine._connection_cls = _Borrowing
+        with session_class(engine) as session:
+            session.execute(sa.text("SELECT 1"))
+            session.commit()
+        engine.dispose()
+
+
+def test_a_begin_that_is_replaced_is_called() -> None:
+    class Own(sa.Connection):
+        """Of which there is no guarded class yet."""
+
+    engine: Any = sa.create_engine("sqlite://")
+    engine._connection_cls = Own
+    with unittest.mock.patch.object(
+        sa.Connection, "begin", autospec=True, side_effect=sa.Connection.begin
+    ) as begin:
+        with SharedSession(engine) as session:
+            session.execute(sa.text("SELECT 1"))
+    assert begin.call_count == 1
+    engine.dispose()
