@@ -662,13 +662,6 @@ MUTANTS = [
         USUAL,
     ),
     Mutant(
-        "the transaction of a connection has no guard",
-        "connections",
-        "_GuardedRoot = _guarded_transaction(RootTransaction)\n",
-        "_GuardedRoot = RootTransaction\n",
-        MATRIX,
-    ),
-    Mutant(
         "compiled: a map has whatever has the key of a state",
         "_c/usual.c",
         "PyBool_FromLong(there == state);",
