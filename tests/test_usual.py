@@ -305,6 +305,25 @@ def test_what_finds_an_object_s_values_may_be_another(
                 state.dict
 
 
+@needs_compiled
+def test_a_state_is_made_as_sqlalchemy_makes_it() -> None:
+    classes = instances.PlainState, instances.GuardedState
+    make, user, manager = compiled.parts.Maker(*classes), User(), object()
+    made, plain = make(user, manager), instances.PlainState(user, manager)
+    assert type(made) is instances.PlainState
+    assert list(vars(made)) == list(vars(plain))
+    for state in (made, plain):
+        assert state.class_ is User and state.manager is manager
+        assert state.obj() is user and state.obj.__callback__ == state._cleanup
+        assert state.committed_state == {} and state.expired_attributes == set()
+    assert made.committed_state is not plain.committed_state
+    for wrong in ((), (user,), (user, manager, None), (None, manager)):
+        for way in (make, instances.PlainState):
+            with pytest.raises(TypeError):
+                way(*wrong)
+    assert vars(make(obj=user, manager=manager)).keys() == vars(plain).keys()
+
+
 # -- coming to a session, and to its identity map
 
 

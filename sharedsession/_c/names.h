@@ -67,6 +67,7 @@
     X(ACTIVE_HISTORY, "_active_history")                                                \
     X(CALLABLE, "callable_")                                                            \
     X(CALLABLES, "callables")                                                           \
+    X(CLEAN_UP, "_cleanup")                                                             \
     X(COLLECTION_NAMES, "_collection_impl_keys")                                        \
     X(COMMITTED_STATE, "committed_state")                                               \
     X(EXPIRED, "expired")                                                               \

@@ -20,6 +20,37 @@ typedef struct {
     PyObject *notice; /* Adder only: called with the manager of one that is plain */
 } States;
 
+/* Set an attribute to a new reference, which may be NULL; 0, or -1 with an error. */
+static int
+set_to_new(PyObject *thing, enum name name, PyObject *value)
+{
+    int failed = value == NULL ? -1 : PyObject_SetAttr(thing, name_of[name], value);
+    Py_XDECREF(value);
+    return failed;
+}
+
+/* What cleans up behind the object of a state. */
+static PyObject *
+reference_for(PyObject *state, PyObject *object)
+{
+    PyObject *clean_up = get_attribute(state, NAME_CLEAN_UP);
+    PyObject *reference = clean_up == NULL ? NULL : PyWeakref_NewRef(object, clean_up);
+    Py_XDECREF(clean_up);
+    return reference;
+}
+
+/* Like InstanceState.__init__(). */
+static int
+init_state(PyObject *state, PyObject *object, PyObject *manager)
+{
+    if (set_to_new(state, NAME_MAPPED, get_attribute(object, NAME_CLASS)) < 0
+        || PyObject_SetAttr(state, name_of[NAME_MANAGER], manager) < 0
+        || set_to_new(state, NAME_OBJ, reference_for(state, object)) < 0
+        || set_to_new(state, NAME_COMMITTED_STATE, PyDict_New()) < 0)
+        return -1;
+    return set_to_new(state, NAME_EXPIRED_ATTRIBUTES, PySet_New(NULL));
+}
+
 /* maker(instance, manager) */
 static PyObject *
 maker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
@@ -27,7 +58,14 @@ maker_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *n
     States *self = (States *)callable;
     PyTypeObject *type = expects_guarded_state ? self->guarded : self->plain;
     expects_guarded_state = 0;
-    return PyObject_Vectorcall((PyObject *)type, args, nargsf, names);
+    if (PyVectorcall_NARGS(nargsf) != 2 || names != NULL)
+        return PyObject_Vectorcall((PyObject *)type, args, nargsf, names);
+    PyObject *nothing = PyTuple_New(0);
+    PyObject *state = nothing == NULL ? NULL : type->tp_new(type, nothing, NULL);
+    Py_XDECREF(nothing);
+    if (state != NULL && init_state(state, args[0], args[1]) < 0)
+        Py_CLEAR(state);
+    return state;
 }
 
 static int
