@@ -37,6 +37,9 @@ def _named(module: Any, name: str) -> Any:
     return getattr(module, f"_{name}", None) or getattr(module, name)
 
 
+#: Whoever wants shared ones everywhere puts their class in the place of this one.
+_Session: Any = sa_orm.Session
+
 NO_VALUE: Any = _base.NO_VALUE
 
 # Reading and writing attributes of attached objects is guarded at the implementation
@@ -323,7 +326,7 @@ def add_all(session: Any, instances: Any) -> None:
     if session._warn_on_events:
         session._flush_warning("Session.add_all()")
     for instance in instances:
-        sa_orm.Session.add(session, instance, _warn=False)
+        _Session.add(session, instance, _warn=False)
 
 
 class InFewerSteps:
@@ -352,7 +355,7 @@ class InFewerSteps:
             or _add_event is not None
             or session.dispatch.do_orm_execute
         ):
-            return sa_orm.Session._execute_internal(
+            return _Session._execute_internal(
                 session,
                 statement,
                 params,
@@ -422,9 +425,9 @@ _cascade = sa_orm.RelationshipProperty.cascade_iterator
 
 #: Where methods of ``Session`` are in fewer steps, by what they were when this was
 #: imported.  In 2.0 executing has others: no options of a session, fewer flushes.
-quicker: dict[Any, Any] = {sa_orm.Session._save_or_update_state: InFewerSteps}
-if hasattr(sa_orm.Session, "execution_options"):
-    quicker[sa_orm.Session._execute_internal] = InFewerSteps
+quicker: dict[Any, Any] = {_Session._save_or_update_state: InFewerSteps}
+if hasattr(_Session, "execution_options"):
+    quicker[_Session._execute_internal] = InFewerSteps
 
 
 def is_clean(session: Any) -> bool:

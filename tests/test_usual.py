@@ -714,6 +714,17 @@ def test_a_method_that_is_replaced_is_called(of_class: bool, engine: sa.Engine) 
         session.rollback()
 
 
+def test_a_shared_session_may_stand_in_the_place_of_all(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sa.orm, "Session", SharedSession)
+    with SharedSession(engine) as session:
+        session.add_all([User(name="new")])
+        assert session.scalar(sa.text("SELECT 1"), {}) == 1
+        assert session.scalars(sa.select(User).where(User.name == "new")).one()
+        session.rollback()
+
+
 class _Off(SharedSession):
     guard = None
 
