@@ -454,7 +454,7 @@ def test_an_interrupt_in_a_statement_is_the_interrupted_ones_failure(
         session.add(User(name="mine"))
         session.flush()
 
-        @sa.event.listens_for(file_engine, "before_cursor_execute", once=True)
+        @sa.event.listens_for(file_engine, "do_execute", once=True)
         def interrupt(*args: Any) -> None:
             raise KeyboardInterrupt
 
