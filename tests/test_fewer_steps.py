@@ -185,14 +185,18 @@ def things() -> Iterator[Any]:
     registry.dispose()
 
 
-def test_add_all_asks_a_column_of_another_kind(things: Any, engine: sa.Engine) -> None:
-    Thing = things(parent=lambda table: _AskedColumn(table.c.parent))
+def assert_each_is_asked(thing: Any, engine: sa.Engine) -> None:
     for session_class in (Session, SharedSession):
         _Asked.asked.clear()
         with session_class(engine) as session:
-            session.add_all([Thing(), Thing()])
+            session.add_all([thing(), thing()])
             assert _Asked.asked == ["save-update"] * 2
             session.expunge_all()
+
+
+def test_add_all_asks_a_column_of_another_kind(things: Any, engine: sa.Engine) -> None:
+    Thing = things(parent=lambda table: _AskedColumn(table.c.parent))
+    assert_each_is_asked(Thing, engine)
 
 
 def test_add_all_asks_a_relationship_of_another_kind(
@@ -201,12 +205,7 @@ def test_add_all_asks_a_relationship_of_another_kind(
     others: list[Any] = []
     Thing = things(others=lambda table: _AskedRelationship(lambda: others[0]))
     others.append(things())
-    for session_class in (Session, SharedSession):
-        _Asked.asked.clear()
-        with session_class(engine) as session:
-            session.add_all([Thing(), Thing()])
-            assert _Asked.asked == ["save-update"] * 2
-            session.expunge_all()
+    assert_each_is_asked(Thing, engine)
 
 
 def test_an_attribute_may_come_later(things: Any, engine: sa.Engine) -> None:
