@@ -333,7 +333,7 @@ class InFewerSteps:
     """Methods of ``Session``: what they leave out finds nothing to do."""
 
     def _execute_internal(
-        session: Any,  # noqa: N805
+        session: Any,
         statement: Any,
         params: Any = None,
         *,
@@ -372,7 +372,7 @@ class InFewerSteps:
             return connection.scalar(statement, params or {}, execution_options=options)
         return connection.execute(statement, params, execution_options=options)
 
-    def _save_or_update_state(session: Any, state: Any) -> None:  # noqa: N805
+    def _save_or_update_state(session: Any, state: Any) -> None:
         """For an object without others that come with it."""
         state._orphaned_outside_of_session = False
         session._save_or_update_impl(state)
