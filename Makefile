@@ -56,7 +56,7 @@ conformance-others:
 	$(PYTHON) -m conformance.others --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
 	    --jobs $(JOBS) $(FLAGS)
 
-.venv/.ready: setup.cfg setup.py pyproject.toml $(wildcard sharedsession/_c/*)
+.venv/.ready: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(run) -m pip install --quiet --upgrade pip
@@ -64,4 +64,4 @@ conformance-others:
 	touch $@
 
 clean:
-	rm -rf .venv .cache .mypy_cache .pytest_cache build *.egg-info sharedsession/*.so
+	rm -rf .venv .cache .mypy_cache .pytest_cache build *.egg-info

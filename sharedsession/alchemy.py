@@ -99,22 +99,6 @@ def set_scalar(
         ScalarAttributeImpl.set(impl, state, values, value, initiator)
 
 
-#: By what the usual cases of attributes and identity maps are told, see _c/usual.h.
-USUAL = (
-    NO_VALUE,
-    _base.PASSIVE_NO_RESULT,
-    _attributes.HISTORY_BLANK,
-    int(_base.CALLABLES_OK),
-    int(_base.INIT_OK),
-    int(_base.PassiveFlag.INCLUDE_PENDING_MUTATIONS),
-    _NoListeners,
-    _NO_SET,
-    _state.InstanceState._instance_dict,
-    watched,
-    vars(_base),
-)
-
-
 def has_plain_instrumentation(cls: type) -> bool:
     """Whether values are in ``__dict__``, and not where an extension puts them."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager
@@ -122,15 +106,6 @@ def has_plain_instrumentation(cls: type) -> bool:
 
 InstanceState: type[Any] = _state.InstanceState
 AttributeState: type[Any] = _state.AttributeState
-
-
-def make_states_with(manager: Any, make: Any) -> None:
-    """Have *make* make the states of a class's new objects; nothing if it is too early.
-
-    SQLAlchemy finds what makes them when it makes the first one, and tells listeners.
-    """
-    if vars(manager).get("_state_constructor") is InstanceState:
-        manager._state_constructor = make
 
 
 #: The map of every session's persistent objects: each load goes through it.
@@ -205,11 +180,6 @@ class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
         rows, self._rowbuffer = self._rowbuffer, []
         result._soft_close()
         return rows[::-1]
-
-
-def log_unclosed(connection: Any, error: Exception) -> None:
-    """What ``Connection._safe_close_cursor()`` does with the error of a cursor."""
-    connection.engine.pool.logger.error("Error closing cursor", exc_info=error)
 
 
 def is_exhausted(result: Any) -> bool:

@@ -15,7 +15,6 @@ from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from . import alchemy, rows
 from .disguise import is_ours, per_class, subclass
-from .execution import quick_execute
 from .guard import Guard
 from .operations import (
     CONNECTION,
@@ -102,7 +101,6 @@ def _guarded_class(base: Any) -> Any:
         members[name] = with_parameters_of(
             function, _EXECUTE, _function=function, **_EXECUTES
         )
-    members["execute"] = quick_execute(base.execute, members["execute"])
     return subclass(base, members)
 
 

@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Literal, NoReturn
 
-from . import compiled
 from .errors import (
     ConcurrentAccessError,
     ForkedSessionError,
@@ -184,12 +183,6 @@ class Guard(Monitor):
                 "section a critical_section()."
             )
         hold = Hold(self, me, EXCLUSIVE, what, False)
-        try:
-            if _take_at_once(self, hold):
-                return hold
-        except BaseException:
-            hold.release()  # an interrupt
-            raise
         return self._take(hold, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
@@ -519,16 +512,6 @@ class Guard(Monitor):
         self.holds = {}
         self.reading = {}
         self.queue, self.rests_until = deque(), FOREVER
-
-
-def _never_at_once(guard: Guard, hold: Hold) -> bool:
-    """Whether *hold* was begun in one step, which takes what is compiled."""
-    return False
-
-
-_take_at_once: Callable[[Guard, Hold], bool] = (
-    _never_at_once if compiled.parts is None else compiled.parts.take
-)
 
 
 def _no_session() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
-from . import compiled
 from .owners import Owner
 from .terms import Lock, Mode
 
@@ -49,22 +48,11 @@ class Hold:
 
     def release(self) -> None:
         """Give it back; nothing if that was done before.  Any thread may call this."""
-        if not _let_go_at_once(self.guard, self):
-            self.guard.let_go(self)
+        self.guard.let_go(self)
 
     def __del__(self) -> None:
         if self.is_open:
             self.guard.forsake(self)
-
-
-def _never_at_once(guard: Guard, hold: Hold) -> bool:
-    """Whether *hold* was ended in one step, which takes what is compiled."""
-    return False
-
-
-_let_go_at_once: Callable[[Guard, Hold], bool] = (
-    _never_at_once if compiled.parts is None else compiled.parts.let_go
-)
 
 
 class WindowOpened(Exception):

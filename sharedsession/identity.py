@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import alchemy, compiled, instances
+from . import alchemy, instances
 from .guard import Guard
 from .operations import IDENTITY_MAP, Path, guarded
 
@@ -12,21 +12,10 @@ _Plain: Any = alchemy.WeakInstanceDict
 _add: Any = _Plain._add_unpresent
 
 
-def _add_in_python(self: Any, state: Any, key: Any) -> None:
+def _guard_and_add(self: Any, state: Any, key: Any) -> None:
     if type(state) is instances.PlainState:
         state.__class__ = instances.GuardedState
     _add(self, state, key)
-
-
-if compiled.parts is not None:
-    _classes = instances.PlainState, instances.GuardedState
-    #: Makes a state that is guarded from the start, if it is likely that it will be.
-    _maker = compiled.parts.Maker(*_classes)
-
-    def _use_maker(manager: Any) -> None:
-        alchemy.make_states_with(manager, _maker)
-
-    _add_compiled = compiled.parts.Adder(*_classes, _use_maker)
 
 
 class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
@@ -35,7 +24,7 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
     __class__ = property(lambda self: _Plain)
     _guard: Guard
 
-    _add_unpresent = _add_in_python if compiled.parts is None else _add_compiled
+    _add_unpresent = _guard_and_add
 
 
 def _keys(self: Any) -> Any:

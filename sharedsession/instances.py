@@ -21,7 +21,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, changes, compiled, containers, reads
+from . import alchemy, changes, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, per_class, reduce_as, subclass
 from .operations import (
@@ -209,20 +209,11 @@ _AttributeState = subclass(
 )
 
 
-def _quick_members() -> dict[str, Any]:
-    """What a flush asks a state for all the time, compiled."""
-    if compiled.parts is None:
-        return {}
-    doc = alchemy.InstanceState.dict.__doc__
-    return {"dict": property(compiled.parts.values_of_state, doc=doc)}
-
-
 #: What the state of an object becomes when it is attached to a guarded session.
 GuardedState = subclass(
     alchemy.InstanceState,
     {
         **_guarded_members(alchemy.InstanceState, STATE),
-        **_quick_members(),
         "_modified_event": _modified_event,
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
         "__reduce_ex__": guarded(

@@ -6,9 +6,7 @@ import threading
 import weakref
 from typing import Any, Protocol, Union, runtime_checkable
 
-from . import compiled
 from .guard import Guard
-from .monitor import CLOSED
 from .owners import Owner
 from .terms import EXCLUSIVE, Kind, Mode
 
@@ -33,9 +31,6 @@ class RWLockLike(Protocol):
 
 #: What ``lock=`` takes.
 LockArgument = Union[str, RLockLike, RWLockLike, None]
-
-if compiled.parts is not None:
-    compiled.parts.know_guard(Guard, CLOSED)
 
 #: The names that ``lock=`` takes.
 KINDS = (*(kind.value for kind in Kind), "off")

@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from sqlalchemy.orm import Session
 
-from . import alchemy, compiled
+from . import alchemy
 from .disguise import ByClass
 
 
@@ -48,10 +48,6 @@ _Operation = Callable[..., Any]
 def quick_get(operation: _Operation) -> _Operation:
     """``Session.get()`` that first looks whether the object is there, loaded."""
     defaults = Session.get.__kwdefaults__
-    if compiled.parts is not None:
-        types = frozenset({*_ONE_VALUE, tuple})
-        make: Callable[..., _Operation] = compiled.parts.Look
-        return make(_are_plain["get"], operation, defaults, types)
 
     def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
         if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
@@ -82,9 +78,6 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
 
 def quick_contains(operation: _Operation) -> _Operation:
     """``instance in session`` as a mere look."""
-    if compiled.parts is not None:
-        make: Callable[..., _Operation] = compiled.parts.Look
-        return make(_are_plain["__contains__"], operation)
 
     def __contains__(self: Any, instance: object) -> Any:
         guard = self.guard

@@ -11,16 +11,15 @@ import functools
 import inspect
 from typing import Any, Callable, Mapping, NamedTuple
 
-from . import alchemy, compiled
 from .errors import SharedSessionError
 from .guard import Guard
 from .holds import WindowOpened
 from .owners import Owner
-from .signatures import with_parameters_of, with_signature_of
+from .signatures import with_parameters_of
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
-def run_in_python(
+def run(
     guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     """Call *function* as one operation of the guarded session."""
@@ -88,9 +87,6 @@ def _run_within(
     return result
 
 
-run: Callable[..., Any] = run_in_python
-
-
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Call *function*, which only looks at loaded state, without a lock if possible.
 
@@ -141,15 +137,10 @@ class Path(NamedTuple):
         return found if self.table is None else f"_guards.get({found})"
 
 
-if compiled.parts is not None:
-    compiled.parts.know_usual(*alchemy.USUAL)
-    run = compiled.parts.Runner(
-        run_in_python,
-        look,
-        SharedSessionError,
-        _note_failure,
-        _leave_again,
-        (READ, LOAD, WRITE),
+def next_call(name: str) -> str:
+    """The source of a call of the method of the class in ``_line``."""
+    return (
+        f"(_line.get(_type({{self}})) or _line[_type({{self}})]).{name}({{parameters}})"
     )
 
 
@@ -161,7 +152,6 @@ def guarded(
     refused: bool = False,
     line: Mapping[type, Any] | None = None,
     which: int = 0,
-    public: bool = False,
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature.
 
@@ -172,95 +162,7 @@ def guarded(
     :param line: by class, the one behind it that has the method, if it is not always
         this one.
     :param which: the number of the argument that has the guard, usually the first.
-    :param public: whether it has to be a function, for others look at its code.
     """
-    if compiled.parts is None:
-        return _guarded_in_python(function, access, find_guard, refused, line, which)
-    operation = _compiled(function, access, find_guard, refused, line, which)
-    return _as_function(function, operation, access) if public else operation
-
-
-def _as_function(function: Any, operation: Any, access: Access) -> Callable[..., Any]:
-    if access is WRITE:  # which may have to be noted afterwards
-        return with_signature_of(function, operation)
-    return with_parameters_of(
-        function, _AS_PART, _as_part=operation.as_part, _operation=operation
-    )
-
-
-_AS_PART = """\
-_function = _as_part({self})
-if _function is None:
-    return _operation({parameters})
-return _function({parameters})"""
-
-
-def next_call(name: str) -> str:
-    """The source of a call of the method of the class in ``_line``."""
-    return (
-        f"(_line.get(_type({{self}})) or _line[_type({{self}})]).{name}({{parameters}})"
-    )
-
-
-def _compiled(
-    function: Any,
-    access: Access,
-    find_guard: Any,
-    refused: bool,
-    line: Any,
-    which: int,
-) -> Callable[..., Any]:
-    by_path = isinstance(find_guard, Path)
-    path = find_guard if by_path else Path(())
-    operation: Callable[..., Any] = compiled.parts.Operation(
-        run,
-        access,
-        function,
-        name=getattr(function, "__name__", "operation"),
-        line=line,
-        which=which,
-        parameter=_name_of(function, which),
-        path=path.names,
-        table=path.table,
-        is_called=path.is_called,
-        finder=None if by_path else find_guard,
-        is_refused=refused,
-        usual=_USUAL.get(function, 0),
-    )
-    functools.update_wrapper(operation, function)
-    del operation.__wrapped__  # type: ignore[attr-defined]
-    return operation
-
-
-def _name_of(function: Any, which: int) -> str | None:
-    """Of a parameter that may be given by it; nobody gives ``self`` so."""
-    return list(inspect.signature(function).parameters)[which] if which else None
-
-
-#: The methods whose usual case is compiled, too, and the numbers they have there.
-_USUAL = {
-    alchemy.AttributeImpl.get: 1,
-    alchemy.ScalarAttributeImpl.get_history: 2,
-    alchemy.ScalarObjectAttributeImpl.get_history: 2,
-    alchemy.CollectionAttributeImpl.get_history: 3,
-    alchemy.WeakInstanceDict.__len__: 4,
-    alchemy.WeakInstanceDict.check_modified: 5,
-    alchemy.WeakInstanceDict.all_states: 6,
-    alchemy.WeakInstanceDict.get: 7,
-    alchemy.WeakInstanceDict.__contains__: 8,
-    alchemy.WeakInstanceDict.contains_state: 9,
-    alchemy.WeakInstanceDict.replace: 10,
-}
-
-
-def _guarded_in_python(
-    function: Any,
-    access: Access,
-    find_guard: Any,
-    refused: bool,
-    line: Any,
-    which: int,
-) -> Callable[..., Any]:
     steps = (
         _LOOK if access is READ else _FIND + _REFUSE * refused + _PART[access] + _RUN
     )

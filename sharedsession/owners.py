@@ -19,8 +19,6 @@ from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
 
-from . import compiled
-
 if TYPE_CHECKING:
     from .terms import Lock
 
@@ -136,8 +134,6 @@ def _introduce() -> Owner:
 
     def ended(watch: weakref.ref[_LastBreath]) -> None:
         _watches.discard(watch)
-        if compiled.parts is not None:
-            _compiled_asker.forget()  # while the owner is there
         _owners.pop(ident, None)
         owner.alive = False
         if process != os.getpid() or sys.is_finalizing():
@@ -151,15 +147,9 @@ def _introduce() -> Owner:
     return owner
 
 
-def _current_owner() -> Owner:
+def current_owner() -> Owner:
     """Return the owner for whoever is asking."""
     try:
         return _owners[get_ident()]
     except KeyError:
         return _introduce()
-
-
-current_owner: Callable[[], Owner] = _current_owner
-if compiled.parts is not None:
-    _compiled_asker = compiled.parts.Asker(_owners, _introduce)
-    current_owner = _compiled_asker

@@ -1,9 +1,6 @@
 """Reading a loaded attribute, which takes no lock if nobody changes anything meanwhile.
 
-Applications do nothing as often.  So it is there twice: in Python, and compiled, where
-a compiler was at hand when the library was installed.  What is compiled is a
-translation of the Python, and everything that is not usual it leaves to Python, too.
-Set ``DISABLE_SHAREDSESSION_CEXT`` in the environment to do without.
+No operation is as frequent in an application.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from . import alchemy
-from . import compiled as _compiled
 from .attachment import guards
 
 Getter = Callable[[Any, Any, Any], Any]
@@ -19,7 +15,7 @@ Getter = Callable[[Any, Any, Any], Any]
 _find_guard = guards.get
 
 
-def in_python(key: str, otherwise: Getter) -> Getter:
+def getter_of(key: str, otherwise: Getter) -> Getter:
     """The ``__get__`` of an attribute whose values are in its objects' ``__dict__``.
 
     :param key: the attribute's name there.
@@ -49,12 +45,3 @@ def in_python(key: str, otherwise: Getter) -> Getter:
         return otherwise(self, instance, owner)
 
     return __get__
-
-
-def compiled(key: str, otherwise: Getter) -> Getter:
-    """Like :func:`in_python`, and compiled; to be called only if that is there."""
-    made: Getter = _compiled.parts.Read(key, alchemy.STATE_KEY, guards, otherwise)
-    return made
-
-
-getter_of = in_python if _compiled.parts is None else compiled

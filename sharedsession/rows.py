@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, Callable, Iterator, NoReturn
+from typing import Any, Callable, Iterator
 
 from . import alchemy
 from .disguise import per_class
@@ -66,15 +66,6 @@ def _streams(result: Any, cursor_result: Any) -> bool:
     options = cursor_result.context.execution_options
     asked = options and (options.get("stream_results") or options.get("yield_per"))
     return bool(asked or alchemy.comes_piece_by_piece(result, cursor_result))
-
-
-def handle_error(result: Any, cursor: Any, error: BaseException) -> NoReturn:
-    """Raise what SQLAlchemy makes of an error that the driver raised in a fetch."""
-    try:
-        raise error  # it is looked for among those that are being handled
-    except BaseException as raised:
-        result.cursor_strategy.handle_exception(result, cursor, raised)
-        raise
 
 
 def _buffer_rows(cursor_result: Any) -> None:

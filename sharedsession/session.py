@@ -10,13 +10,12 @@ from typing import Any, Callable, Iterable, Iterator, NoReturn, TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
-from . import alchemy, compiled, containers, forks, instances, looks, rows
+from . import alchemy, containers, forks, instances, looks, rows
 from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
 from .disguise import ByClass
 from .errors import SharedSessionError
-from .execution import quick_execute_internal
 from .guard import Guard
 from .identity import guard_identity_map
 from .locks import LockArgument, make_guard
@@ -467,33 +466,11 @@ def _executing(steps: str, **names: Any) -> Any:
 _add_of, _add_all_of, _flush_of = map(_NextInLine, ("add", "add_all", "flush"))
 _execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
-_Mixin._execute_internal = quick_execute_internal(
-    _execute_of_base,
-    _executing(
-        _EXECUTE,
-        _alone=_executing(_STEP, _settle=rows.settle),
-        _within=_executing(_STEP, _settle=rows.settle_within),
-    ),
+_Mixin._execute_internal = _executing(
+    _EXECUTE,
+    _alone=_executing(_STEP, _settle=rows.settle),
+    _within=_executing(_STEP, _settle=rows.settle_within),
 )
-
-
-if compiled.parts is not None:
-    _Mixin._after_attach = compiled.parts.Adopter(
-        instances.PlainState,
-        instances.GuardedState,
-        alchemy.ClassManager,
-        alchemy.MutableBase,
-        instances.adopt_values,
-        _NextInLine("_after_attach"),
-        Session,
-        _Mixin._after_attach,
-    )
-
-
-if compiled.parts is not None:
-    _Mixin.__setattr__ = compiled.parts.Setter(
-        SESSION_SETTINGS, _NextInLine("__setattr__"), _Mixin.__setattr__
-    )
 
 
 def _next_property(name: str) -> Any:
@@ -533,11 +510,10 @@ def _operation(name: str, plain: Any, access: Access) -> Any:
     refused = name in SESSION and access not in (READ, LOAD)
     own: Any = _OWN.get(name)
     if own:
-        return guarded(like(own, plain), access, _GUARD, refused=refused, public=True)
+        return guarded(like(own, plain), access, _GUARD, refused=refused)
     line = _NextInLine(name)
     function = _next_in_line(name, line)
-    public = name in SESSION and name not in ("get", "__contains__")
-    return guarded(function, access, _GUARD, refused=refused, line=line, public=public)
+    return guarded(function, access, _GUARD, refused=refused, line=line)
 
 
 def _put_operations_on(cls: Any) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy.orm import SessionTransactionOrigin
 from . import alchemy
 from .affinity import check_engine
 from .connections import Connecting, guard_connection, guard_of_connection
-from .execution import quick_connection
 from .guard import Guard
 from .holds import Hold
 from .operations import Path, guarded, run
@@ -196,15 +195,13 @@ class GuardedTransaction(_Plain):
             return self._guard(connection)
         return connection
 
-    def _connection_in_python(self, bind: Any, execution_options: Any) -> Any:
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         connection = alchemy.connection_at_hand(self, bind, execution_options)
         if connection is None or guard_of_connection(connection) is None:
             return self._provide_connection(bind, execution_options)
         if self.session.guard is not None:
             self.session.guard.check_may_execute()
         return connection
-
-    _connection_for_bind = quick_connection(_connection_in_python, _provide_connection)
 
     def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from . import alchemy, compiled
 from .attachment import guards
 from .monitor import FOREVER
 from .operations import run
@@ -18,23 +17,7 @@ Setter = Callable[[Any, Any, Any], None]
 _find_guard = guards.get
 
 
-def compiled_setter(impl: Any, state_key: str, otherwise: Setter) -> Setter:
-    """Like :func:`in_python`, and compiled; to be called only if that is there."""
-    set_unguarded = impl.set_unguarded
-    if getattr(set_unguarded, "__func__", None) is alchemy.set_scalar:
-        set_unguarded = _compiled_value_setter(impl, set_unguarded)
-    return compiled.parts.Write(  # type: ignore[no-any-return]
-        run, state_key, guards, set_unguarded, otherwise
-    )
-
-
-def _compiled_value_setter(impl: Any, set_unguarded: Any) -> Any:
-    if not impl.send_modified_events:
-        return set_unguarded
-    return compiled.parts.ValueSetter(impl.key, impl.dispatch, set_unguarded)
-
-
-def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
+def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
     """The ``__set__`` of an attribute whose values are in its objects' ``__dict__``.
 
     Like :func:`run`, but the steps of :meth:`Guard.come_in` and :meth:`Guard.leave`
@@ -107,6 +90,3 @@ def in_python(impl: Any, state_key: str, otherwise: Setter) -> Setter:
             run(guard, WRITE, set_unguarded, state, values, value, None)
 
     return __set__
-
-
-setter_of = in_python if compiled.parts is None else compiled_setter

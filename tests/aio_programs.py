@@ -32,7 +32,7 @@ from sharedsession.sections import CriticalSection, ReadSection
 from sharedsession.taskguard import TaskGuard
 from sharedsession.tasks import to_the_end
 from sharedsession.terms import CHANGE, END, LOAD, STREAM, WRITE, Kind
-from sharedsession.writes import in_python
+from sharedsession.writes import setter_of
 
 from .aio_scheduler import Loop
 from .guard_programs import attached, attaching
@@ -410,7 +410,7 @@ def _glanced_at(world: World) -> None:
 
 
 async def set_attribute(world: World) -> None:
-    set_value = in_python(FakeAttribute(world), "state", None)
+    set_value = setter_of(FakeAttribute(world), "state", None)
     set_value(None, attached(world.guard), None)
 
 

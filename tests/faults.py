@@ -499,7 +499,6 @@ def interrupt_everywhere(
             where = f"{operation.name}, step {at}, {fault.place}"
             report.note(f"interrupts, {_name(lock)}", where, error)
         error = None
-        # There is no step at all in what is compiled.
         at += every if at else 1 + first % max(1, min(every, total))
         world.end()
 

@@ -38,9 +38,9 @@ KINDS = ("rlock", "rw", "detect", "confine", "foreign")
 
 PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
-    run=operations.run_in_python,
+    run=operations.run,
     look=operations.look,
-    setter_of=writes.in_python,
+    setter_of=writes.setter_of,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
 )

@@ -31,13 +31,8 @@ class Mutant:
     tests: str
 
     @property
-    def is_compiled(self) -> bool:
-        return self.module.endswith(".c")
-
-    @property
     def path(self) -> Path:
-        name = self.module if self.is_compiled else f"{self.module}.py"
-        return Path("sharedsession") / name
+        return Path("sharedsession") / f"{self.module}.py"
 
     def plant(self, folder: Path) -> None:
         path = folder / self.path
@@ -52,8 +47,6 @@ MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
 READS = "tests/test_reads.py"
 WINDOWS = "tests/test_windows.py"
-COMPILED = "tests/test_compiled.py"
-USUAL = "tests/test_usual.py"
 FEWER_STEPS = "tests/test_fewer_steps.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
@@ -523,104 +516,6 @@ MUTANTS = [
         "tests/test_sequences.py tests/test_faults.py -k fork",
     ),
     Mutant(
-        "compiled: the gate is no hindrance",
-        "_c/guard.c",
-        "    if (!is_known || !has_entries(slot(guard, GATE), 0))\n",
-        "    if (!is_known)\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: who comes in is not checked",
-        "_c/guard.c",
-        "    if (!is_known || !has_entries(slot(guard, GATE), 0))\n",
-        "    if (!has_entries(slot(guard, GATE), 0))\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: who leaves does not see to the queue",
-        "_c/guard.c",
-        "    return now >= 0 && now < as_seconds(slot(guard, RESTS_UNTIL))\n",
-        "    return now >= 0\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: what was left behind waits for another one",
-        "_c/runner.c",
-        "    if (slot(guard, ATTENTION) == Py_False)\n",
-        "    if (1)\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: nobody's work is noted",
-        "_c/runner.c",
-        "access != self->write || slot(guard, WORKER) == me)",
-        "1)",
-        "tests/test_transactions.py",
-    ),
-    Mutant(
-        "compiled: a window may open in what changes things",
-        "_c/runner.c",
-        "        set_slot(guard, MAY_OPEN, Py_False);\n",
-        "        (void)me;\n",
-        WINDOWS,
-    ),
-    Mutant(
-        "compiled: a change in a read section is a part of it",
-        "_c/operation.c",
-        "        int only = reads_only(guard);\n",
-        "        int only = 0;\n",
-        "tests/test_unusual.py",
-    ),
-    Mutant(
-        "compiled: a write in a read section is a part of it",
-        "_c/operation.c",
-        "    int only = slot(guard, WORKER) == me ? reads_only(guard) : 1;\n",
-        "    int only = slot(guard, WORKER) == me ? 0 : 1;\n",
-        "tests/test_unusual.py",
-    ),
-    Mutant(
-        "compiled: an object that is added keeps a plain state",
-        "_c/states.c",
-        "    if (Py_IS_TYPE(state, self->plain)\n",
-        "    if (0 && Py_IS_TYPE(state, self->plain)\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: rows are fetched when they are asked for",
-        "_c/statements.c",
-        "        if (is_usual_one && fetch_rows(self, result) < 0)\n",
-        "        if (0 && fetch_rows(self, result) < 0)\n",
-        "tests/test_rows.py",
-    ),
-    Mutant(
-        "compiled: the last one that asked is taken for everybody",
-        "_c/owners.c",
-        "    if (self->last != NULL && self->last_thread == thread)\n",
-        "    if (self->last != NULL)\n",
-        COMPILED,
-    ),
-    Mutant(
-        "compiled: who listens to a change is not told",
-        "_c/values.c",
-        "    return is_lazy <= 0 ? is_lazy : nobody_hears(self->dispatch, NAME_SET);\n",
-        "    return is_lazy;\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: what a task changes beside a flush is not noted",
-        "_c/values.c",
-        "    if (PyDict_GET_SIZE(usual.watched) != 0)\n        return 0;\n",
-        "",
-        "tests/test_asyncio_not_awaited.py tests/test_asyncio_units.py",
-    ),
-    Mutant(
-        "compiled: a changed object may go away before it is flushed",
-        "_c/values.c",
-        "is_modified ? is_attribute(state, NAME_STRONG_OBJECT, Py_None) : 1;\n",
-        "0;\n",
-        USUAL,
-    ),
-    Mutant(
         "a statement of Core's flushes nothing first",
         "alchemy",
         "        session._autoflush()\n        connection = ",
@@ -662,62 +557,6 @@ MUTANTS = [
         "        vars(mapper)[_CASCADING] = names\n",
         FEWER_STEPS,
     ),
-    Mutant(
-        "compiled: a map has whatever has the key of a state",
-        "_c/usual.c",
-        "PyBool_FromLong(there == state);",
-        "PyBool_FromLong(there != NULL);",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: what was there before a change is forgotten",
-        "_c/usual.c",
-        "    if (flags < 0 || is_among(args.args[1], NAME_COMMITTED_STATE, key))\n",
-        "    if (flags < 0)\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: who listens to what is attached is not told",
-        "_c/states.c",
-        "base == self->session ? is_told_to_nobody(args[0], args[1]) : 0;\n",
-        "base == self->session;\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: a changed object is not among the modified of its map",
-        "_c/usual.c",
-        "put_into_map(map, state, key) == 0 && count_as_modified(map, state) == 0)\n",
-        "put_into_map(map, state, key) == 0)\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: a change in a read section is called as a part of it",
-        "_c/operation.c",
-        "        || (self->is_refused && is_read(guard)))\n",
-        "        || 0)\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: the method itself is called by whoever asks",
-        "_c/operation.c",
-        "me == NULL ? -1 : is_part(self, guard, me);\n    Py_XDECREF(me);\n",
-        "me == NULL ? -1 : 1;\n    Py_XDECREF(me);\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: a copy of an object that is gone passes for it",
-        "_c/values.c",
-        "    return object == NULL ? -1 : object != Py_None;\n",
-        "    return object == NULL ? -1 : 1;\n",
-        USUAL,
-    ),
-    Mutant(
-        "compiled: rows are taken out of a list that the driver keeps",
-        "_c/statements.c",
-        "PyList_CheckExact(rows) && Py_REFCNT(rows) == 1;\n",
-        "PyList_CheckExact(rows);\n",
-        USUAL,
-    ),
 ]
 
 
@@ -732,11 +571,6 @@ def try_mutant(mutant: Mutant) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         command += shlex.split(mutant.tests)
         environ = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
-        if mutant.is_compiled:
-            build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-            subprocess.run(build, cwd=folder, check=True, capture_output=True)
-        else:  # what is planted would not run, where there is compiled code
-            environ["DISABLE_SHAREDSESSION_CEXT"] = "1"
         try:
             done = subprocess.run(
                 command,

@@ -77,9 +77,9 @@ def stepping_code(
     parts = stepping_copy(sections, hook)
     return SimpleNamespace(
         Guard=guards["Guard"],
-        run=ops["run_in_python"],
+        run=ops["run"],
         look=ops["look"],
-        setter_of=stepping_copy(writes, hook, run=ops["run_in_python"])["in_python"],
+        setter_of=stepping_copy(writes, hook, run=ops["run"])["setter_of"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],
     )

@@ -8,16 +8,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from sharedsession import SharedSessionMixin, alchemy, compiled
+from sharedsession import SharedSessionMixin, alchemy
 from sharedsession.alchemy import instance_state
 
 from .conftest import make_engine
 from .models import User
 from .threads import Worker
-
-in_steps = pytest.mark.skipif(
-    compiled.parts is not None, reason="what is compiled looks in one step"
-)
 
 
 def while_another(
@@ -35,7 +31,6 @@ def while_another(
     monkeypatch.setattr(alchemy, name, find)
 
 
-@in_steps
 def test_get_asks_again_if_something_changed_meanwhile(
     session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,7 +39,6 @@ def test_get_asks_again_if_something_changed_meanwhile(
     assert session.get(User, 1) is not user
 
 
-@in_steps
 def test_in_asks_again_if_something_changed_meanwhile(
     session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,12 @@
-"""Reading a loaded attribute, in Python and compiled: both do the same.
+"""Reading a loaded attribute without a lock.
 
 What comes in between two steps of a read comes from a key of the object's dictionary
-that has the same hash, so that the look for the value calls its ``__eq__``: without it
-the compiled read is one step of the interpreter.
+that has the same hash, because the lookup of the value then calls its ``__eq__``.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import threading
 import weakref
 from types import SimpleNamespace
@@ -22,17 +18,7 @@ from sharedsession.alchemy import STATE_KEY
 from sharedsession.attachment import guards
 from sharedsession.guard import Guard
 
-HAS_COMPILED = reads.getter_of is reads.compiled
-
-KINDS = [
-    reads.in_python,
-    pytest.param(
-        reads.compiled,
-        marks=pytest.mark.skipif(
-            not HAS_COMPILED, reason="the compiled part was not built, or is disabled"
-        ),
-    ),
-]
+KINDS = [reads.getter_of]
 
 NUMBER = -1  # of no session
 OTHERWISE = object()
@@ -252,41 +238,6 @@ def test_it_may_go_away_itself_in_between(make):
         return plain_asker()
 
     reading.guard.asker = asker
-    try:
-        assert reading.object.key is OTHERWISE
-    finally:
-        del guards[NUMBER]
-
-
-@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
-def test_the_compiled_one_can_be_disabled():
-    code = "from sharedsession import reads; print(reads.getter_of is reads.in_python)"
-    for disabled in ("", "1"):
-        env = {**os.environ, "DISABLE_SHAREDSESSION_CEXT": disabled}
-        command = [sys.executable, "-c", code]
-        said = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert said.stdout.split()[0] == str(bool(disabled)), said.stderr
-
-
-@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
-def test_the_compiled_one_checks_what_it_is_made_of():
-    from sharedsession._compiled import Read
-
-    with pytest.raises(TypeError):
-        Read(b"key", STATE_KEY, guards, print)
-    with pytest.raises(TypeError):
-        Read("key", STATE_KEY, None, print)
-
-
-class OtherSlot:
-    __slots__ = ("inside",)
-
-
-@pytest.mark.skipif(not HAS_COMPILED, reason="nothing is compiled")
-def test_the_compiled_one_does_not_look_at_another_kind_of_guard():
-    reading = Reading(reads.compiled)
-    reading.values["key"] = VALUE
-    guards[NUMBER] = OtherSlot()
     try:
         assert reading.object.key is OTHERWISE
     finally:

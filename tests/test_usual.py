@@ -1,4 +1,4 @@
-"""What the compiled part does in the place of SQLAlchemy's methods is what they do.
+"""What guarded attributes, states and maps do is what SQLAlchemy's own do.
 
 Each is done twice to objects that are alike, once by the method itself; then everything
 that is known of the two has to be the same.
@@ -30,7 +30,6 @@ from sharedsession import (
     SharedSession,
     UpgradeError,
     alchemy,
-    compiled,
     instances,
 )
 from sharedsession.disguise import is_ours
@@ -39,10 +38,6 @@ from sharedsession.terms import CHANGE, LOAD
 
 from .models import Address, User
 from .threads import Worker, passes
-
-needs_compiled = pytest.mark.skipif(
-    compiled.parts is None, reason="the compiled part was not built, or is disabled"
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,7 +132,6 @@ def set_as_sqlalchemy_does(user: User, key: str, value: Any) -> None:
     alchemy.ScalarAttributeImpl.set(impl, state, user.__dict__, value, None)
 
 
-@needs_compiled
 @pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("session_class", [Session, SharedSession])
 def test_a_value_is_set_as_sqlalchemy_sets_it(
@@ -157,7 +151,6 @@ def test_a_value_is_set_as_sqlalchemy_sets_it(
         assert found[0] == found[1]
 
 
-@needs_compiled
 @pytest.mark.parametrize("active_history", [False, True])
 def test_who_listens_to_a_set_is_told(active_history: bool, engine: sa.Engine) -> None:
     # An attribute of its own: one that was listened to once is not usual any more.
@@ -195,7 +188,6 @@ def test_a_copy_of_an_object_that_is_gone_is_no_object(is_known: bool) -> None:
             copied.name = "b"
 
 
-@needs_compiled
 def test_a_change_of_a_plain_value_waits_for_a_section(engine: sa.Engine) -> None:
     """The first one and the next, whatever is compiled of it."""
     with SharedSession(engine) as session:
@@ -217,7 +209,6 @@ def get_as_sqlalchemy_does(name: str, impl: Any) -> Callable[..., Any]:
     return lambda *args, **kw: function(impl, *args, **kw)
 
 
-@needs_compiled
 @pytest.mark.parametrize("name", ["get", "get_history"])
 @pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("key", ["id", "name", "addresses"])
@@ -256,7 +247,6 @@ def without_addresses(found: Any) -> Any:
     return re.sub(r"0x[0-9a-f]+", "", repr(found))
 
 
-@needs_compiled
 def test_the_history_of_what_is_pending_on_a_collection(engine: sa.Engine) -> None:
     """Appended by a backref to a collection that is not loaded."""
     with SharedSession(engine, autoflush=False) as session:
@@ -299,25 +289,6 @@ def test_what_finds_an_object_s_values_may_be_another(
             patch.setattr(base, "instance_dict", None)
             with pytest.raises(TypeError):
                 state.dict
-
-
-@needs_compiled
-def test_a_state_is_made_as_sqlalchemy_makes_it() -> None:
-    classes = instances.PlainState, instances.GuardedState
-    make, user, manager = compiled.parts.Maker(*classes), User(), object()
-    made, plain = make(user, manager), instances.PlainState(user, manager)
-    assert type(made) is instances.PlainState
-    assert list(vars(made)) == list(vars(plain))
-    for state in (made, plain):
-        assert state.class_ is User and state.manager is manager
-        assert state.obj() is user and state.obj.__callback__ == state._cleanup
-        assert state.committed_state == {} and state.expired_attributes == set()
-    assert made.committed_state is not plain.committed_state
-    for wrong in ((), (user,), (user, manager, None), (None, manager)):
-        for way in (make, instances.PlainState):
-            with pytest.raises(TypeError):
-                way(*wrong)
-    assert vars(make(obj=user, manager=manager)).keys() == vars(plain).keys()
 
 
 # -- coming to a session, and to its identity map
