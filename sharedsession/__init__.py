@@ -15,6 +15,7 @@ from .guard import Guard
 from .registry import shared_session
 from .session import SharedSession, SharedSessionMixin, share
 from .targets import guard_of
+from .tasks import one_owner
 from .terms import GuardStats
 from .units import critical_section, read_section
 from .version import __version__
@@ -35,6 +36,7 @@ __all__ = [
     "critical_section",
     "guard_of",
     "merge_into",
+    "one_owner",
     "read_section",
     "sessionmaker_from_config",
     "share",

@@ -8,9 +8,6 @@ from collections.abc import AsyncGenerator
 from typing import Any, Callable, Generic, TypeVar
 
 from . import alchemy
-from .errors import ConcurrentAccessError
-from .owners import Owner
-from .tasks import current_task_owner
 
 _S = TypeVar("_S")
 
@@ -25,6 +22,10 @@ class AsyncSection(Generic[_S]):
     async def __aenter__(self) -> _S:
         await alchemy.greenlet_spawn(self._section.__enter__)
         return self._session
+
+    async def take_over(self) -> None:
+        """Make the running task the owner of this section."""
+        await alchemy.greenlet_spawn(self._section.take_over)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         await alchemy.greenlet_spawn(self._section.__exit__, *exc_info)
@@ -56,39 +57,32 @@ def in_sections(
 class _InSection(AsyncGenerator[Any, Any]):
     """Runs an async generator in a section that is entered at its first step.
 
-    Not a generator itself: the error that another task gets for a step must not end
-    the generator of the one that may go on.
+    Whichever task takes the next step takes the section over.
     """
 
     def __init__(self, section: Any, generator: AsyncGenerator[Any, Any]) -> None:
         self._section = section
         self._generator = generator
-        self._owner: Owner | None = None
+        self._is_begun = False
 
     #: Whether the section is held.
     _is_open = False
 
     async def asend(self, value: Any) -> Any:
-        if self._owner is None:
-            me = current_task_owner()
+        if not self._is_begun:
+            self._is_begun = True
             await self._section.__aenter__()
-            self._owner = me
             self._is_open = True
         return await self._step(self._generator.asend, value)
 
     async def athrow(self, *error: Any) -> Any:
-        if self._owner is None:
+        if not self._is_begun:
             return await self._generator.athrow(*error)
         return await self._step(self._generator.athrow, *error)
 
     async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        me = current_task_owner()
-        if self._is_open and self._owner is not me:
-            assert self._owner is not None
-            raise ConcurrentAccessError(
-                f"{me.name} takes a step of a generator whose section is held by "
-                f"{self._owner.name}. Run it to its end in the task that began it."
-            )
+        if self._is_open:
+            await self._section.take_over()
         try:
             return await step(*args)
         except StopAsyncIteration:

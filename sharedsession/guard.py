@@ -22,9 +22,10 @@ from .errors import (
     SharedSessionError,
     UpgradeError,
 )
-from .holds import SHORT_TURN, Hold, Reading
+from .holds import Hold, Reading
 from .monitor import CLOSED, FOREVER, Monitor
-from .owners import Owner, current_owner, on_death
+from .owners import Owner, on_death
+from .tasks import current_owner
 from .terms import (
     BESIDE,
     CHANGE,
@@ -76,6 +77,7 @@ class Guard(Monitor):
         asker: Callable[[], Owner] = current_owner,
         clock: Callable[[], float] = time.monotonic,
         make_lock: Callable[[], Lock] = threading.Lock,
+        make_mutex: Callable[[], Lock] = threading.RLock,
         make_gate: Callable[[], Gate] = dict,
     ) -> None:
         super().__init__(
@@ -85,6 +87,7 @@ class Guard(Monitor):
             asker=asker,
             clock=clock,
             make_lock=make_lock,
+            make_mutex=make_mutex,
             make_gate=make_gate,
         )
         #: Later guards have higher numbers; several are acquired in this order.
@@ -121,16 +124,17 @@ class Guard(Monitor):
             self.since = self.clock()
         else:
             mine = self._owner is me or self._loader is me
-            reads = me in self.reading
-            # One that is not restricted is being ended by somebody else just now.
-            only_reads = reads or self._loader is me or (mine and self.restricted)
+            reads = self._is_reading(me)
+            joins = mine or self._may_join(me)
+            # If the turn is not restricted, another thread is ending it at this moment.
+            only_reads = reads or self._loader is me or (joins and self.restricted)
             if only_reads and access is not READ and access is not LOAD:
                 self.refuse_write()
             if not (mine and self.go_on(me)):
                 beside = reads or (access is READ and self._shares)
                 looks = access is READ and not reads and not me.is_patient
                 mode = BESIDE if beside else EXCLUSIVE
-                self._acquire(me, mode, self.timeout, looks=looks, turn=SHORT_TURN)
+                self._acquire(me, mode, self.timeout, looks=looks)
                 self.running = me
         if self.attention:
             self.attend_to(me, access)
@@ -139,6 +143,7 @@ class Guard(Monitor):
         """Deal with what makes for attention; to be called inside, first of all."""
         if self.promiser is me and not (self.unsettled or self._chores):
             return  # there is nothing but what it promised itself
+        me.busy = False  # inside: what is done here may use the session
         if self.attend is not None:
             self.attend(me, access)
         else:
@@ -150,13 +155,17 @@ class Guard(Monitor):
         Not inside a read section.  Others may come in before: whoever asks has to look
         again at what it found.
         """
-        if self._loader is me and me not in self.reading:
+        if self._loader is me and not self._is_reading(me):
             with self._mutex:
                 self._drop()
                 self._pass_on()
-            self._acquire(me, EXCLUSIVE, self.timeout, turn=SHORT_TURN)
-            self.running = me
-        return self._is_exclusive(me)
+            me.busy = True
+            try:
+                self._acquire(me, EXCLUSIVE, self.timeout)
+                self.running = me
+            finally:
+                me.busy = False
+        return self.is_exclusive(me)
 
     def refuse_write(self) -> NoReturn:
         raise UpgradeError(
@@ -189,7 +198,7 @@ class Guard(Monitor):
         """Acquire the guard for reading until the hold is released."""
         me = self.asker()
         shares = self._shares and self._loader is not me
-        alone = self._is_exclusive(me) or not (shares or me in self.reading)
+        alone = self.is_exclusive(me) or not (shares or self._is_reading(me))
         hold = Hold(self, me, EXCLUSIVE if alone else SHARED, what, False)
         return self._take(hold, timeout, restricts=alone)
 
@@ -200,7 +209,9 @@ class Guard(Monitor):
         me = self.asker()
         if self._owner is me:
             return self.restricted
-        return self._loader is me or me in self.reading
+        if self._may_join(me) and self.restricted:
+            return True
+        return self._loader is me or self._is_reading(me)
 
     def keep(self, what: str) -> Hold:
         """Keep the guard beyond the operation that runs now: for a stream."""
@@ -209,6 +220,7 @@ class Guard(Monitor):
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
         self.holds[hold.number] = what
         self._settle_rights()
+        me.keeps(self)
         return hold
 
     def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
@@ -217,7 +229,7 @@ class Guard(Monitor):
         Nobody has them.  Those of another owner, for which *me* was waiting when it
         gave up, go on.
         """
-        if not self._is_exclusive(me) and self._loader is not me:
+        if not self.is_exclusive(me) and self._loader is not me:
             return
         for number, what in list(self.holds.items()):
             if what == STREAM and number not in before:
@@ -225,7 +237,11 @@ class Guard(Monitor):
 
     def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
         me, mode = hold.owner, hold.mode
+        if me.busy:
+            hold.is_open = False
+            self.refuse_nested(me)
         anew = False
+        me.busy = True
         try:
             self._move_in(me)
             if not self._join(hold, restricts):
@@ -247,12 +263,17 @@ class Guard(Monitor):
                 self._note_whatever_it_got(hold)
             hold.release()
             raise
+        finally:
+            me.busy = False
+        if self.forsaken:
+            self.reap()
+        me.keeps(self)
         return hold
 
     def _note_whatever_it_got(self, hold: Hold) -> None:
         """Before it is released: an interrupt came at the gate, or after it."""
         me = hold.owner
-        if self._is_exclusive(me):
+        if self.is_exclusive(me):
             self._move_in(me)
             self.running = None
             self.holds[hold.number] = hold.what
@@ -275,7 +296,7 @@ class Guard(Monitor):
             if mine:
                 self._note(hold, restricts)
         if self.forsaken:
-            self._reap()
+            self.reap()
         return mine
 
     def _note(self, hold: Hold, restricts: bool) -> None:
@@ -295,6 +316,7 @@ class Guard(Monitor):
         """
         me = hold.owner
         with self._mutex:
+            me.busy = True
             alone = [*self.holds] == [hold.number] and self.running is None
             lock = self._lock
             if alone and self._shares and (lock is None or lock.downgrade(me, self)):
@@ -306,7 +328,8 @@ class Guard(Monitor):
             elif not self.restricted:
                 hold.restricts = self.restricted = True
                 self._settle_rights()
-        self._reap()
+            me.busy = False
+        self.reap()
 
     # -- what is left for the next one
 
@@ -357,9 +380,10 @@ class Guard(Monitor):
         with self._mutex:
             sole = self.sole
             free = sole is None or sole is me.flow or self._is_free_to_take(sole)
+            free = free or self._is_of_same_thread(me, sole)
             if free:
                 self.sole = me
-        self._reap()
+        self.reap()
         if free:
             return
         assert sole is not None
@@ -374,6 +398,12 @@ class Guard(Monitor):
         if isinstance(sole, Owner):
             return not sole.alive
         return sole.ident is not None and not sole.is_alive()
+
+    def _is_of_same_thread(self, me: Owner, sole: Any) -> bool:
+        """Whether *me* is of the only thread that has come in so far."""
+        if self.kind is Kind.CONFINE or not isinstance(sole, Owner):
+            return False
+        return (sole.ident, sole.native_id) == (me.ident, me.native_id)
 
     def _refuse_stranger(self, me: Owner, sole: Any) -> NoReturn:
         owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
@@ -414,7 +444,7 @@ class Guard(Monitor):
             )
         with self._mutex:
             self.sole = thread
-        self._reap()
+        self.reap()
 
     # -- what a person wants to know
 
@@ -422,7 +452,7 @@ class Guard(Monitor):
     def held(self) -> Literal["exclusive", "shared"] | None:
         """How the calling thread holds this guard."""
         me = self.asker()
-        if self._is_exclusive(me):
+        if self.is_exclusive(me):
             return "exclusive"
         return "shared" if me in self.reading or self._loader is me else None
 
@@ -442,7 +472,7 @@ class Guard(Monitor):
         """The threads (or the tasks) in read sections that share."""
         with self._mutex:
             readers = tuple(owner.flow for owner in self.reading)
-        self._reap()
+        self.reap()
         return readers
 
     @property
@@ -450,7 +480,7 @@ class Guard(Monitor):
         """The threads (or the tasks) that wait, in the order of their arrival."""
         with self._mutex:
             waiters = [*self._before, *self.queue]
-        self._reap()
+        self.reap()
         return tuple(waiter.owner.flow for waiter in waiters)
 
     def stats(self) -> GuardStats:
@@ -464,7 +494,7 @@ class Guard(Monitor):
                 self._longest_hold,
                 self._timeouts,
             )
-        self._reap()
+        self.reap()
         return stats
 
     def __repr__(self) -> str:
@@ -484,25 +514,27 @@ class Guard(Monitor):
     # -- owners and processes that are no more
 
     def bury(self, owner: Owner) -> None:
-        """Release what a thread that ended still held."""
+        """Release what an owner that has ended still held."""
         with self._mutex:
-            held = self._owner is owner or self._loader is owner
+            inside = self._owner or self._loader
+            held = inside is not None and inside.party is owner
             if held:
                 if any(what != STREAM for what in self.holds.values()):
                     self.unfinished_by = owner
                     self.attention = self.unsettled = True
                 self._drop()
-            if owner in self.reading:
-                held = True
-                self._drop_reader(owner)
+            for reader in tuple(self.reading):
+                if reader.party is owner:
+                    held = True
+                    self._drop_reader(reader)
             self._pass_on()
-        self._reap()
+        self.reap()
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""
-        self._mutex = self._make_lock()  # the old one may be held by nobody
+        self._set_mutex(threading.RLock())  # the old one may be held by nobody
         self.checks_askers = True
         self.sole = None
         self.version = None

@@ -12,14 +12,9 @@ if TYPE_CHECKING:
     from .guard import Guard
     from .monitor import Monitor
 
-#: Seconds that others may go on coming in before one who waits to be exclusive: for a
-#: section, or for one operation.
-TURN = 0.02
-SHORT_TURN = 0.002
-
-#: Seconds after which one who waits first sees for itself whether it can come in.  To
-#: wake up takes the work of others from their core, so not too often.
-DOZE = 0.006
+#: Seconds for which running owners may enter ahead of the first exclusive waiter after
+#: it was woken (barging).  Then it is next.
+TURN = 0.005
 
 _hold_numbers = itertools.count(1)
 
@@ -34,6 +29,8 @@ class Hold:
     is_open = False  # until it is all there
     #: Whether it has been taken away, but what it kept was not given back yet.
     is_ending = False
+    #: Whether its section was left, though it could not be released at once.
+    is_finished = False
 
     def __init__(
         self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
@@ -45,6 +42,24 @@ class Hold:
         self.restricts = restricts
         self.number = next(_hold_numbers)
         self.is_open = True
+
+    def take_over(self) -> Owner:
+        """Make the caller the owner of the turn; return the owner before."""
+        former = self.owner
+        if self.is_open and self.guard.asker() is not former:
+            self.guard.take_over(self)
+        return former
+
+    def forget_if_busy(self) -> bool:
+        """Forget this hold if its end comes from a finalizer that cannot work now.
+
+        Work that such a finalizer would end, by a rollback for instance, is ended by
+        the next owner, as for every section that was left without an end.
+        """
+        if not self.guard.asker().busy:
+            return False
+        self.guard.forsake(self)
+        return True
 
     def release(self) -> None:
         """Give it back; nothing if that was done before.  Any thread may call this."""
@@ -66,10 +81,8 @@ class Waiter:
     """
 
     __slots__ = (
-        *("guard", "owner", "mode", "parked", "since"),
-        *("admitted", "woken", "is_nudged", "is_due", "turn", "due_at"),
-        *("doze", "dozed"),
-        *("looks", "may_look"),
+        *("guard", "owner", "mode", "parked", "since", "admitted", "woken"),
+        *("next_at", "takes", "looks", "may_look"),
     )
 
     def __init__(
@@ -79,50 +92,31 @@ class Waiter:
         mode: Mode,
         parked: Lock,
         looks: bool = False,
-        turn: float = TURN,
+        takes: Hold | None = None,
     ) -> None:
         self.guard = guard
         self.owner = owner
         self.mode = mode
         self.parked = parked
         self.admitted = False
-        #: Whether ``parked`` was released and it has not come to see why.
+        #: Whether ``parked`` was released since the waiter last looked.
         self.woken = False
-        #: Whether it was told to come in if nobody else does.
-        self.is_nudged = False
-        #: Whether it is to be let in before any other.
-        self.is_due = False
-        self.turn = turn
-        self.due_at = 0.0
-        #: Seconds after which it looks whether it can come in; how many it has slept.
-        self.doze = min(turn, DOZE)
-        self.dozed = 0.0
-        #: Whether a window will do for it.
+        #: When barging ends, by the guard's clock; ``None`` until it was first woken.
+        self.next_at: float | None = None
+        #: The hold of another owner that this waiter is about to take over.
+        self.takes = takes
+        #: Whether this waiter only reads, for which a window is enough.
         self.looks = looks
-        #: Whether one was open when it came to see.
+        #: Whether a window was open when the waiter looked.
         self.may_look = False
         self.since = guard.clock()
 
-    def nudge(self) -> None:
-        """Tell it to come in if nobody else does."""
-        if not self.is_nudged:
-            self.due_at = self.guard.clock() + self.turn
-            self.is_nudged = True
-            self.wake()
-
-    def look_at_time(self) -> None:
-        """Let it be due if others have gone before it for a turn."""
-        if self.is_nudged and self.guard.clock() >= self.due_at:
-            self.is_due = True
-
-    def note_doze(self) -> None:
-        """It slept for that long and nobody let it in; due if that was for a turn."""
-        self.dozed += self.doze
-        self.doze *= 2
-        self.is_due = self.is_due or self.dozed >= self.turn
+    def is_next(self) -> bool:
+        """Whether nobody may enter ahead of this waiter any more."""
+        return self.next_at is not None and self.guard.clock() >= self.next_at
 
     def wake(self) -> None:
-        """Wake it; nothing if that was done before."""
+        """Wake the waiter; nothing if it has been woken already."""
         if not self.woken:
             self.woken = True
             self.parked.release()

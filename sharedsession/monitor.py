@@ -18,12 +18,12 @@ Admission is handed over by whoever leaves, in the order of arrival, so that nei
 readers nor writers starve; owners that are in a read section already go first, since
 everybody else waits for them.
 
-With one exception, for each handing over takes the system longer than a short section.
-The first in the queue who waits to be exclusive is not let in at once, but *nudged*: it
-comes in if nobody else does before it runs.  If somebody did, it waits for one turn
-more, some milliseconds, and is *due* then: nobody overtakes it any more.  Until then
-the queue *rests*, and who leaves need not see to it.  Meanwhile it sees for itself
-whether anybody is in, after times that double, for nobody may come and leave any more.
+Hand-off is not strict FIFO, because switching threads costs more than a short section.
+The first exclusive waiter is woken and must win the guard against newcomers (barging).
+If it has not won after ``TURN`` seconds it is next: nobody may enter ahead of it.  This
+is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive owners may
+barge, and only while all waiters are exclusive: a reader enters once for each time that
+it waits, so that writers who barge ahead of readers would starve them.
 
 Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
 there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
@@ -90,6 +90,7 @@ Fields, and how each is published:
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import deque
@@ -120,8 +121,14 @@ from .terms import (
 #: That the queue rests until somebody joins it; compared by identity.
 FOREVER = math.inf
 
+logger = logging.getLogger("sharedsession")
+
 #: In the gate: the monitor decides who comes in.
 CLOSED = object()
+
+
+def _never() -> bool:
+    return False
 
 
 class Monitor:
@@ -135,7 +142,8 @@ class Monitor:
         *("_owner", "_loader", "restricted"),
         *("reading", "queue", "rests_until", "_before"),
         *("since", "sole", "checks_askers"),
-        *("forsaken", "_shared_entries", "_contended", "_timeouts"),
+        *("forsaken", "joiners", "warn_after", "wait_in_loop"),
+        *("_shared_entries", "_contended", "_timeouts", "_is_in_mutex"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
     )
 
@@ -151,6 +159,7 @@ class Monitor:
         asker: Callable[[], Owner],
         clock: Callable[[], float],
         make_lock: Callable[[], Lock],
+        make_mutex: Callable[[], Lock],
         make_gate: Callable[[], Gate],
     ) -> None:
         self.kind = kind
@@ -172,7 +181,7 @@ class Monitor:
         self._lock = lock
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
-        self._mutex = make_lock()
+        self._set_mutex(make_mutex())
         self.gate = make_gate()
         #: A lock of the application's, and a check at each entry, are the monitor's.
         usable = lock is None and kind is not Kind.CONFINE
@@ -195,6 +204,12 @@ class Monitor:
         self.sole: Owner | threading.Thread | None = None
         self.checks_askers = True
         self.forsaken: deque[Hold] = deque()
+        #: How many waiters wait to take a turn over, or to join their party in it.
+        self.joiners = 0
+        #: Seconds of waiting after which a warning is logged; ``None`` for never.
+        self.warn_after: float | None = 5.0
+        #: Seconds that a coroutine may block its event loop to wait for its turn.
+        self.wait_in_loop = 0.0
         #: The owner that has a window open.
         self.window: Owner | None = None
         #: Whether the operation that runs has changed nothing yet, and will do so only
@@ -204,6 +219,15 @@ class Monitor:
         self._shared_entries = self._windows = 0
         self._contended = self._timeouts = 0
         self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
+
+    def _set_mutex(self, mutex: Lock) -> None:
+        """Use *mutex*, which is reentrant, for the bookkeeping.
+
+        A finalizer that runs in the middle of it, in the same thread, must not wait for
+        its own thread; it asks ``_is_in_mutex()``.
+        """
+        self._mutex = mutex
+        self._is_in_mutex: Callable[[], bool] = getattr(mutex, "_is_owned", _never)
 
     # -- one operation
 
@@ -232,7 +256,7 @@ class Monitor:
         Not in a section or a stream, nor where threads that meet are an error.
         """
         self.may_open = False
-        if self.holds or not self._has_windows or not self._is_exclusive(me):
+        if self.holds or not self._has_windows or not self.is_exclusive(me):
             return
         self._windows += 1
         # No call from here to the version: an interrupt finds it open or not.
@@ -252,7 +276,7 @@ class Monitor:
             for waiter in self.queue:
                 if waiter.looks:
                     waiter.wake()
-        self._reap()
+        self.reap()
 
     def close_window(self, me: Owner) -> None:
         """Let nobody look any more; nothing if the window was closed meanwhile."""
@@ -281,7 +305,23 @@ class Monitor:
             return True
         return self._owner is me and not self.attention
 
-    def _is_exclusive(self, me: Owner) -> bool:
+    def is_in_bookkeeping(self) -> bool:
+        """Whether this thread is in the middle of a change to the guard's own state."""
+        return self._is_in_mutex()
+
+    def begin_nested_operation(self, me: Owner) -> None:
+        """Let *me*, which is inside, run an operation between two steps of its own."""
+        self.version = None
+        self.running = me
+
+    def end_nested_operation(self, running: Owner | None, version: int | None) -> None:
+        """Go on where ``running`` and ``version`` were these."""
+        self.running = running
+        if version is not None and not self.unsettled:
+            self.last_version += 1
+            self.version = self.last_version
+
+    def is_exclusive(self, me: Owner) -> bool:
         return self._owner is me or self.gate.get(0) is me
 
     def go_on(self, me: Owner) -> bool:
@@ -295,7 +335,7 @@ class Monitor:
             if held:
                 self.running = me
         if self.forsaken:
-            self._reap()
+            self.reap()
         return held
 
     def leave(self, me: Owner) -> None:
@@ -305,7 +345,7 @@ class Monitor:
         """
         if self.inside is me:
             self.running = None
-            if self.holds:
+            if self.holds and not self.joiners:
                 return  # a section goes on
         elif self.gate.get(0) is me and self._rests():
             if self.since is not None:
@@ -336,7 +376,7 @@ class Monitor:
                     self._drop()
             self._pass_on()
         if self.forsaken:
-            self._reap()
+            self.reap()
 
     def _move_in(self, me: Owner) -> None:
         """Let the monitor know *me*, which came in by the gate; nothing if it does."""
@@ -354,14 +394,18 @@ class Monitor:
 
     def let_go(self, hold: Hold) -> None:
         """Release *hold*.  May be called again if it was interrupted."""
+        if self._is_in_mutex():
+            self.abandon(hold, finished=True)  # a finalizer, in the middle of this
+            return
         with self._mutex:
             self._let_go(hold)
             self._pass_on()
-        self._reap()
+        self.reap()
 
     def _let_go(self, hold: Hold) -> None:
         if not hold.is_open:
             return
+        self._note_owner(hold)
         me, number = hold.owner, hold.number
         reading = self.reading.get(me)
         # One that is not there, for its stream was dropped, say, keeps nothing: its
@@ -385,29 +429,125 @@ class Monitor:
     def forsake(self, hold: Hold) -> None:
         """Release a hold that everybody forgot.
 
-        Comes from the collector, so in any thread and at any line, this module's
-        included: it must not wait for the mutex.
+        The collector calls this, in any thread and at any line, in the middle of the
+        guard's own bookkeeping too.
+        """
+        self.abandon(hold, finished=False)
+
+    def abandon(self, hold: Hold, finished: bool) -> None:
+        """Release *hold* as soon as the mutex is free; never wait for it.
+
+        :param finished: whether its section was left, and not just forgotten.
         """
         heir = Hold(hold.guard, hold.owner, hold.mode, hold.what, hold.restricts)
         heir.number, heir.is_ending = hold.number, hold.is_ending
+        heir.is_finished = finished
         hold.is_open = False
         self.forsaken.append(heir)
-        self._reap()
+        self.reap()
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
         # If the mutex is taken, its holder comes here when it has released it.
-        while self.forsaken and self._mutex.acquire(False):
+        while self.forsaken and not self._is_in_mutex() and self._mutex.acquire(False):
             try:
                 if not self.forsaken:
                     continue  # somebody did it; look again when the mutex is free
                 hold = self.forsaken.popleft()
-                if self.holds.get(hold.number, STREAM) != STREAM:
+                held = self.holds.get(hold.number, STREAM)
+                if held != STREAM and not hold.is_finished:
                     self.unfinished_by = hold.owner
                     self.attention = self.unsettled = True
                 self._let_go(hold)
                 self._pass_on()
             finally:
                 self._mutex.release()
+
+    # -- holds that move
+
+    def _note_owner(self, hold: Hold) -> None:
+        """Note in *hold* who owns the turn that it keeps; it may have moved."""
+        if hold.number in self.holds:
+            owner = self._owner or self._loader
+            if owner is not None:
+                hold.owner = owner
+            return
+        for owner, reading in self.reading.items():
+            if hold.number in reading.holds:
+                hold.owner = owner
+
+    def take_over(self, hold: Hold, *, begins: bool = False) -> None:
+        """Make the caller the owner of the turn that *hold* keeps.
+
+        Unlike entering, this waits only for the operation that the present owner may be
+        in the middle of, not for the end of the turn.
+
+        :param begins: whether an operation of the caller begins with it.
+        """
+        me = self.asker()
+        if me.busy:
+            self.refuse_nested(me)
+        me.busy = True
+        try:
+            with self._mutex:
+                moved = not hold.is_open or self._move(hold, me, begins)
+            if not moved:
+                self._wait(me, hold.mode, self.timeout, False, hold)
+                with self._mutex:
+                    if begins and hold.is_open:
+                        self.running = me
+        finally:
+            me.busy = False
+            if self.forsaken:
+                self.reap()
+        me.keeps(self)
+
+    def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
+        """Give the turn that *hold* keeps to *me*, unless an operation runs in it."""
+        self._note_owner(hold)
+        owner = hold.owner
+        if hold.number not in self.holds and owner not in self.reading:
+            return True  # released already
+        if owner is not me:
+            if self._lock is not None:
+                self._refuse_to_move(me, owner)
+            if self.running is owner or self.window is owner:
+                return False
+            if hold.number in self.holds:
+                self._turn_moves_to(me)
+            elif owner in self.reading:
+                self._reading_moves(owner, me)
+            hold.owner = me
+        if begins and (self._owner is me or self._loader is me):
+            self.running = me
+        return True
+
+    def _turn_moves_to(self, me: Owner) -> None:
+        if self._owner is not None:
+            self._owner = me
+        else:
+            self._loader = me
+        self._settle_rights()
+
+    def _reading_moves(self, owner: Owner, me: Owner) -> None:
+        reading = self.reading.pop(owner)
+        mine = self.reading.setdefault(me, reading)
+        mine.holds |= reading.holds
+
+    def _may_join(self, owner: Owner) -> bool:
+        """Whether *owner* is of the party that holds the guard, between operations."""
+        holder = self._owner or self._loader
+        return (
+            holder is not None
+            and holder.party is owner.party
+            and self.running is None
+            and bool(self.holds)
+        )
+
+    def _is_reading(self, owner: Owner) -> bool:
+        """Whether *owner*, or another member of its party, is in a read section."""
+        if owner in self.reading or owner.party is owner:
+            return owner in self.reading
+        return any(other.party is owner.party for other in tuple(self.reading))
 
     # -- admission
 
@@ -418,7 +558,6 @@ class Monitor:
         timeout: float | None,
         *,
         looks: bool = False,
-        turn: float = TURN,
     ) -> None:
         """Be admitted in *mode*, or raise with nothing changed.
 
@@ -426,7 +565,7 @@ class Monitor:
         """
         # The application's lock first: who has it through another guard on the same
         # lock must not meet somebody in here who waits for it.
-        foreign = None if mode is BESIDE and me in self.reading else self._lock
+        foreign = None if mode is BESIDE and self._is_reading(me) else self._lock
         try:
             if foreign is not None:
                 self._acquire_foreign(foreign, me, mode, timeout)
@@ -435,7 +574,7 @@ class Monitor:
                 if admitted:
                     self._admit(me, mode)
             if not admitted:
-                self._wait(me, mode, timeout, looks, turn)
+                self._wait(me, mode, timeout, looks)
         except BaseException:
             try:
                 self._withdraw(me, mode, foreign)
@@ -444,7 +583,7 @@ class Monitor:
                 raise
             raise
         if self.forsaken:
-            self._reap()
+            self.reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
@@ -455,15 +594,17 @@ class Monitor:
 
     def _goes_first(self, owner: Owner) -> bool:
         """Whether others in the queue wait for something that *owner* is part of."""
-        return owner in self.reading
+        return self._is_reading(owner) or self._may_join(owner)
 
     def _may_overtake(self, mode: Mode) -> bool:
-        """Whether one who comes may go before the first in the queue."""
-        first = self.queue[0]
-        both_exclusive = mode is EXCLUSIVE and first.mode is EXCLUSIVE
-        return self._has_gate and both_exclusive and not first.is_due
+        """Whether an owner that comes now may enter ahead of the waiters."""
+        if not self._has_gate or mode is not EXCLUSIVE or self.queue[0].is_next():
+            return False
+        return all(waiter.mode is EXCLUSIVE for waiter in self.queue)
 
     def _fits(self, mode: Mode, owner: Owner) -> bool:
+        if self._may_join(owner):
+            return True
         if self._owner is not None:
             return False
         if mode is SHARED:
@@ -472,6 +613,9 @@ class Monitor:
 
     def _admit(self, me: Owner, mode: Mode) -> None:
         # What calls comes first, what stores then: an interrupt finds all or nothing.
+        if self._may_join(me):
+            self._turn_moves_to(me)
+            return
         now = self.clock()
         if mode is SHARED:
             reading = Reading(now)
@@ -532,18 +676,17 @@ class Monitor:
         closed = False  # behind an exclusive that must wait, only readers' own loads go
         for waiter in tuple(self.queue):
             if not waiter.admitted:
-                if closed and not self._goes_first(waiter.owner):
+                goes_first = waiter.takes is not None or self._goes_first(waiter.owner)
+                if closed and not goes_first:
                     continue
-                if not self._fits(waiter.mode, waiter.owner):
-                    closed = closed or waiter.mode is not BESIDE
+                if not self._may_admit(waiter):
+                    closed = closed or (waiter.mode is not BESIDE and not goes_first)
                     continue
-                waiter.look_at_time()
-                if self._may_overtake(waiter.mode):
-                    waiter.nudge()
-                    self.rests_until = waiter.due_at
-                    self._open_gate()
+                if not goes_first and self._may_overtake(waiter.mode):
+                    self._wake_first(waiter)
                     return
-                self._admit(waiter.owner, waiter.mode)
+                if waiter.takes is None:
+                    self._admit(waiter.owner, waiter.mode)
                 waiter.admitted = True
                 waiter.owner.waiting_for = None
             # Whoever comes here after an interrupt finds it admitted, and wakes it.
@@ -552,6 +695,20 @@ class Monitor:
         if not self.queue:
             self.rests_until = FOREVER
             self._open_gate()
+
+    def _may_admit(self, waiter: Waiter) -> bool:
+        if waiter.takes is not None:
+            hold = waiter.takes
+            return not hold.is_open or self._move(hold, waiter.owner)
+        return self._fits(waiter.mode, waiter.owner)
+
+    def _wake_first(self, waiter: Waiter) -> None:
+        """Let the first waiter try, and others barge until it is next."""
+        waiter.wake()  # first: an interrupt in between finds a waiter that looks
+        if waiter.next_at is None:
+            waiter.next_at = self.clock() + TURN
+        self.rests_until = waiter.next_at
+        self._open_gate()
 
     def _open_gate(self) -> None:
         """Let whoever comes in without the monitor, if nobody is in."""
@@ -567,24 +724,31 @@ class Monitor:
         mode: Mode,
         timeout: float | None,
         looks: bool,
-        turn: float,
+        takes: Hold | None = None,
     ) -> None:
         if not self._lets_wait(me):
             self._refuse_overlap(me)
-        if not me.can_wait():
-            self._refuse_to_wait(me)
-        waiter = Waiter(self, me, mode, me.parking(self._make_lock), looks, turn)
+        blocks_loop = not me.can_wait()
+        if blocks_loop:
+            if not self.wait_in_loop:
+                self._refuse_to_wait(me)
+            timeout = min(timeout or self.wait_in_loop, self.wait_in_loop)
+        parked = self._make_lock() if blocks_loop else me.parking(self._make_lock)
+        waiter = Waiter(self, me, mode, parked, looks, takes)
         waiter.parked.acquire()
         try:
             with self._mutex:
                 me.waiting_for = waiter
                 self.rests_until = 0.0
+                if takes is not None or me.party is not me:
+                    self.joiners += 1
                 self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
-            self._reap()  # before the wait: it may be what is waited for
+            self.reap()  # before the wait: it may be what is waited for
+            self._release_ended_owners(waiter)
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                if not (waiter.admitted or waiter.is_nudged):  # while it looked
+                if not (waiter.admitted or waiter.woken):  # while it looked
                     self._refuse_deadlock(me)
             self._park(waiter, timeout)
         finally:
@@ -593,56 +757,94 @@ class Monitor:
             return
         if waiter.may_look:
             raise WindowOpened
+        if blocks_loop:
+            self._refuse_to_wait(me)
         self._refuse_timeout(me, mode, waiter)
 
     def _lets_wait(self, me: Owner) -> bool:
         return self.kind not in (Kind.DETECT, Kind.CONFINE)
 
+    def _release_ended_owners(self, waiter: Waiter) -> None:
+        """Release what is held by threads that ended and could not tell."""
+        for owner in self.blockers(waiter):
+            if owner.has_ended():
+                owner.alive = False
+                self.bury(owner)
+
+    def bury(self, owner: Owner) -> None:
+        """Release what an owner that has ended still held."""
+        raise NotImplementedError
+
     def _park(self, waiter: Waiter, timeout: float | None) -> None:
-        """Wait until it is let in, or the time is up."""
-        end = None if timeout is None else self.clock() + timeout
-        left = -1.0 if timeout is None else timeout
+        """Wait until *waiter* is admitted, or the time is up."""
+        end = None if timeout is None else waiter.since + timeout
+        after = self.warn_after
+        warn_at = None if after is None else waiter.since + after
         while not waiter.admitted:
             if waiter.looks and self.window is not None and self.version is not None:
                 waiter.may_look = True
                 return
-            dozes = waiter.is_nudged and not waiter.is_due
-            # It sees for itself, should nobody leave any more who lets it in.
-            doze = waiter.doze
-            time = min(doze, left) if dozes and left >= 0 else doze if dozes else left
-            woken = waiter.parked.acquire(timeout=time)
+            now = self.clock()
+            if end is not None and now >= end:
+                return
+            if warn_at is not None and now >= warn_at:
+                warn_at = None
+                self._warn(waiter)
+                continue
+            next_at = waiter.next_at if self.rests_until else None
+            times = [t - now for t in (end, warn_at, next_at) if t is not None]
+            woken = waiter.parked.acquire(timeout=max(min(times), 0) if times else -1)
             with self._mutex:
                 if woken:
                     waiter.woken = False
-                elif dozes:
-                    waiter.note_doze()
-                if waiter.is_due:
-                    self.rests_until = 0.0
-                if waiter.is_nudged and not waiter.admitted:
+                if waiter.is_next():
+                    self.rests_until = 0.0  # whoever leaves hands over from now on
+                if not waiter.admitted and waiter.takes is None:
                     self._admit_if_free(waiter)
-            self._reap()
-            if end is not None:
-                left = end - self.clock()
-                if left <= 0:
-                    return
+            self.reap()
+
+    def _warn(self, waiter: Waiter) -> None:
+        """Log who holds the guard: the wait is long, and may be endless."""
+        self._release_ended_owners(waiter)
+        if not waiter.admitted:
+            logger.warning(
+                "%s has waited more than %g s for its turn in a shared session, at "
+                "%s. %s%s",
+                *(waiter.owner.name, self.warn_after, waiter.owner.where()),
+                *(self.explain(), self._hint(waiter)),
+            )
+
+    def _hint(self, waiter: Waiter) -> str:
+        """What may help, if the code of the holder is suspended or waits."""
+        if not self.holds or self.running is not None:
+            return ""
+        return (
+            " No operation runs: the code of that block is suspended, or waits for "
+            "something else. If one task goes on in another thread, such as a request "
+            "whose dependency entered the block, run it as one owner: one_owner(), or "
+            "sharedsession.asgi.RequestOwner for an ASGI application."
+        )
 
     def _admit_if_free(self, waiter: Waiter) -> None:
-        """Let it in that was nudged, if nobody came in before."""
+        """Admit *waiter*, which is awake, if it is the first and nobody is in."""
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return
-        if self.queue[0] is waiter and self._fits(waiter.mode, waiter.owner):
-            self.rests_until, waiter.is_due = 0.0, True
+        first = self.queue and self.queue[0] is waiter
+        if first and self._fits(waiter.mode, waiter.owner):
+            waiter.next_at = waiter.since  # awake and first: no more barging
         self._pass_on()
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
+            if waiter.takes is not None or waiter.owner.party is not waiter.owner:
+                self.joiners -= 1
             if waiter in self.queue:  # not if it was let in, or never got that far
                 self.rests_until = 0.0
                 self.queue.remove(waiter)
                 self._pass_on()  # those behind may have waited for this one only
             waiter.owner.waiting_for = None
             self._note_wait(waiter)
-        self._reap()
+        self.reap()
 
     def _note_wait(self, waiter: Waiter) -> None:
         waited = self.clock() - waiter.since
@@ -663,7 +865,7 @@ class Monitor:
             with self._mutex:
                 self._before.append(waiter)
                 self._contended += 1
-            self._reap()
+            self.reap()
             if waiting.would_deadlock(me, lock):
                 self._refuse_deadlock(me)
             got = lock.acquire(mode, me, self, timeout)
@@ -676,7 +878,7 @@ class Monitor:
         if not got:
             with self._mutex:
                 self._timeouts += 1
-            self._reap()
+            self.reap()
             raise LockTimeout(
                 f"{me.name} did not get the lock that this guard stands on in "
                 f"{timeout:g} s. {waiting.describe(lock.blockers())} Give it more time "
@@ -689,7 +891,7 @@ class Monitor:
             if waiter in self._before:
                 self._before.remove(waiter)
                 self._note_wait(waiter)
-        self._reap()
+        self.reap()
 
     def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
         """Undo what an acquisition that failed may have reached."""
@@ -706,9 +908,25 @@ class Monitor:
             elif foreign is not None:
                 foreign.release(me, self)
             self._pass_on()
-        self._reap()
+        self.reap()
 
     # -- refusals
+
+    def refuse_nested(self, me: Owner) -> NoReturn:
+        raise SharedSessionError(
+            f"{me.name} used a shared session in a finalizer or a signal handler that "
+            "came in while the same thread was entering or leaving a guard, or waited "
+            "for its turn, so it cannot wait for its turn again. Nothing was changed. "
+            "Let finalizers and signal handlers only note what is to be done, and do "
+            "it with the session in ordinary code."
+        )
+
+    def _refuse_to_move(self, me: Owner, owner: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name} would take over what {owner.name} holds, and the lock object "
+            "of this session belongs to the thread that acquired it. Nothing was "
+            "changed. Leave it there, or use a kind of lock by its name."
+        )
 
     def _refuse_overlap(self, me: Owner) -> NoReturn:
         raise ConcurrentAccessError(
@@ -735,7 +953,7 @@ class Monitor:
     def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
         with self._mutex:
             self._timeouts += 1
-        self._reap()
+        self.reap()
         waited = self.clock() - waiter.since
         raise LockTimeout(
             f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
@@ -760,9 +978,9 @@ class Monitor:
             exclusives = waiter.mode is EXCLUSIVE or any(
                 other.mode is EXCLUSIVE for other in self.queue
             )
-            if exclusives and waiting_owner not in self.reading:
+            if exclusives and not self._is_reading(waiting_owner):
                 present.update(self.reading)
-        self._reap()
+        self.reap()
         # It may have been let in meanwhile, and nobody waits for itself.
         return [o for o in present if o is not None and o is not waiting_owner]
 
@@ -775,7 +993,7 @@ class Monitor:
             readers = [(o, now - reading.since) for o, reading in self.reading.items()]
             waiters = [*self._before, *self.queue]
             queue = [(w.owner, w.mode, now - w.since) for w in waiters]
-        self._reap()
+        self.reap()
         said = []
         if exclusive is not None:
             # An operation that is not timed was there when the first one had to wait.

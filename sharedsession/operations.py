@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 from .errors import SharedSessionError
 from .guard import Guard
-from .holds import WindowOpened
+from .holds import Hold, WindowOpened
 from .owners import Owner
 from .signatures import with_parameters_of
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
@@ -29,7 +29,10 @@ def run(
     if guard.window is me:
         guard.close_window(me)  # a listener, say, of what it waits for
         return _run_within(guard, me, access, function, args, kw)
+    if me.busy:
+        return _run_nested(guard, me, access, function, args, kw)
     held = tuple(guard.holds.copy()) if guard.holds else ()
+    me.busy = True
     try:
         if guard.inside is me and guard.go_on(me):
             pass
@@ -39,6 +42,7 @@ def run(
                 guard.attend_to(me, access)
         else:
             guard.enter(me, access)
+        me.busy = False
         guard.may_open = access is LOAD and not guard.checks_askers
         result = function(*args, **kw)
         if access is WRITE and guard.worker is not me:
@@ -48,11 +52,76 @@ def run(
         _note_failure(guard, me, held, error)
         raise
     finally:
+        _leave(guard, me, held)
+
+
+def _leave(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+    me.busy = True
+    try:
+        guard.leave(me)
+    except BaseException:
+        _leave_again(guard, me, held)
+        raise
+    finally:
+        me.busy = False
+        if guard.forsaken:
+            guard.reap()
+
+
+def _run_nested(
+    guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* for a finalizer or a signal handler of the thread of *me*.
+
+    It came in the middle of the guard's own work.  If *me* is inside, or nobody is, the
+    function need not wait; otherwise it would wait for its own thread.
+    """
+    if guard.is_in_bookkeeping():
+        guard.refuse_nested(me)
+    if guard.is_exclusive(me):
+        if access is not READ and access is not LOAD and guard.reads_only():
+            guard.refuse_write()
+        before = guard.running, guard.version
         try:
-            guard.leave(me)
-        except BaseException:
-            _leave_again(guard, me, held)
-            raise
+            guard.begin_nested_operation(me)
+            return _run_within(guard, me, access, function, args, kw)
+        finally:
+            guard.end_nested_operation(*before)
+    if not guard.come_in(me):
+        guard.refuse_nested(me)
+    me.busy = False
+    try:
+        if guard.attention:
+            guard.attend_to(me, access)
+        return _run_within(guard, me, access, function, args, kw)
+    except BaseException as error:
+        _note_failure(guard, me, (), error)
+        raise
+    finally:
+        _leave(guard, me, ())
+        me.busy = True
+
+
+def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
+    """Like :func:`run`, in what *hold* keeps, which the caller takes over for it."""
+    guard = hold.guard
+    me = guard.asker()
+    if guard.running is me or not hold.is_open:
+        return run(guard, access, function, *args)
+    held = tuple(guard.holds.copy())
+    try:
+        guard.take_over(hold, begins=True)
+        if guard.running is not me:  # the hold was released meanwhile
+            return run(guard, access, function, *args)
+        if guard.attention:
+            guard.attend_to(me, access)
+        guard.may_open = False
+        return function(*args)
+    except BaseException as error:
+        _note_failure(guard, me, held, error)
+        raise
+    finally:
+        _leave(guard, me, held)
 
 
 def _note_failure(
@@ -80,7 +149,7 @@ def _run_within(
     if access is WRITE and guard.reads_only():
         guard.refuse_write()  # a listener of a load, say, in a read section
     if access is not READ and access is not LOAD:
-        guard.may_open = False
+        guard.may_open = False  # it is a change
     result = function(*args, **kw)
     if access is WRITE and guard.worker is not me:
         guard.note_work(me)

@@ -1,8 +1,8 @@
 """Who is asking: the one place that knows what can hold a guard.
 
 An :class:`Owner` stands for one flow of control.  Guards never look at threads
-themselves; they ask :func:`current_owner` and compare what it returns by identity.
-(Those of asyncio sessions ask for tasks instead, see ``tasks.py``.)
+themselves; they ask ``current_owner()`` and compare what it returns by identity.
+(Tasks are owners as well, see ``tasks.py``.)
 A thread's identifier would not do: the system gives the number of a thread that
 ended to the next one, which would then hold whatever the first one left held.
 """
@@ -12,18 +12,22 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import weakref
 from asyncio import get_running_loop
 from inspect import CO_COROUTINE
 from threading import get_ident
-from types import FrameType
+from types import BuiltinFunctionType, FrameType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from .terms import Lock
 
+from .errors import SharedSessionError
+
 #: Frames of these packages are ours, or work for us, when a holder's line is named.
-_INNER_PACKAGES = ("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio")
+_INNER_PACKAGES = (
+    *("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio"),
+    *("concurrent", "queue", "logging", "selectors", "socket"),
+)
 
 #: The coroutines of these packages run the cells of notebooks.
 _NOTEBOOK_PACKAGES = ("IPython", "ipykernel")
@@ -41,7 +45,10 @@ class Waitable(Protocol):
 class Owner:
     """One thread, as the guards see it."""
 
-    __slots__ = ("thread", "alive", "waiting_for", "is_patient", "__weakref__")
+    __slots__ = (
+        *("thread", "ident", "native_id", "alive", "busy"),
+        *("waiting_for", "is_patient", "__weakref__"),
+    )
 
     #: What it is called in a message.
     noun: ClassVar[str] = "thread"
@@ -50,8 +57,14 @@ class Owner:
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread
-        #: False once the thread has ended; written by its last breath only.
+        #: The thread that made this owner, as Python and as the system number it.
+        self.ident = get_ident()
+        self.native_id = threading.get_native_id()
+        #: False once the thread has ended.
         self.alive = True
+        #: Whether this owner is entering or leaving a guard, or waits for it.  A
+        #: finalizer or a signal handler may run meanwhile, as the same owner.
+        self.busy = False
         #: What this owner waits for; written by the owner, cleared by who lets it in.
         self.waiting_for: Waitable | None = None
         #: Whether it gave up its place in a queue for a look, and does not again.
@@ -63,8 +76,22 @@ class Owner:
         return self.thread
 
     @property
+    def party(self) -> Owner:
+        """Whose work and losses this owner's are: see :func:`one_owner`."""
+        return self
+
+    @property
     def name(self) -> str:
+        if isinstance(self.thread, threading._DummyThread):
+            return _name_of_foreign_thread(self)
         return f"thread {self.thread.name!r}"
+
+    def has_ended(self) -> bool:
+        """Whether its thread is gone, though nothing told this owner."""
+        return self.alive and self.ident not in sys._current_frames()
+
+    def keeps(self, guard: Any) -> None:
+        """Note that this owner holds *guard*; a thread's end is told anyway."""
 
     def can_wait(self) -> bool:
         """Whether nobody but itself stands still while it waits."""
@@ -92,6 +119,11 @@ class Owner:
         return f"<Owner {self.name}{'' if self.alive else ', ended'}>"
 
 
+def _name_of_foreign_thread(owner: Owner) -> str:
+    """Name a thread that the module ``threading`` did not start, by what is known."""
+    return f"foreign thread {owner.thread.name!r} (native id {owner.native_id})"
+
+
 def is_inner(frame: FrameType, packages: tuple[str, ...] = _INNER_PACKAGES) -> bool:
     """Whether its line is none of the application's."""
     module: str = frame.f_globals.get("__name__", "")
@@ -108,48 +140,74 @@ def is_in_cell(frame: FrameType | None) -> bool:
     return frame is not None and is_inner(frame, _NOTEBOOK_PACKAGES)
 
 
-class _LastBreath:
-    """Lives in a thread's local storage only, so it goes when the thread does."""
+class _Life:
+    """Kept in a thread's local storage only, so it goes when the thread ends."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("owner", "process")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.process = os.getpid()
+
+    def __del__(self) -> None:
+        # A fork's child and the interpreter's exit clear the storage of other threads.
+        if self.process == os.getpid() and not sys.is_finalizing():
+            _end(self.owner)
 
 
 class _Local(threading.local):
-    last_breath: _LastBreath
+    life: _Life | None = None
 
 
 _local = _Local()
 
-#: Every thread that asked, by its identifier; an entry goes before the thread does, so
-#: before the identifier is given to another one.
+#: The thread owners that have not ended, by thread identifier.  Identifiers are reused,
+#: so this table only tells that an earlier owner with the same one must have ended.
 _owners: dict[int, Owner] = {}
 
-#: Keeps the weak references alive whose callbacks tell that a thread ended.
-_watches: set[weakref.ref[_LastBreath]] = set()
+#: Native identifiers of threads whose local storage is gone: they run finalizers only.
+_ending: set[int] = set()
+
+#: False where greenlets pass for threads, as with gevent: many have one native number.
+_HAS_REAL_THREADS = isinstance(get_ident, BuiltinFunctionType)
+
+
+def _end(owner: Owner) -> None:
+    """Tell the guards, once, that the thread of *owner* has ended."""
+    if not owner.alive:
+        return
+    owner.alive = False
+    if _owners.get(owner.ident) is owner:
+        _owners.pop(owner.ident, None)
+    if _HAS_REAL_THREADS and owner.native_id == threading.get_native_id():
+        _ending.add(owner.native_id)
+    for tell in on_death:
+        tell(owner)
 
 
 def _introduce() -> Owner:
-    owner = Owner(threading.current_thread())
-    process, ident = os.getpid(), get_ident()
+    """Make the owner of a thread that asks for the first time."""
+    native_id, ident = threading.get_native_id(), get_ident()
+    thread = threading.current_thread()
+    if native_id in _ending:
+        if isinstance(thread, threading._DummyThread):
+            raise SharedSessionError(
+                "A finalizer used a shared session while its thread was ending, so the "
+                "session was left alone. Finish the work with the session in the "
+                "function that the thread runs."
+            )
+        _ending.discard(native_id)  # the system has given the number to a new thread
+    earlier = _owners.get(ident)
+    if earlier is not None:
+        _end(earlier)
+    owner = Owner(thread)
+    # One step: a finalizer that runs before it may have introduced this thread.
+    life = _local.__dict__.setdefault("life", _Life(owner))
+    _owners[ident] = life.owner
+    return life.owner  # type: ignore[no-any-return]
 
-    def ended(watch: weakref.ref[_LastBreath]) -> None:
-        _watches.discard(watch)
-        _owners.pop(ident, None)
-        owner.alive = False
-        if process != os.getpid() or sys.is_finalizing():
-            return  # a fork's child, or the end, clears the storage of other threads
-        for tell in on_death:
-            tell(owner)
 
-    _local.last_breath = _LastBreath()
-    _watches.add(weakref.ref(_local.last_breath, ended))
-    _owners[ident] = owner
-    return owner
-
-
-def current_owner() -> Owner:
-    """Return the owner for whoever is asking."""
-    try:
-        return _owners[get_ident()]
-    except KeyError:
-        return _introduce()
+def thread_owner() -> Owner:
+    """Return the owner that stands for the calling thread."""
+    life = _local.life
+    return _introduce() if life is None else life.owner

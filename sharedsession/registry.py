@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
 from .guard import Guard
-from .owners import Owner, current_owner
+from .owners import Owner
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin, share
+from .tasks import current_owner
 
 _S = TypeVar("_S", bound=Session)
 _T = TypeVar("_T")

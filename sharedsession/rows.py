@@ -16,10 +16,10 @@ from typing import Any, Callable, Iterator
 
 from . import alchemy
 from .disguise import per_class
-from .errors import ConcurrentAccessError, SharedSessionError
+from .errors import SharedSessionError
 from .guard import Guard
 from .holds import Hold
-from .operations import run
+from .operations import run, run_in
 from .terms import LOAD, STREAM
 
 
@@ -176,37 +176,28 @@ def _stream(guard: Guard, result: Any, cursor_result: Any) -> None:
         if not streams:
             cursor_result.cursor_strategy = _streaming(cursor_result, hold)
         if isinstance(result, alchemy.IteratorResult):
-            result.iterator = _by_owner_only(hold, result.iterator)
+            result.iterator = _guarded_steps(hold, result.iterator)
             if isinstance(result, alchemy.ChunkedIteratorResult):
-                result.chunks = _chunks_by_owner_only(hold, result.chunks)
+                result.chunks = _guarded_chunks(hold, result.chunks)
     except BaseException:
         hold.release()  # nobody will get the result that would have ended it
         raise
 
 
 def _fetch(hold: Hold, function: Callable[..., Any], *args: Any) -> Any:
-    """One step of a stream: an operation of its owner, and of nobody else."""
-    guard = hold.guard
-    me = guard.asker()
-    if hold.is_open and me is not hold.owner:
-        raise ConcurrentAccessError(
-            f"{me.name} fetches from a streaming result of {hold.owner.name}, which "
-            "keeps the guard until the result is exhausted or closed. Fetch it in that "
-            "thread, or leave out yield_per and stream_results: the rows are then "
-            "fetched at once and can be dealt out anywhere."
-        )
-    return run(guard, LOAD, function, *args)
+    """One step of a stream: an operation of the caller, which takes the stream over."""
+    return run_in(hold, LOAD, function, *args)
 
 
-def _by_owner_only(hold: Hold, rows: Iterator[Any]) -> Iterator[Any]:
+def _guarded_steps(hold: Hold, rows: Iterator[Any]) -> Iterator[Any]:
     return iter(lambda: _fetch(hold, next, rows, _END), _END)
 
 
 _END = object()
 
 
-def _chunks_by_owner_only(hold: Hold, chunks: Callable[..., Any]) -> Any:
-    return lambda size: _by_owner_only(hold, chunks(size))
+def _guarded_chunks(hold: Hold, chunks: Callable[..., Any]) -> Any:
+    return lambda size: _guarded_steps(hold, chunks(size))
 
 
 class _Streaming:
@@ -261,11 +252,7 @@ class _Streaming:
     def _end(self, result: Any) -> None:
         # What the result would do next, while the guard is still kept for it.
         alchemy.let_go_of_cursor(result)
-        guard = self.hold.guard
-        if guard.asker() is self.hold.owner:
-            run(guard, LOAD, self.close_cursor)
-        else:
-            guard.leave_behind(self.close_cursor)
+        run_in(self.hold, LOAD, self.close_cursor)
         self.hold.release()
 
     def _give_up(self) -> None:

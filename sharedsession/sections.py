@@ -40,6 +40,27 @@ class _Section(Generic[_S]):
                 hold.release()
             raise
 
+    def take_over(self) -> None:
+        """Make the caller the owner of this section, which another thread entered."""
+        if self._hold is not None:
+            self._hold.take_over()
+
+    def is_mine(self) -> bool:
+        """Whether the caller holds this section, and may leave it now."""
+        hold = self._hold
+        if hold is None:
+            return True
+        me = hold.guard.asker()
+        return me is hold.owner and not me.busy
+
+    def forget_if_busy(self) -> bool:
+        """Have the next owner finish the section if a finalizer cannot; see `busy`."""
+        hold = self._hold
+        if hold is None or not hold.forget_if_busy():
+            return False
+        self._entered, self._hold = False, None
+        return True
+
     def __exit__(self, *exc_info: Any) -> None:
         if not self._entered:
             raise SharedSessionError(

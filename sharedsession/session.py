@@ -33,7 +33,7 @@ from .owners import Owner
 from .sections import CriticalSection, ReadSection
 from .signatures import with_parameters_of, with_signature_of
 from .statements import access_of, has_changes_within
-from .terms import CHANGE, END, LOAD, READ, Access
+from .terms import CHANGE, END, LOAD, READ, Access, check_wait_in_loop
 from .transactions import GuardedTransaction
 from .work import Ledger, Loss
 
@@ -49,6 +49,7 @@ class SharedSessionMixin(Session):
 
     :param lock: the kind of lock or a lock, see :class:`SharedSession`.
     :param lock_timeout: seconds that an operation waits for its turn.
+    :param wait_in_loop: seconds that a coroutine may block its event loop for its turn.
     """
 
     #: The guard; ``None`` if the lock is off.
@@ -62,7 +63,8 @@ class SharedSessionMixin(Session):
     _ledger: Ledger
     _failure: Loss | None
     _owed: set[Owner]
-    _blocks: dict[Owner, int]
+    #: An entry for each open with-block of the session: the owner that entered it.
+    _blocks: list[Owner]
     #: Engines that several threads may use.
     _fit_engines: weakref.WeakSet[Engine]
     #: Whether it was found to be no session of an AsyncSession that knows nothing.
@@ -75,12 +77,15 @@ class SharedSessionMixin(Session):
         *args: Any,
         lock: LockArgument = "rlock",
         lock_timeout: float | None = None,
+        wait_in_loop: float = 0.0,
         **session_kwargs: Any,
     ) -> None:
         # First: a bad value leaves nothing.
         guard = make_guard(lock, lock_timeout, self._guard_class)
+        check_wait_in_loop(wait_in_loop)
         super().__init__(*args, **session_kwargs)
         if guard is not None:
+            guard.wait_in_loop = wait_in_loop
             _put_guard(self, guard)
 
     def __init_subclass__(cls, **kw: Any) -> None:
@@ -130,20 +135,19 @@ class SharedSessionMixin(Session):
     def __enter__(self: _S) -> _S:
         guard = self.guard  # type: ignore[attr-defined]
         if guard is not None:
-            me = guard.asker()
-            blocks = self._blocks  # type: ignore[attr-defined]
-            blocks[me] = blocks.get(me, 0) + 1
+            self._blocks.append(guard.asker())  # type: ignore[attr-defined]
         return super().__enter__()
 
     def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
-        """Close, unless other threads are inside with-blocks of this session still."""
+        """Close if this was the last with-block of the session, in whatever thread."""
         if self.guard is not None:
+            blocks = self._blocks
             me = self.guard.asker()
-            blocks = self._blocks.pop(me, 0)
-            others = any(owner.alive for owner in tuple(self._blocks))
-            if blocks > 1:
-                self._blocks[me] = blocks - 1
-            if others:
+            if me in blocks:
+                blocks.remove(me)
+            elif blocks:
+                blocks.pop()  # another thread entered the block that ends here
+            if any(owner is not me and owner.alive for owner in blocks):
                 return
         super().__exit__(type_, value, traceback)
 
@@ -159,7 +163,7 @@ class SharedSessionMixin(Session):
         if not nested and isinstance(root, GuardedTransaction):
             if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
                 assert self.guard is not None
-                root.begun_by = self.guard.asker()
+                root.begun_by = self.guard.asker().party
                 return root
         return super().begin(nested)
 
@@ -250,17 +254,18 @@ class SharedSessionMixin(Session):
     # -- work, failures and losses
 
     def _note_work(self, owner: Owner) -> None:
+        """Note that *owner* left work in the transaction that a rollback would lose."""
         transaction = self._transaction
         guard = self.guard
         if transaction is None or guard is None or alchemy.is_flushing(self):
             return  # a flush writes what was noted when it was pending
-        self._ledger.note(alchemy.boundary(transaction), owner)
+        self._ledger.note(alchemy.boundary(transaction), owner.party)
         guard.worker = owner
 
     def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
         """A level of the transaction has ended."""
         guard: Any = self.guard
-        me = guard.asker()
+        me = guard.asker().party
         transaction.ended_by = me
         transaction.was_committed = committed
         guard.worker = None
@@ -287,7 +292,7 @@ class SharedSessionMixin(Session):
         guard = self.guard
         if guard is not None:
             what = type(error).__name__ if error else "an error"
-            self._note_broken_by(guard.asker(), what)
+            self._note_broken_by(guard.asker().party, what)
 
     def _note_broken_by(self, owner: Owner, what: str) -> None:
         if self._failure is None and alchemy.is_broken(self._transaction):
@@ -296,14 +301,14 @@ class SharedSessionMixin(Session):
             self.guard.attention = self.guard.unsettled = True
 
     def _asker(self) -> Owner | None:
-        return None if self.guard is None else self.guard.asker()
+        return None if self.guard is None else self.guard.asker().party
 
     def _was_rolled_back_for_me(self) -> bool:
         """Whether another thread rolled back already what this one had broken."""
         guard = self.guard
         if guard is None:
             return False
-        me = guard.asker()
+        me = guard.asker().party
         owed = me in self._owed
         self._owed.discard(me)
         return owed and not self._ledger.has_work(me)
@@ -313,13 +318,15 @@ class SharedSessionMixin(Session):
         guard = self.guard
         assert guard is not None
         if guard.failed is not None:
-            self._note_broken_by(*guard.failed)
+            by, what = guard.failed
+            self._note_broken_by(by.party, what)
             guard.failed = None
         guard.do_chores(me)
-        if self._is_left_to_finish(me) and guard.exclude_others(me):
+        party = me.party
+        if self._is_left_to_finish(party) and guard.exclude_others(me):
             guard.do_chores(me)
-            self._finish_for_others(guard, me)
-        self._tell(guard, me, access)
+            self._finish_for_others(guard, party)
+        self._tell(guard, party, access)
 
     def _tell(self, guard: Guard, me: Owner, access: Access) -> None:
         """Raise if *me* lost something, unless it throws the rest away itself."""
@@ -343,6 +350,7 @@ class SharedSessionMixin(Session):
     def _finish_for_others(self, guard: Guard, me: Owner) -> None:
         unfinished, guard.unfinished_by = guard.unfinished_by, None
         if unfinished is not None:
+            unfinished = unfinished.party
             self._forget_blocks()
             if self._ledger.has_work(unfinished):
                 self._roll_back_for(
@@ -393,8 +401,12 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
     if guard.reads_only():
         yield session  # nothing is pending in a read section, so nothing is flushed
     else:
-        with CriticalSection(session, None), plain:
-            yield session
+        section = CriticalSection(session, None)
+        with section, plain:
+            try:
+                yield session
+            finally:
+                section.take_over()  # another thread may leave the block
 
 
 # -- the table of operations, put on the class
@@ -581,7 +593,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     session._ledger = Ledger()
     session._failure = None
     session._owed = set()
-    session._blocks = {}
+    session._blocks = []
     session._fit_engines = weakref.WeakSet()
     guard.session = weakref.ref(session)
     guard.note_work = _weakly(session, "_note_work")
@@ -616,7 +628,7 @@ def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
     while transaction is not None:
         if type(transaction) is SessionTransaction:
             transaction.__class__ = GuardedTransaction
-            transaction.begun_by = guard.asker()  # type: ignore[attr-defined]
+            transaction.begun_by = guard.asker().party  # type: ignore[attr-defined]
         for connection in alchemy.connections_of(transaction):
             guard_connection(connection, guard)
         transaction = transaction.parent
@@ -645,6 +657,9 @@ class SharedSession(SharedSessionMixin, Session):
       readerwriterlock.
     :param lock_timeout: seconds, above zero, that an operation or a section waits for
       its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
+    :param wait_in_loop: seconds, zero by default, that a coroutine which uses this
+      session may block its event loop to wait for its turn before it raises
+      :class:`SharedSessionError`; for programs whose window is a coroutine.
     :param session_kwargs: everything else that ``Session`` takes.
     :raises ValueError: for a lock or a timeout that is none.
     """
@@ -655,10 +670,15 @@ class SharedSession(SharedSessionMixin, Session):
         *,
         lock: LockArgument = "rlock",
         lock_timeout: float | None = None,
+        wait_in_loop: float = 0.0,
         **session_kwargs: Any,
     ) -> None:
         super().__init__(
-            bind=bind, lock=lock, lock_timeout=lock_timeout, **session_kwargs
+            bind=bind,
+            lock=lock,
+            lock_timeout=lock_timeout,
+            wait_in_loop=wait_in_loop,
+            **session_kwargs,
         )
 
 

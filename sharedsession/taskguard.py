@@ -30,7 +30,7 @@ from typing import Any, Callable, NoReturn, Sequence
 from . import alchemy, changes
 from .errors import ConcurrentAccessError
 from .guard import Guard
-from .holds import TURN, Hold, Reading, Waiter
+from .holds import Hold, Reading, Waiter
 from .operations import run
 from .owners import Owner
 from .tasks import (
@@ -185,7 +185,7 @@ class TaskGuard(Guard):
         if self.queue and self.inside is me:  # family may wait for its turn
             with self._mutex:
                 self._pass_on()
-            self._reap()
+            self.reap()
         self._do_if_free()
 
     def open_window(self, me: Owner) -> None:
@@ -235,10 +235,9 @@ class TaskGuard(Guard):
         timeout: float | None,
         *,
         looks: bool = False,
-        turn: float = TURN,
     ) -> None:
         was_reading = me in self.reading
-        super()._acquire(me, mode, timeout, looks=looks, turn=turn)
+        super()._acquire(me, mode, timeout, looks=looks)
         if was_reading and self._loader is me:
             # The read section that it is of may have ended while it waited.  Then what
             # it loads may flush, which is not for beside the readers of another one.
@@ -290,7 +289,7 @@ class TaskGuard(Guard):
             if shared:
                 reading = self.reading[me] = Reading(self.clock())
                 reading.holds |= shared
-        self._reap()
+        self.reap()
 
     def reads_only(self) -> bool:
         me = self.asker()
@@ -319,8 +318,6 @@ class TaskGuard(Guard):
     def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
         me = hold.owner
         super()._take(hold, timeout, restricts)
-        if isinstance(me, TaskOwner):
-            me.keeps(self)
         enter_section(hold.number)
         alone = self._owner is me and [*self.holds] == [hold.number]
         if self.put_off and alone and self.running is None:
@@ -331,11 +328,15 @@ class TaskGuard(Guard):
                 raise
         return hold
 
-    def keep(self, what: str) -> Hold:
-        me = self.asker()
-        if isinstance(me, TaskOwner):
-            me.keeps(self)
-        return super().keep(what)
+    def take_over(self, hold: Hold, *, begins: bool = False) -> None:
+        super().take_over(hold, begins=begins)
+        if hold.what != STREAM and hold.is_open:
+            enter_section(hold.number)
+
+    def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
+        if any(hold.number in place.holds for place in self._places_below()):
+            return False  # lent: its borrower gives it back first
+        return super()._move(hold, me, begins)
 
     def downgrade(self, hold: Hold) -> None:
         if not self._below:
@@ -345,7 +346,8 @@ class TaskGuard(Guard):
             self._settle_rights()
 
     def let_go(self, hold: Hold) -> None:
-        if self.put_off and self.running is None and [*self.holds] == [hold.number]:
+        alone = self.running is None and [*self.holds] == [hold.number]
+        if self.put_off and alone and not self._is_in_mutex():
             if not self._below:
                 self._do_put_off()
         super().let_go(hold)
@@ -438,7 +440,7 @@ class TaskGuard(Guard):
             if step.place.is_over:  # a stream was collected meanwhile
                 self._drop()
                 self._pass_on()
-        self._reap()
+        self.reap()
 
     def _show(self, change: changes.Change) -> None:
         change.show()
@@ -570,13 +572,18 @@ class TaskGuard(Guard):
     # -- threads
 
     def _wait(
-        self, me: Owner, mode: Mode, timeout: float | None, looks: bool, turn: float
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        looks: bool,
+        takes: Hold | None = None,
     ) -> None:
         if not isinstance(me, TaskOwner) and me.can_wait():
             inherited = inherited_sections()
             if any(not inherited.isdisjoint(holds) for holds in self._all_holds()):
                 self._refuse_thread_of_section(me)
-        super()._wait(me, mode, timeout, looks, turn)
+        super()._wait(me, mode, timeout, looks, takes)
 
     # -- confine
 

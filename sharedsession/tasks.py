@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Any, Awaitable, Callable, ClassVar, Coroutine, Iterator, TypeVar
 
 from . import alchemy
-from .owners import Owner, current_owner, is_inner
+from .errors import SharedSessionError
+from .owners import Owner, is_in_cell, is_inner, on_death, thread_owner
 from .terms import Lock
 
 _T = TypeVar("_T")
@@ -77,6 +78,9 @@ class TaskOwner(Owner):
                     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return "a line that is not known"
 
+    def has_ended(self) -> bool:
+        return False  # a task tells by itself
+
     def can_wait(self) -> bool:
         return alchemy.in_greenlet()
 
@@ -125,12 +129,160 @@ def current_task_owner() -> Owner:
     if acting_for is not None:
         return acting_for
     task = _running_task()
-    if task is None:
-        return current_owner()
+    return thread_owner() if task is None else _owner_of(task)
+
+
+def _owner_of(task: asyncio.Task[Any]) -> Owner:
     owner = _owners.get(task)
     if owner is None:
-        owner = _owners[task] = TaskOwner(task)
+        owner = _owners.setdefault(task, TaskOwner(task))
     return owner
+
+
+def current_owner() -> Owner:
+    """Return the owner of the operation that the caller is about to begin.
+
+    That is the running task where an event loop runs in this thread, else the thread; a
+    plain cell of a notebook, which runs in the notebook's own loop, counts as its
+    thread.  Inside of :func:`one_owner` it is a member of that party.
+    """
+    party = _party.get()
+    if asyncio._get_running_loop() is None:
+        owner = thread_owner()
+    else:
+        task = _running_task()
+        in_cell = "IPython" in sys.modules and is_in_cell(sys._getframe())
+        owner = thread_owner() if task is None or in_cell else _owner_of(task)
+    return owner if party is None else party.member(owner)
+
+
+# -- several threads or tasks as one owner
+
+
+class Party(Owner):
+    """All that runs in one ``one_owner()`` block: its members take turns as one."""
+
+    __slots__ = ("_title", "_members", "_last")
+
+    noun: ClassVar[str] = "party"
+
+    def __init__(self, title: str) -> None:
+        super().__init__(_no_thread)
+        self._title = title
+        self._last: Member | None = None
+        self._members: weakref.WeakKeyDictionary[Owner, Member] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @property
+    def name(self) -> str:
+        return f"owner {self._title!r}"
+
+    @property
+    def flow(self) -> Any:
+        return None if self._last is None else self._last.flow
+
+    def where(self) -> str:
+        return "a line that is not known" if self._last is None else self._last.where()
+
+    def member(self, owner: Owner) -> Member:
+        member = self._members.get(owner)
+        if member is None:
+            member = self._members.setdefault(owner, Member(self, owner))
+        self._last = member
+        return member
+
+
+class Member(Owner):
+    """A thread or a task, in so far as it acts for a party."""
+
+    __slots__ = ("_party", "_base")
+
+    def __init__(self, party: Party, base: Owner) -> None:
+        super().__init__(_no_thread)
+        self._party = party
+        self._base = weakref.proxy(base)
+        self.ident, self.native_id = base.ident, base.native_id
+
+    @property
+    def alive(self) -> bool:
+        """What a member holds, its party holds: a worker thread may end before it."""
+        return self._party.alive
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        """The party tells."""
+
+    @property
+    def party(self) -> Owner:
+        return self._party
+
+    @property
+    def noun(self) -> str:  # type: ignore[override]
+        return self._name_of("noun")
+
+    @property
+    def flow(self) -> Any:
+        try:
+            return self._base.flow
+        except ReferenceError:
+            return None
+
+    @property
+    def name(self) -> str:
+        return f"{self._party.name} in {self._name_of('name')}"
+
+    def _name_of(self, what: str) -> str:
+        try:
+            return str(getattr(self._base, what))
+        except ReferenceError:
+            return "thread"
+
+    def has_ended(self) -> bool:
+        return False
+
+    def can_wait(self) -> bool:
+        return bool(self._base.can_wait())
+
+    def parking(self, make_lock: Callable[[], Lock]) -> Lock:
+        parked: Lock = self._base.parking(make_lock)
+        return parked
+
+    def where(self) -> str:
+        try:
+            return str(self._base.where())
+        except ReferenceError:
+            return "a line that is not known"
+
+
+_party: ContextVar[Party | None] = ContextVar("sharedsession_party", default=None)
+
+
+@contextlib.contextmanager
+def one_owner(name: str) -> Iterator[None]:
+    """Make all that runs in this context one owner, whatever threads it uses.
+
+    Unlike a plain section, which belongs to one thread or task, a section or a block
+    that is entered by code of this context belongs to all code of this context: context
+    variables tell what that is, and ``asyncio.to_thread()``, anyio's worker threads and
+    child tasks inherit them.  The members take turns, an operation at a time.
+
+    :param name: what messages call this owner, ``"request 7"`` for instance.
+    :raises SharedSessionError: if *name* is no string.
+
+    What is still held when the block ends is released, as if its owner had ended.
+    """
+    if not isinstance(name, str):
+        raise SharedSessionError(f"one_owner() takes a name, not {name!r}.")
+    party = Party(name)
+    token = _party.set(party)
+    try:
+        yield
+    finally:
+        _party.reset(token)
+        party.alive = False
+        for tell in on_death:
+            tell(party)
 
 
 @contextlib.contextmanager

@@ -130,3 +130,16 @@ def check_timeout(timeout: float | None) -> float | None:
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
     return timeout
+
+
+def check_wait_in_loop(seconds: float) -> None:
+    """Raise unless *seconds* is a number of seconds, zero or more."""
+    if seconds != 0:
+        try:
+            if check_timeout(seconds) is not None:
+                return
+        except ValueError:
+            pass
+        raise ValueError(
+            f"wait_in_loop must be 0 or a number of seconds above, not {seconds!r}"
+        )

@@ -59,7 +59,7 @@ class GuardedTransaction(_Plain):
             _Plain.__init__(self, session, origin, parent)
             return
         guard: Any = session.guard
-        self.begun_by = guard.asker()
+        self.begun_by = guard.asker().party
         _Plain.__init__(self, session, origin, parent)
         guard.worker = None  # work is noted anew for each level
 
@@ -69,7 +69,7 @@ class GuardedTransaction(_Plain):
         assert guard is not None
         autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
         in_block = self._hold is not None
-        return autobegun and not in_block and self.begun_by is not guard.asker()
+        return autobegun and not in_block and self.begun_by is not guard.asker().party
 
     # -- as a block
 
@@ -99,8 +99,12 @@ class GuardedTransaction(_Plain):
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         guard = self.session.guard
         assert guard is not None
-        transaction, self._successor = self._successor or self, None
-        hold, self._hold = self._hold, None
+        transaction, hold = self._successor or self, self._hold
+        if hold is not None:
+            if hold.forget_if_busy():
+                return
+            self._take_over(hold, transaction)
+        self._successor = self._hold = None
         try:
             run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
         except Exception:
@@ -116,6 +120,13 @@ class GuardedTransaction(_Plain):
                 except BaseException:
                     hold.release()  # an interrupt at its first line
                     raise
+
+    def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
+        """Leave a block that another thread entered: its work goes with it."""
+        former = hold.take_over()
+        me = self.session._asker()
+        if me is not None and former.party is not me:
+            self.session._ledger.hand_over(transaction, former.party, me)
 
     # -- its ends
 

@@ -11,8 +11,7 @@ from typing import Any, Callable, Literal, NoReturn, TypeVar, Union
 from sqlalchemy.orm import Session, scoped_session
 
 from .alchemy import async_session_of
-from .errors import ConcurrentAccessError, SharedSessionError
-from .owners import Owner, current_owner
+from .errors import SharedSessionError
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
 from .targets import session_of
@@ -286,7 +285,20 @@ class _UnitOfWork:
         if self._began and session.in_transaction():
             session.rollback()
 
+    def take_over(self) -> None:
+        """Make the caller the owner of this unit, which another thread began."""
+        hold = self._section._hold
+        if hold is not None:
+            self._savepoint._take_over(hold, self._savepoint)
+
+    def is_mine(self) -> bool:
+        """Whether the caller holds this unit, and may end it now."""
+        return self._section.is_mine()
+
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        if self._section.forget_if_busy():
+            return
+        self.take_over()
         try:
             self._end(type_, value, traceback)
         except Exception:
@@ -327,39 +339,32 @@ _Sections = Union[CriticalSection[Any], ReadSection[Any], _UnitOfWork]
 class _InSection(Generator[Any, Any, Any]):
     """Runs a generator in a section that is entered at its first step.
 
-    Not a generator itself: the error that another thread gets for a step must not end
-    the generator of the one that may go on.
+    Whichever thread takes the next step takes the section over.
     """
 
     def __init__(self, section: _Sections, generator: Generator[Any, Any, Any]) -> None:
         self._section = section
         self._generator = generator
-        self._owner: Owner | None = None
+        self._is_begun = False
 
     #: Whether the section is held.
     _is_open = False
 
     def send(self, value: Any) -> Any:
-        if self._owner is None:
-            me = current_owner()
+        if not self._is_begun:
+            self._is_begun = True
             self._section.__enter__()
-            self._owner = me
             self._is_open = True
         return self._step(self._generator.send, value)
 
     def throw(self, *error: Any) -> Any:
-        if self._owner is None:
+        if not self._is_begun:
             return self._generator.throw(*error)
         return self._step(self._generator.throw, *error)
 
     def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        me = current_owner()
-        if self._is_open and self._owner is not me:
-            assert self._owner is not None
-            raise ConcurrentAccessError(
-                f"{me.name} takes a step of a generator whose section is held by "
-                f"{self._owner.name}. Run it to its end in the thread that began it."
-            )
+        if self._is_open:
+            self._section.take_over()
         try:
             return step(*args)
         except StopIteration:
@@ -370,11 +375,14 @@ class _InSection(Generator[Any, Any, Any]):
             raise
 
     def _leave(self, error: BaseException | None) -> None:
-        if self._is_open:
+        if (
+            self._is_open
+            and inspect.getgeneratorstate(self._generator) != inspect.GEN_RUNNING
+        ):
             self._is_open = False
             self._section.__exit__(type(error) if error else None, error, None)
 
     def __del__(self) -> None:
-        # Collected in another thread, the section is forsaken, which is noticed.
-        if self._is_open and current_owner() is self._owner:
+        # Otherwise the section is forgotten, and the next owner finishes it.
+        if self._is_open and self._section.is_mine():
             self.close()

@@ -43,6 +43,13 @@ class Ledger:
     def note(self, level: Any, owner: Owner) -> None:
         self._workers.setdefault(level, set()).add(owner)
 
+    def hand_over(self, level: Any, former: Owner, new: Owner) -> None:
+        """The block of *level* goes on with another owner, and so does its work."""
+        workers = self._workers.get(level)
+        if workers is not None and former in workers:
+            workers.add(new)
+            workers.discard(former)
+
     def has_work(self, owner: Owner) -> bool:
         return any(owner in workers for workers in self._workers.values())
 

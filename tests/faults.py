@@ -410,7 +410,7 @@ def check_free(guard: Any) -> None:
 
 
 def _can_have(foreign: Any) -> bool:
-    me = sharedsession.owners.current_owner()
+    me = sharedsession.tasks.current_owner()
     got: bool = foreign.acquire(sharedsession.terms.EXCLUSIVE, me, None, 0)
     if got:
         foreign.release(me, None)

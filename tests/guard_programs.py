@@ -85,6 +85,7 @@ class World:
             asker=self.asker,
             clock=self.scheduler.clock,
             make_lock=self.scheduler.lock,
+            make_mutex=self.scheduler.lock,
             make_gate=self.scheduler.gate,
         )
         made.attend = lambda me, access: self._attend(made)
@@ -117,8 +118,8 @@ class World:
         self.under_way.add(me)
         if len(self.under_way) > 1:
             self.overlapped |= self.under_way
-        waiting = [(w, w.is_due) for w in self.guard.queue if w.mode is EXCLUSIVE]
-        if self.guard._is_exclusive(self.owners[me]):
+        waiting = [(w, w.is_next()) for w in self.guard.queue if w.mode is EXCLUSIVE]
+        if self.guard.is_exclusive(self.owners[me]):
             waiting = []  # it never left: a stream it forgot is not collected yet
         self.ahead = {**getattr(self, "ahead", {}), me: waiting}
         try:

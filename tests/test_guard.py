@@ -19,11 +19,12 @@ from sharedsession import (
     UpgradeError,
 )
 from sharedsession.guard import Guard
-from sharedsession.holds import DOZE, SHORT_TURN, TURN
+from sharedsession.holds import TURN
 from sharedsession.locks import KINDS, make_guard
 from sharedsession.operations import guarded, run
-from sharedsession.owners import Owner, current_owner
-from sharedsession.terms import CHANGE, LOAD, READ, STREAM, WRITE, Kind
+from sharedsession.owners import Owner
+from sharedsession.tasks import current_owner
+from sharedsession.terms import CHANGE, EXCLUSIVE, LOAD, READ, STREAM, WRITE, Kind
 from sharedsession.writes import setter_of
 
 from .guard_programs import attached, attaching
@@ -589,71 +590,88 @@ class _Script:
         pass
 
 
-def test_nobody_is_overtaken_for_more_than_a_turn() -> None:
-    """One waits, and another comes in and leaves again and again."""
+def barging_guard(second: Owner, parked: Any, now: list[float]) -> Guard:
+    """A guard for which *second* asks and waits on *parked*."""
+    guard = Guard(asker=lambda: second, clock=lambda: now[0], make_lock=lambda: parked)
+    guard.checks_askers = False
+    guard.warn_after = None
+    return guard
+
+
+def test_nobody_enters_ahead_of_the_first_waiter_for_more_than_a_turn() -> None:
+    """One owner waits, and another enters and leaves again and again."""
     first, second, third = (Owner(threading.Thread(name=n)) for n in "abc")
     came_in = []
+    now = [100.0]
 
     def not_yet(timeout: float) -> bool:
         assert timeout == -1
-        guard.leave(first)  # which nudges the second
+        guard.leave(first)  # which wakes the second
         assert guard.come_in(first), "the first could not go on"
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == SHORT_TURN
+        assert timeout == pytest.approx(TURN)
+        now[0] += timeout
         return False
 
     def at_last(timeout: float) -> bool:
-        assert timeout == -1, "it dozes once more"
+        assert timeout == -1, "it polls"
         guard.leave(first)
         assert not guard.come_in(first) and not guard.come_in(third)
         assert guard.owner is second.thread
         return True
 
     parked = _Script(lambda timeout: True, not_yet, a_turn_passes, at_last)
-    locks: list[Any] = [threading.Lock(), parked]
-    guard = Guard(asker=lambda: second, make_lock=lambda: locks.pop(0))
-    guard.checks_askers = False
+    guard = barging_guard(second, parked, now)
     assert guard.come_in(first)
     run(guard, WRITE, lambda: came_in.append(True))
     assert came_in == [True] and guard.owner is None
 
 
 @pytest.mark.parametrize("what", ["operation", "section"])
-def test_who_leaves_lets_in_who_waited_for_a_turn(what: str) -> None:
-    """Who waits does not have to wake up for it."""
+def test_the_first_waiter_is_admitted_by_an_owner_that_leaves(what: str) -> None:
+    """The waiter does not have to wake up to find that barging is over."""
     first, second = (Owner(threading.Thread(name=name)) for name in "ab")
-    turn = {"operation": SHORT_TURN, "section": TURN}[what]
     now = [100.0]
 
     def not_yet(timeout: float) -> bool:
-        guard.leave(first)  # which nudges the second
+        guard.leave(first)  # which wakes the second
         assert guard.come_in(first), "the first could not go on"
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == min(turn, DOZE)
-        now[0] += turn * 0.9
+        now[0] += TURN * 0.9
         guard.leave(first)
-        assert guard.come_in(first), "the turn is not over"
-        now[0] += turn * 0.2
+        assert guard.come_in(first), "barging is not over"
+        now[0] += TURN * 0.2
         guard.leave(first)
         assert not guard.come_in(first) and guard.owner is second.thread
         return True
 
     parked = _Script(lambda timeout: True, not_yet, a_turn_passes)
-    locks: list[Any] = [threading.Lock(), parked]
-    guard = Guard(
-        asker=lambda: second, clock=lambda: now[0], make_lock=lambda: locks.pop(0)
-    )
-    guard.checks_askers = False
+    guard = barging_guard(second, parked, now)
     assert guard.come_in(first)
     if what == "operation":
         operate(guard, WRITE)
     else:
         guard.hold("section").release()
     assert guard.owner is None and guard.stats().contended == 1
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_nobody_enters_ahead_of_readers(reader: bool) -> None:
+    """A waiting writer may be overtaken for a turn, unless a reader waits too."""
+    guard = Guard(Kind.RW)
+    with inside(lambda: exclusive(guard)):
+        waiters = [Worker(lambda: operate(guard, WRITE))]
+        wait_until(lambda: len(guard.waiting) == 1)
+        if reader:
+            waiters.append(Worker(lambda: _enter(shared(guard))))
+            wait_until(lambda: len(guard.waiting) == 2)
+        assert guard._may_overtake(EXCLUSIVE) is not reader
+    for waiter in waiters:
+        waiter.result()
 
 
 def test_who_gives_up_waiting_ends_no_stream_of_another() -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import joinedload, selectinload
 
-from sharedsession import ConcurrentAccessError
-
 from .conftest import wires
 from .models import Address, User
-from .threads import Worker, inside, passes, wait_until
+from .threads import Worker, inside, passes, wait_for, wait_until
 
 USERS = sa.select(User).order_by(User.id)
 
@@ -126,11 +125,25 @@ def test_a_stream_gives_the_guard_back_when_collected(session: Any, make: Any) -
 
 
 @STREAMS
-def test_a_stream_is_its_threads_own(session: Any, make: Any) -> None:
+def test_a_stream_moves_to_the_thread_that_fetches(session: Any, make: Any) -> None:
+    """Its hold too: the thread that opened the stream is outside then."""
     result = make(session)
-    with pytest.raises(ConcurrentAccessError, match="streaming result of.*MainThread"):
-        Worker(result.fetchone).result()
-    assert len(result.all()) == 4
+    fetched, go_on = threading.Event(), threading.Event()
+
+    def fetch() -> int:
+        assert result.fetchone() is not None
+        assert session.guard.held == "exclusive"
+        fetched.set()
+        wait_for(go_on)
+        return len(result.all())
+
+    other = Worker(fetch)
+    wait_for(fetched)
+    assert session.guard.held is None
+    outsider = Worker(lambda: session.scalar(sa.select(sa.func.count(User.id))))
+    assert not passes(outsider, session.guard)
+    go_on.set()
+    assert other.result() == 3 and outsider.result() == 4
 
 
 @STREAMS

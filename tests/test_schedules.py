@@ -131,7 +131,7 @@ def no_guard(name: str, replacement: Any) -> Any:
             "is exclusive|still exclusive",
         ),
         ("_pass_on", lambda self: None, ("critical", "change"), "cannot|the gate"),
-        ("_reap", lambda self: None, ("forget-stream", "change"), "cannot go on"),
+        ("reap", lambda self: None, ("forget-stream", "change"), "cannot go on"),
         (
             "_may_enter_now",
             lambda self, me, mode: self.gate.setdefault(0, CLOSED) is CLOSED

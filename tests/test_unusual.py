@@ -291,7 +291,7 @@ import threading
 native = threading.get_ident
 which = [0]
 threading.get_ident = lambda: native() + which[0]
-from sharedsession.owners import current_owner
+from sharedsession.tasks import current_owner
 first = current_owner()
 again = current_owner()
 which[0] = 1

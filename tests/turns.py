@@ -162,7 +162,7 @@ def schedule(session: Any, scheduler: Scheduler) -> None:
 
         guard.asker = pausing_asker
         guard._make_lock = scheduler.make_lock
-        guard._mutex = scheduler.make_lock()
+        guard._set_mutex(scheduler.make_lock())
 
     def pause(*args: Any) -> None:
         scheduler.pause()
