@@ -128,9 +128,10 @@ class AsyncSharedSession(AsyncSession):
         Like holding an ``asyncio.Lock`` around the block, but reentrant, and what the
         block does to the session's objects and connections is covered too.  Tasks that
         are started inside belong to the section: they take turns with each other and
-        with this task, so ``gather()`` works in it.  Threads do not: one that is
-        started inside, by ``asyncio.to_thread()`` say, would wait for the end, and gets
-        :class:`ConcurrentAccessError` instead.  Yields the session.
+        with this task, so ``gather()`` works in it.  A thread that
+        ``asyncio.to_thread()`` starts inside belongs to it as well; any other thread
+        gets :class:`ConcurrentAccessError`, because the section may wait for it.
+        Yields the session.
 
         :param timeout: seconds to wait at most; ``None``, the default, for the
           ``lock_timeout`` of the session.

@@ -31,6 +31,7 @@ from .terms import (
     CHANGE,
     EXCLUSIVE,
     LOAD,
+    MOVED,
     READ,
     SHARED,
     STREAM,
@@ -46,6 +47,9 @@ from .terms import (
 
 logger = logging.getLogger("sharedsession")
 
+
+#: What a hold is for, if it does not end with its owner.
+_GO_ON = frozenset({STREAM, MOVED})
 
 _guard_numbers = itertools.count(1)
 
@@ -519,10 +523,10 @@ class Guard(Monitor):
             inside = self._owner or self._loader
             held = inside is not None and inside.party is owner
             if held:
-                if any(what != STREAM for what in self.holds.values()):
+                if not _GO_ON.issuperset(self.holds.values()):
                     self.unfinished_by = owner
                     self.attention = self.unsettled = True
-                self._drop()
+                self._end_turn_of_ended()
             for reader in tuple(self.reading):
                 if reader.party is owner:
                     held = True
@@ -531,6 +535,22 @@ class Guard(Monitor):
         self.reap()
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
+
+    def _end_turn_of_ended(self) -> None:
+        """End the turn of an owner that has ended, unless a stream goes on in it.
+
+        A stream belongs to its result, and a block that moved to its object: the next
+        owner that uses one takes it over, and it ends at the latest when the result or
+        the object is collected.
+        """
+        left = {n: what for n, what in self.holds.items() if what in _GO_ON}
+        if left:
+            self.running = None
+            self.restricted = False
+            self.holds = left
+            self._settle_rights()
+        else:
+            self._drop()
 
     def disown(self) -> None:
         """Make everybody come to be refused: this is the child of a fork."""

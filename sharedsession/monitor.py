@@ -108,6 +108,7 @@ from .owners import Owner
 from .terms import (
     BESIDE,
     EXCLUSIVE,
+    MOVED,
     SHARED,
     STREAM,
     ForeignLock,
@@ -514,6 +515,8 @@ class Monitor:
                 return False
             if hold.number in self.holds:
                 self._turn_moves_to(me)
+                if hold.what != STREAM:
+                    self.holds[hold.number] = MOVED
             elif owner in self.reading:
                 self._reading_moves(owner, me)
             hold.owner = me

@@ -47,13 +47,11 @@ class Owner:
 
     __slots__ = (
         *("thread", "ident", "native_id", "alive", "busy"),
-        *("waiting_for", "is_patient", "__weakref__"),
+        *("waiting_for", "is_patient", "sections", "__weakref__"),
     )
 
     #: What it is called in a message.
     noun: ClassVar[str] = "thread"
-    #: The numbers of the holds whose family it is of: only tasks have families.
-    sections: frozenset[int] = frozenset()
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread
@@ -65,6 +63,8 @@ class Owner:
         #: Whether this owner is entering or leaving a guard, or waits for it.  A
         #: finalizer or a signal handler may run meanwhile, as the same owner.
         self.busy = False
+        #: The numbers of the holds of sections that this owner was started in.
+        self.sections: frozenset[int] = frozenset()
         #: What this owner waits for; written by the owner, cleared by who lets it in.
         self.waiting_for: Waitable | None = None
         #: Whether it gave up its place in a queue for a look, and does not again.

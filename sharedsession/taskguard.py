@@ -37,7 +37,6 @@ from .tasks import (
     TaskOwner,
     current_task_owner,
     enter_section,
-    inherited_sections,
     leave_section,
     note_sections,
     on_behalf_of,
@@ -48,6 +47,7 @@ from .terms import (
     END,
     EXCLUSIVE,
     LOAD,
+    MOVED,
     READ,
     SHARED,
     STREAM,
@@ -379,11 +379,14 @@ class TaskGuard(Guard):
         with self._mutex:
             for place in self._below:
                 if place._owner is owner and place.holds:
-                    if any(what != STREAM for what in place.holds.values()):
+                    going_on = {STREAM, MOVED}
+                    if not going_on.issuperset(place.holds.values()):
                         self.unfinished_by = owner
                         self.attention = self.unsettled = True
-                    place.holds.clear()
-                    place.is_over = place.running is None
+                    for number, what in tuple(place.holds.items()):
+                        if what not in going_on:
+                            del place.holds[number]
+                    place.is_over = place.running is None and not place.holds
         super().bury(owner)
 
     def disown(self) -> None:
@@ -485,6 +488,8 @@ class TaskGuard(Guard):
         return not self._must_step(me, WRITE)
 
     def _check_step(self, me: Owner, access: Access) -> None:
+        if self.running is not None and not isinstance(self.running, TaskOwner):
+            self._refuse_beside(me)  # a thread, which goes on beside this step
         strange = {
             number
             for holds in self._all_holds()
@@ -579,10 +584,10 @@ class TaskGuard(Guard):
         looks: bool,
         takes: Hold | None = None,
     ) -> None:
-        if not isinstance(me, TaskOwner) and me.can_wait():
-            inherited = inherited_sections()
-            if any(not inherited.isdisjoint(holds) for holds in self._all_holds()):
-                self._refuse_thread_of_section(me)
+        if not isinstance(me, TaskOwner) and me.can_wait() and takes is None:
+            note_sections(me)
+            if self._is_in_section_of_others(me):
+                self._refuse_thread_in_section(me)
         super()._wait(me, mode, timeout, looks, takes)
 
     # -- confine
@@ -617,12 +622,21 @@ class TaskGuard(Guard):
             "first."
         )
 
-    def _refuse_thread_of_section(self, me: Owner) -> NoReturn:
+    def _is_in_section_of_others(self, me: Owner) -> bool:
+        """Whether a section is open that *me* was not started in."""
+        return any(
+            what != STREAM and number not in me.sections
+            for holds in self._all_holds()
+            for number, what in holds.items()
+        )
+
+    def _refuse_thread_in_section(self, me: Owner) -> NoReturn:
         raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, was started in a section, by to_thread() or "
-            f"so, and would wait for its end, which may wait for it. {self.explain()} "
-            "Nothing was changed. A section belongs to tasks: do it in one of them, "
-            "and give the thread what it needs as plain values."
+            f"{me.name}, at {me.where()}, came into a task's section that it was not "
+            "started in, and would wait for its end, which may wait for this thread. "
+            f"{self.explain()} Nothing was changed. Start the thread's work with "
+            "asyncio.to_thread(), which tells that it belongs to the section, or wait "
+            "for the section's end first."
         )
 
     def _refuse_in_section(self, me: Owner) -> NoReturn:

@@ -37,7 +37,7 @@ _acting_for: ContextVar[Owner | None] = ContextVar(
 class TaskOwner(Owner):
     """One task, as the guards see it."""
 
-    __slots__ = ("_task", "_name", "sections", "_guards")
+    __slots__ = ("_task", "_name", "_guards")
 
     noun: ClassVar[str] = "task"
 
@@ -47,7 +47,6 @@ class TaskOwner(Owner):
         self._task = weakref.ref(task)
         self._name = task.get_name()
         self._guards: weakref.WeakSet[Any] | None = None
-        self.sections = frozenset()
 
     @property
     def alive(self) -> bool:
@@ -315,13 +314,7 @@ def on_behalf_of(owner: Owner) -> Iterator[None]:
 
 def note_sections(me: Owner) -> None:
     """Note what the owner that is asking belongs to, for others to look at."""
-    if isinstance(me, TaskOwner):
-        me.sections = _sections.get()
-
-
-def inherited_sections() -> frozenset[int]:
-    """The sections that the running code is in, or was started in by a context."""
-    return _sections.get()
+    me.sections = _sections.get()
 
 
 def enter_section(number: int) -> None:

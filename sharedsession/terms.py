@@ -38,6 +38,8 @@ EXCLUSIVE, SHARED, BESIDE = Mode
 
 #: What a hold is for, if it may be forgotten: rows that nobody fetched are no loss.
 STREAM = "streaming result"
+#: What a hold is for that another owner has taken over: it goes on without its owner.
+MOVED = "block that moved"
 
 
 class Kind(enum.Enum):

@@ -164,7 +164,7 @@ class World:
         guard = self.guard
         assert guard._owner is None or not guard.reading, "a reader beside a writer"
         assert guard._step is None, "a step did not end"
-        assert not guard._mutex.locked()  # type: ignore[attr-defined]
+        assert not guard.is_in_bookkeeping()
         assert guard._owner is None or guard.version is None, "a version, and a writer"
 
     # -- a script
