@@ -907,7 +907,6 @@ def passing(session: Any) -> str:
         return "ok"
 
 
-
 @aio
 async def test_a_session_for_threads_on_a_connection_of_a_task(tmp_path: Any) -> None:
     def use(connection: sa.Connection) -> Any:
