@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 import sqlalchemy as sa
+import sqlalchemy.exc as sa_exc
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as _cursor
 from sqlalchemy.engine import result as _result
@@ -143,43 +144,76 @@ ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 CursorFetchStrategy: type[Any] = _cursor.CursorFetchStrategy
 
 
+class _ClosedCursor:
+    """What a result in memory says of its cursor, which is closed."""
+
+    __slots__ = ("description", "rowcount", "lastrowid", "arraysize")
+
+    def __init__(self, cursor: Any) -> None:
+        self.description = cursor.description
+        self.rowcount = getattr(cursor, "rowcount", -1)
+        self.lastrowid = getattr(cursor, "lastrowid", None)
+        self.arraysize = getattr(cursor, "arraysize", 1)
+
+    def close(self) -> None:
+        """The cursor is closed already."""
+
+
 class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
     """The strategy of a cursor result whose rows are all here, its cursor closed.
 
-    They are in the list that the driver put them in, turned round so that the next one
-    is the last: most results have one row, which a deque would take longer for.
+    Until the rows are consumed the result says what it said when its cursor was open.
     """
 
-    __slots__ = ()
+    __slots__ = ("_cursor", "_default_size")
 
-    _rowbuffer: Any
+    def __init__(self, rows: Any, cursor: Any, default_size: int | None) -> None:
+        super().__init__(None, initial_buffer=rows)
+        self._cursor = cursor
+        #: How many rows ``fetchmany()`` fetches without a size; ``None`` for all.
+        self._default_size = default_size
 
-    def __init__(self, rows: Any) -> None:
-        self.alternate_cursor_description = None
-        self._rowbuffer = list(rows)[::-1]
+    def soft_close(self, result: Any, cursor: Any) -> None:
+        super().soft_close(result, cursor)
+        self._end(result)
 
-    soft_close = CursorFetchStrategy.soft_close
-    hard_close = CursorFetchStrategy.hard_close
+    def hard_close(self, result: Any, cursor: Any) -> None:
+        super().hard_close(result, cursor)
+        self._end(result)
 
-    def fetchone(self, result: Any, cursor: Any, hard_close: bool = False) -> Any:
-        if self._rowbuffer:
-            return self._rowbuffer.pop()
-        result._soft_close(hard=hard_close)
-        return None
+    def _end(self, result: Any) -> None:
+        """What the result would do next, by an operation of its connection."""
+        result.context.cursor = self._cursor
+        let_go_of_cursor(result)
 
     def fetchmany(self, result: Any, cursor: Any, size: int | None = None) -> Any:
-        if size is None:
-            return self.fetchall(result, cursor)
-        left = self._rowbuffer
-        rows = [left.pop() for _ in range(min(size, len(left)))]
-        if not rows:
-            result._soft_close()
-        return rows
+        return super().fetchmany(result, cursor, size or self._default_size)
 
-    def fetchall(self, result: Any, cursor: Any) -> Any:
-        rows, self._rowbuffer = self._rowbuffer, []
-        result._soft_close()
-        return rows[::-1]
+
+def buffer_rows(result: Any) -> None:
+    """Fetch all rows of a cursor result and close its cursor, but not the result."""
+    strategy, cursor, context = result.cursor_strategy, result.cursor, result.context
+    closed = _ClosedCursor(cursor)
+    buffered = isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
+    rows = strategy.fetchall(result, cursor)  # closes the cursor
+    size = None if buffered else closed.arraysize
+    result.cursor_strategy = in_memory = RowsInMemory(rows, cursor, size)
+    in_memory.alternate_cursor_description = strategy.alternate_cursor_description
+    result.cursor = context.cursor = closed
+    result._soft_closed = False
+
+
+def is_in_memory(result: Any) -> bool:
+    """Whether all rows of a cursor result were fetched by :func:`buffer_rows`."""
+    return isinstance(result.cursor_strategy, RowsInMemory)
+
+
+def refuse_identity_map() -> NoReturn:
+    """Raise what SQLAlchemy raises for rows of a session that was closed since."""
+    raise sa_exc.InvalidRequestError(
+        "Object cannot be converted to 'persistent' state, as this identity map is no "
+        "longer valid. Has the owning Session been closed?"
+    )
 
 
 def is_exhausted(result: Any) -> bool:

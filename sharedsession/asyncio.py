@@ -52,9 +52,9 @@ from sqlalchemy.util import IdentitySet
 
 from . import alchemy
 from .coroutines import AsyncSection
+from .disguise import like
 from .errors import SharedSessionError
 from .locks import LockArgument
-from .operations import like
 from .registry import OneForAll
 from .sections import CriticalSection, ReadSection
 from .signatures import with_signature_of

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from . import alchemy, rows
-from .disguise import is_ours, per_class, subclass
+from .disguise import is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import (
     CONNECTION,
@@ -22,7 +22,6 @@ from .operations import (
     HAND_OUT_TRANSACTIONS,
     Path,
     guarded,
-    like,
     run,
 )
 from .signatures import with_parameters_of

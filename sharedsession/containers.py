@@ -18,9 +18,9 @@ from typing import Any, Callable
 
 from . import alchemy
 from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import become, is_ours, per_class, reduce_as, subclass
+from .disguise import become, is_ours, like, per_class, reduce_as, subclass
 from .guard import Guard
-from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, like, look, run
+from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, look, run
 from .signatures import with_parameters_of
 from .terms import LOAD, READ, WRITE
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from typing import Any, Callable
 
 _MARK = "_stands_in_for"
 
@@ -87,3 +89,16 @@ def reduce_as(base: Any) -> Any:
         return function, tuple(args), *rest
 
     return reduce
+
+
+def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
+    """Give *operation* the name, the text and, for inspection, the signature too."""
+    functools.update_wrapper(operation, function)
+    del operation.__wrapped__  # type: ignore[attr-defined]
+    try:
+        operation.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+            function
+        )
+    except ValueError:
+        pass  # some methods of built-in types do not tell theirs
+    return operation

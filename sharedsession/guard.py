@@ -41,7 +41,6 @@ from .terms import (
     GuardStats,
     Kind,
     Lock,
-    Promise,
     check_timeout,
 )
 
@@ -64,13 +63,11 @@ class Guard(Monitor):
 
     __slots__ = (
         *("number", "session", "worker", "note_work", "second_owner", "failed"),
-        *("attend", "promises", "promiser", "_chores", "_process", "__weakref__"),
+        *("attend", "_chores", "_process", "__weakref__"),
     )
 
     #: What :meth:`hand_over` takes.
     _flows: type[Any] = threading.Thread
-    #: Whether objects may be made of rows later, if no other owner came in before.
-    keeps_promises = True
 
     def __init__(
         self,
@@ -111,11 +108,6 @@ class Guard(Monitor):
         self.attend: Callable[[Owner, Access], None] | None = None
         self._process = os.getpid()
         self._chores: deque[Callable[[], None]] = deque()
-        #: What is to be done before another owner comes in, as long as it matters to
-        #: anybody.  Changed inside only, or by the collector.
-        self.promises: set[weakref.ref[Promise]] = set()
-        #: Whose promises these are: another's are kept before one can be made.
-        self.promiser: Owner | None = None
         _guards.add(self)
 
     # -- one operation
@@ -145,8 +137,6 @@ class Guard(Monitor):
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Deal with what makes for attention; to be called inside, first of all."""
-        if self.promiser is me and not (self.unsettled or self._chores):
-            return  # there is nothing but what it promised itself
         me.busy = False  # inside: what is done here may use the session
         if self.attend is not None:
             self.attend(me, access)
@@ -342,34 +332,13 @@ class Guard(Monitor):
         self._chores.append(chore)
         self.attention = True
 
-    def promise(self, promise: Promise) -> None:
-        """Have *promise* kept before another owner comes in; to be called inside."""
-        self.promises.add(weakref.ref(promise, self.promises.discard))
-        self.promiser = promise.owner
-        self.attention = True
-
-    def forget_promise(self, promise: Promise) -> None:
-        """It is being kept; nothing if it was before.  To be called inside."""
-        reference = weakref.ref(promise)
-        if reference in self.promises:
-            self.promises.discard(reference)
-            if not self.promises:
-                self.attention = False
-                if self.unsettled or self._chores:  # looked at last: it may just come
-                    self.attention = True
-
     def has_chores(self) -> bool:
-        return bool(self._chores or self.promises)
+        return bool(self._chores)
 
     def do_chores(self, me: Owner) -> None:
-        """Do what was left behind, and keep others' promises; to be called inside."""
+        """Do what was left behind; to be called inside."""
         while self._chores:
             self._chores.popleft()()
-        # A copy that is made in one step: the collector takes some away at any time.
-        for reference in self.promises.copy():
-            promise = reference()
-            if promise is not None and promise.owner is not me:
-                promise.keep()
 
     # -- who asks
 

@@ -76,8 +76,8 @@ Fields, and how each is published:
     first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
     inside, and clears what it dealt with there; a note that is stored meanwhile by
     the collector is dealt with by the one after.
-``worker``, ``promises``, ``promiser``
-    Changed inside only; but the collector takes promises away that nobody has.
+``worker``
+    Changed inside only.
 ``forsaken``, ``_chores``
     Deques, appended to by anybody, for appending and taking are one step each.  They
     are emptied under the mutex and inside, respectively.

@@ -7,8 +7,6 @@ Tests walk the classes and fail on a name that is not listed.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from typing import Any, Callable, Mapping, NamedTuple
 
 from .errors import SharedSessionError
@@ -303,19 +301,6 @@ _PART = {
     WRITE: _PART_OF_WRITE,
     END: _PART_OF_CHANGE,
 }
-
-
-def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
-    """Give *operation* the name, the text and, for inspection, the signature too."""
-    functools.update_wrapper(operation, function)
-    del operation.__wrapped__  # type: ignore[attr-defined]
-    try:
-        operation.__signature__ = inspect.signature(  # type: ignore[attr-defined]
-            function
-        )
-    except ValueError:
-        pass  # some methods of built-in types do not tell theirs
-    return operation
 
 
 Table = Mapping[str, "Access | None"]

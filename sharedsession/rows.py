@@ -1,11 +1,11 @@
 """Results: all rows in memory, or a stream that keeps the guard.
 
 A result that is fetched piece by piece would go to the database, and turn rows into
-objects, long after the operation that made it.  So the rows of every result are fetched
-before the operation ends, and objects are made of them before another thread can come
-in; the result then deals them out from memory, in any thread, at any time.  Only a
-result that was asked to stream does not: it is one long operation, and the guard is
-kept until its end.
+objects, long after the operation that made it.  So the rows of every result are
+fetched, and their objects made, before the operation ends; the result then deals them
+out from memory, in any thread and in several at once, at any time.  Only a result that
+was asked to stream does not: it is one long operation, and the guard is kept until its
+end.
 """
 
 from __future__ import annotations
@@ -14,44 +14,34 @@ import functools
 import itertools
 from typing import Any, Callable, Iterator
 
-from . import alchemy
+from . import alchemy, results
 from .disguise import per_class
-from .errors import SharedSessionError
 from .guard import Guard
 from .holds import Hold
-from .operations import run, run_in
+from .operations import run_in
 from .terms import LOAD, STREAM
 
 
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
-    return _settle(guard, result, promise_objects)
-
-
-def settle_within(guard: Guard, result: Any) -> Any:
-    """The same for one that a part of an operation executed.
-
-    It is for what SQLAlchemy does next, as a rule, so its objects are made at once.
-    """
-    return _settle(guard, result, make_objects)
-
-
-def _settle(guard: Guard, result: Any, see_to_objects: Callable[..., None]) -> Any:
     if isinstance(result, alchemy.CursorResult):
-        if alchemy.is_exhausted(result):
-            return result  # it has no rows, or is settled
+        if alchemy.is_exhausted(result) or alchemy.is_in_memory(result):
+            return result
         cursor_result: Any = result
     elif isinstance(result, alchemy.IteratorResult):
+        if isinstance(result.iterator, _MadeObjects):
+            return result
         cursor_result = _cursor_result(result)
     else:
         return result
     if cursor_result is not None and _streams(result, cursor_result):
         _stream(guard, result, cursor_result)
-    elif cursor_result is not result:
-        see_to_objects(guard, result)
+        return result
+    if cursor_result is not result:
+        _make_objects(guard, result)
     else:
-        _buffer_rows(result)
-    return result
+        alchemy.buffer_rows(result)
+    return results.for_all_threads(result)
 
 
 def _cursor_result(result: Any) -> Any:
@@ -68,101 +58,48 @@ def _streams(result: Any, cursor_result: Any) -> bool:
     return bool(asked or alchemy.comes_piece_by_piece(result, cursor_result))
 
 
-def _buffer_rows(cursor_result: Any) -> None:
-    strategy = cursor_result.cursor_strategy
-    rows = strategy.fetchall(cursor_result, cursor_result.cursor)  # closes the cursor
-    cursor_result.cursor_strategy = alchemy.RowsInMemory(rows)
-
-
 # -- objects
 
 
-def make_objects(guard: Guard, result: Any) -> None:
+def _make_objects(guard: Guard, result: Any) -> None:
+    """Make the objects of all rows, as SQLAlchemy does at the first fetch."""
+    guard.may_open = False  # close the window: half-loaded objects must not be read
     if isinstance(result, alchemy.ChunkedIteratorResult):
-        made = iter(list(itertools.chain.from_iterable(result.chunks(None))))
+        rows = list(itertools.chain.from_iterable(result.chunks(None)))
+        made = _MadeObjects(guard.session(), rows)
         result.chunks = functools.partial(_in_chunks, made)
     else:
-        made = iter(list(result.iterator))
+        made = _MadeObjects(guard.session(), list(result.iterator))
     result.iterator = made
+
+
+class _MadeObjects:
+    """Deals out rows whose objects are made, as long as the session has the objects.
+
+    SQLAlchemy would make them only now, and refuse if the session was closed, or all
+    objects expunged, in the meantime: its identity map is another one then.
+    """
+
+    __slots__ = ("_session", "_identity_map", "_rows")
+
+    def __init__(self, session: Any, rows: list[Any]) -> None:
+        self._session = session
+        self._identity_map = None if session is None else session.identity_map
+        self._rows = iter(rows)  # one step of a list's iterator is whole by itself
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        session = self._session
+        if session is not None and session.identity_map is not self._identity_map:
+            alchemy.refuse_identity_map()
+        return next(self._rows)
 
 
 def _in_chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
-
-
-def promise_objects(guard: Guard, result: Any) -> None:
-    if isinstance(result.iterator, _Objects):
-        return
-    if isinstance(result, alchemy.ChunkedIteratorResult):
-        objects = _Objects(guard, result.chunks)
-        result.chunks = objects.chunks
-    else:
-        rows = result.iterator
-        objects = _Objects(guard, lambda size: [list(rows)])
-    result.iterator = objects
-
-
-class _Objects:
-    """Makes objects of rows when they are asked for, as SQLAlchemy does.
-
-    Or before another owner comes in, whichever is first: what another thread changes
-    must not be mixed with rows from before.  Then it deals them out from memory.
-    """
-
-    def __init__(self, guard: Guard, chunks: Callable[[int | None], Any]) -> None:
-        self.owner = guard.asker()
-        self._guard = guard
-        # Kept as a plain result keeps it: rows that were fetched early stay in it, and
-        # their objects in the identity map, for as long as somebody has the result.
-        self._chunks = chunks
-        self._is_made = False
-        self._made: Iterator[Any] = iter(())
-        self._error: BaseException | None = None
-        if guard.keeps_promises:
-            guard.promise(self)
-        else:
-            self.keep()  # at once: who asks later may be unable to wait
-
-    def keep(self) -> None:
-        """Make them for whoever asks later; an error is for that one, too."""
-        try:
-            self._make(None)
-        except Exception as error:
-            self._error = error
-        except BaseException as error:
-            self._error = SharedSessionError(
-                "The objects of this result were being made by another thread when "
-                f"{type(error).__name__} came in between. Execute the statement again."
-            )
-            raise
-
-    def _make(self, size: int | None) -> None:
-        self._guard.may_open = False  # what is half made is not for others
-        was_made, self._is_made = self._is_made, True
-        self._guard.forget_promise(self)
-        if not was_made:  # nobody came before
-            objects = itertools.chain.from_iterable(self._chunks(size))
-            self._made = iter(list(objects))
-
-    def _ensure_made(self, size: int | None = None) -> None:
-        if not self._is_made:
-            run(self._guard, LOAD, self._make, size)
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def __iter__(self) -> Iterator[Any]:
-        self._ensure_made()
-        return self._made
-
-    def __next__(self) -> Any:
-        self._ensure_made()
-        return next(self._made)
-
-    def chunks(self, size: int | None) -> Iterator[list[Any]]:
-        self._ensure_made(size)
-        return _in_chunks(self, size)
 
 
 # -- streams

@@ -14,7 +14,7 @@ from . import alchemy, containers, forks, instances, looks, rows
 from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
 from .connections import guard_connection
-from .disguise import ByClass
+from .disguise import ByClass, like
 from .errors import SharedSessionError
 from .guard import Guard
 from .identity import guard_identity_map
@@ -25,7 +25,6 @@ from .operations import (
     SESSION_SETTINGS,
     Path,
     guarded,
-    like,
     next_call,
     run,
 )
@@ -454,7 +453,6 @@ _guard = {self}.guard
 if _guard is None:
     return _next[_type({self})]({parameters})
 _access = _access_to_execute(_guard, statement, execution_options)
-_step = _within if _guard.running is _guard.asker() else _alone
 return _run(_guard, _access, _step, {parameters})"""
 
 _STEP = """\
@@ -480,8 +478,7 @@ _execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = _executing(
     _EXECUTE,
-    _alone=_executing(_STEP, _settle=rows.settle),
-    _within=_executing(_STEP, _settle=rows.settle_within),
+    _step=_executing(_STEP, _settle=rows.settle),
 )
 
 

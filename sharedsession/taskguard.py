@@ -125,7 +125,6 @@ class PutOff:
 class TaskGuard(Guard):
     """Decides which task may be inside a session."""
 
-    keeps_promises = False
     _flows = asyncio.Task
     _may_have_gate = False  # family must be asked for by the monitor
 

@@ -70,16 +70,6 @@ class ForeignLock(Protocol):
     def blockers(self) -> list[Owner]: ...
 
 
-class Promise(Protocol):
-    """Something an owner may do later, if nobody else comes in before."""
-
-    owner: Owner
-
-    def keep(self) -> None: ...
-
-    def __hash__(self) -> int: ...
-
-
 class Gate(Protocol):
     """Where one owner at most puts itself, in one step: a dictionary."""
 

@@ -326,61 +326,6 @@ def test_work_is_noted_anew_if_a_write_began_a_level(guard: Guard) -> None:
     assert noted == [current_owner()]
 
 
-class Promised:
-    """Something that is kept before another owner comes in."""
-
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.owner = current_owner()
-        self.kept_by: list[Owner] = []
-
-    def keep(self) -> None:
-        self.guard.forget_promise(self)
-        self.kept_by.append(current_owner())
-
-
-def promising(guard: Guard) -> Promised:
-    """A promise of this thread's, on a guard that attends to nothing else."""
-    guard.attend = lambda me, access: guard.do_chores(me)
-    promised = Promised(guard)
-    run(guard, LOAD, guard.promise, promised)
-    return promised
-
-
-def test_a_promise_is_kept_for_another_owner_only(guard: Guard) -> None:
-    promised = promising(guard)
-    operate(guard, WRITE)
-    assert promised.kept_by == []
-    Worker(lambda: operate(guard, READ)).result()
-    assert promised.kept_by and promised.kept_by[0] is not promised.owner
-    assert not guard.attention and not guard.promises
-
-
-def test_a_promise_that_nobody_wants_is_forgotten(guard: Guard) -> None:
-    promised = promising(guard)
-    del promised
-    gc.collect()
-    assert not guard.promises
-
-
-def test_what_is_left_behind_outlives_a_promise(guard: Guard) -> None:
-    promised = promising(guard)
-    done: list[str] = []
-    guard.leave_behind(lambda: done.append("chore"))
-    run(guard, LOAD, lambda: guard.forget_promise(promised))
-    assert done == ["chore"]
-    promised = promising(guard)
-
-    def forget() -> None:
-        guard.leave_behind(lambda: done.append("another"))
-        guard.forget_promise(promised)
-
-    run(guard, LOAD, forget)
-    assert guard.attention and done == ["chore"]
-    operate(guard, READ)
-    assert done == ["chore", "another"]
-
-
 def test_a_reader_that_ended_does_not_keep_writers_out() -> None:
     guard = Guard(Kind.RW)
     kept = []

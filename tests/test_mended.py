@@ -87,21 +87,6 @@ def test_a_read_section_that_waited_for_another_is_one(kind: Kind) -> None:
     assert refused
 
 
-def test_an_interrupt_while_keeping_a_promise_loses_no_rows_silently(
-    session: Any,
-) -> None:
-    result = session.scalars(sa.select(User))
-
-    @sa.event.listens_for(User, "load", once=True)
-    def interrupt(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Worker(lambda: session.get(Address, 1)).result()
-    with pytest.raises(InvalidRequestError, match="KeyboardInterrupt"):
-        result.all()
-
-
 def test_who_has_the_lock_through_one_guard_may_use_the_other() -> None:
     lock = threading.RLock()
     one, two = make_guard(lock), make_guard(lock)

@@ -1,0 +1,98 @@
+"""Results in memory, for several threads at once.
+
+A result of SQLAlchemy's is for one thread: its iterators are generators, which two
+threads cannot step at once, and fetching is several steps.  So a result whose rows are
+in memory changes its class in place, to one whose methods take turns at a lock of the
+result.  That lock is no guard: nobody waits in it for anything but memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Iterator
+
+from .disguise import become, is_ours, like, per_class, subclass
+
+#: Methods that consume rows, and end before they return.
+_CONSUMING = (
+    *("_allrows", "_next_impl", "_only_one_row", "_soft_close"),
+    *("fetchone", "fetchmany", "close"),
+)
+#: Methods that return an iterator over the rows.
+_ITERATING = ("_iter_impl", "partitions")
+#: Methods that return another result over the same rows, or this one.
+_FILTERING = ("columns", "mappings", "scalars", "tuples", "unique", "yield_per")
+
+_LOCK = "_sharedsession_lock"
+
+
+def for_all_threads(result: Any) -> Any:
+    """Let several threads consume *result*, whose rows are in memory."""
+    if not is_ours(result):
+        vars(result)[_LOCK] = threading.RLock()
+        become(result, _shared_class(type(result)))
+    return result
+
+
+def _filtered(result: Any, lock: Any) -> Any:
+    if not is_ours(result) and hasattr(result, "__dict__"):
+        vars(result)[_LOCK] = lock
+        become(result, _shared_class(type(result)))
+    return result
+
+
+@per_class
+def _shared_class(base: Any) -> Any:
+    members: dict[str, Any] = {"__slots__": ()}
+    for names, make in (
+        (_CONSUMING, _consuming),
+        (_ITERATING, _iterating),
+        (_FILTERING, _filtering),
+    ):
+        for name in names:
+            if hasattr(base, name):
+                members[name] = make(getattr(base, name))
+    return subclass(base, members)
+
+
+def _consuming(function: Callable[..., Any]) -> Any:
+    def consume(self: Any, *args: Any, **kw: Any) -> Any:
+        with vars(self)[_LOCK]:
+            return function(self, *args, **kw)
+
+    return like(consume, function)
+
+
+def _iterating(function: Callable[..., Any]) -> Any:
+    def iterate(self: Any, *args: Any, **kw: Any) -> Any:
+        lock = vars(self)[_LOCK]
+        with lock:
+            return _Iterator(lock, function(self, *args, **kw))
+
+    return like(iterate, function)
+
+
+def _filtering(function: Callable[..., Any]) -> Any:
+    def filtered(self: Any, *args: Any, **kw: Any) -> Any:
+        lock = vars(self)[_LOCK]
+        with lock:
+            return _filtered(function(self, *args, **kw), lock)
+
+    return like(filtered, function)
+
+
+class _Iterator:
+    """An iterator whose steps several threads take in turns."""
+
+    __slots__ = ("_lock", "_plain")
+
+    def __init__(self, lock: Any, plain: Iterator[Any]) -> None:
+        self._lock = lock
+        self._plain = plain
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            return next(self._plain)
