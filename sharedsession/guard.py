@@ -30,11 +30,11 @@ from .terms import (
     BESIDE,
     CHANGE,
     EXCLUSIVE,
+    GO_ON,
     LOAD,
-    MOVED,
     READ,
     SHARED,
-    STREAM,
+    STREAMS,
     Access,
     ForeignLock,
     Gate,
@@ -46,9 +46,6 @@ from .terms import (
 
 logger = logging.getLogger("sharedsession")
 
-
-#: What a hold is for, if it does not end with its owner.
-_GO_ON = frozenset({STREAM, MOVED})
 
 _guard_numbers = itertools.count(1)
 
@@ -226,7 +223,7 @@ class Guard(Monitor):
         if not self.is_exclusive(me) and self._loader is not me:
             return
         for number, what in list(self.holds.items()):
-            if what == STREAM and number not in before:
+            if what in STREAMS and number not in before:
                 del self.holds[number]
 
     def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
@@ -492,7 +489,7 @@ class Guard(Monitor):
             inside = self._owner or self._loader
             held = inside is not None and inside.party is owner
             if held:
-                if not _GO_ON.issuperset(self.holds.values()):
+                if not (STREAMS | GO_ON).issuperset(self.holds.values()):
                     self.unfinished_by = owner
                     self.attention = self.unsettled = True
                 self._end_turn_of_ended()
@@ -506,13 +503,12 @@ class Guard(Monitor):
             logger.warning("%s ended while it held a guard; released", owner.name)
 
     def _end_turn_of_ended(self) -> None:
-        """End the turn of an owner that has ended, unless a stream goes on in it.
+        """End the turn of an owner that has ended, unless it goes on without it.
 
-        A stream belongs to its result, and a block that moved to its object: the next
-        owner that uses one takes it over, and it ends at the latest when the result or
-        the object is collected.
+        A stream or a block that moved belongs to its object: the next owner that uses
+        it takes it over, and it ends at the latest when the object is collected.
         """
-        left = {n: what for n, what in self.holds.items() if what in _GO_ON}
+        left = {n: what for n, what in self.holds.items() if what in GO_ON}
         if left:
             self.running = None
             self.restricted = False

@@ -109,8 +109,10 @@ from .terms import (
     BESIDE,
     EXCLUSIVE,
     MOVED,
+    MOVED_STREAM,
     SHARED,
     STREAM,
+    STREAMS,
     ForeignLock,
     Gate,
     Kind,
@@ -455,7 +457,7 @@ class Monitor:
                     continue  # somebody did it; look again when the mutex is free
                 hold = self.forsaken.popleft()
                 held = self.holds.get(hold.number, STREAM)
-                if held != STREAM and not hold.is_finished:
+                if held not in STREAMS and not hold.is_finished:
                     self.unfinished_by = hold.owner
                     self.attention = self.unsettled = True
                 self._let_go(hold)
@@ -515,8 +517,8 @@ class Monitor:
                 return False
             if hold.number in self.holds:
                 self._turn_moves_to(me)
-                if hold.what != STREAM:
-                    self.holds[hold.number] = MOVED
+                is_stream = hold.what == STREAM
+                self.holds[hold.number] = MOVED_STREAM if is_stream else MOVED
             elif owner in self.reading:
                 self._reading_moves(owner, me)
             hold.owner = me

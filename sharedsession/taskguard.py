@@ -46,11 +46,11 @@ from .terms import (
     CHANGE,
     END,
     EXCLUSIVE,
+    GO_ON,
     LOAD,
-    MOVED,
     READ,
     SHARED,
-    STREAM,
+    STREAMS,
     WRITE,
     Access,
     ForeignLock,
@@ -329,7 +329,7 @@ class TaskGuard(Guard):
 
     def take_over(self, hold: Hold, *, begins: bool = False) -> None:
         super().take_over(hold, begins=begins)
-        if hold.what != STREAM and hold.is_open:
+        if hold.what not in STREAMS and hold.is_open:
             enter_section(hold.number)
 
     def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
@@ -378,12 +378,11 @@ class TaskGuard(Guard):
         with self._mutex:
             for place in self._below:
                 if place._owner is owner and place.holds:
-                    going_on = {STREAM, MOVED}
-                    if not going_on.issuperset(place.holds.values()):
+                    if not (STREAMS | GO_ON).issuperset(place.holds.values()):
                         self.unfinished_by = owner
                         self.attention = self.unsettled = True
                     for number, what in tuple(place.holds.items()):
-                        if what not in going_on:
+                        if what not in GO_ON:
                             del place.holds[number]
                     place.is_over = place.running is None and not place.holds
         super().bury(owner)
@@ -493,7 +492,7 @@ class TaskGuard(Guard):
             number
             for holds in self._all_holds()
             for number, what in holds.items()
-            if what != STREAM and number not in me.sections
+            if what not in STREAMS and number not in me.sections
         }
         if strange and not self.restricted:
             self._refuse_in_section(me)
@@ -549,7 +548,7 @@ class TaskGuard(Guard):
         holds = [place.holds for place in self._below]
         if self.running is not None:
             holds.append(self.holds)
-        kept = {n for each in holds for n, what in each.items() if what != STREAM}
+        kept = {n for each in holds for n, what in each.items() if what not in STREAMS}
         return kept <= it.owner.sections
 
     def _do(self, it: PutOff) -> None:
@@ -624,7 +623,7 @@ class TaskGuard(Guard):
     def _is_in_section_of_others(self, me: Owner) -> bool:
         """Whether a section is open that *me* was not started in."""
         return any(
-            what != STREAM and number not in me.sections
+            what not in STREAMS and number not in me.sections
             for holds in self._all_holds()
             for number, what in holds.items()
         )

@@ -40,6 +40,11 @@ EXCLUSIVE, SHARED, BESIDE = Mode
 STREAM = "streaming result"
 #: What a hold is for that another owner has taken over: it goes on without its owner.
 MOVED = "block that moved"
+MOVED_STREAM = "streaming result that moved"
+
+STREAMS = frozenset({STREAM, MOVED_STREAM})
+#: What a hold is for, if it does not end with its owner.
+GO_ON = frozenset({MOVED, MOVED_STREAM})
 
 
 class Kind(enum.Enum):
