@@ -158,6 +158,9 @@ class _ClosedCursor:
     def close(self) -> None:
         """The cursor is closed already."""
 
+    async def _async_soft_close(self) -> None:
+        """AsyncSession calls this for the cursors of asyncio drivers."""
+
 
 class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
     """The strategy of a cursor result whose rows are all here, its cursor closed.

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import joinedload, selectinload
 
 from .conftest import wires
-from .models import Address, User
+from .models import User
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 USERS = sa.select(User).order_by(User.id)
