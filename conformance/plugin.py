@@ -6,6 +6,8 @@ tells what to do; without a kind of lock nothing is replaced, so a plain run
 differs from a shared one in this alone.
 
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
+- ``SHAREDSESSION_CONFORMANCE_CONNECTIONS``: not empty: tests get the connections of
+  sessions, in the plain run too; see connections.py
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
   by default in SQLAlchemy
 - ``SHAREDSESSION_CONFORMANCE_ASYNC_MODULES``: where it finds its ``AsyncSession``
@@ -39,6 +41,15 @@ def pytest_configure() -> None:
         replace_async_session(async_modules.split(), lock)
     if lock:
         replace_session(modules.split(), lock)
+
+
+# Last: SQLAlchemy's plugin makes its testing package usable here
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart() -> None:
+    if os.environ.get("SHAREDSESSION_CONFORMANCE_CONNECTIONS"):
+        from conformance.connections import replace_connections
+
+        replace_connections()
 
 
 def replace_session(names: list[str], lock: str) -> None:

@@ -1,6 +1,10 @@
 """Run SQLAlchemy's own tests with SharedSession in the place of Session.
 
 Where greenlet is installed, AsyncSharedSession is in the place of AsyncSession too.
+With ``--connections`` the tests get the connections of sessions: those of a plain
+Session in the plain run, of a SharedSession in the shared one. That is for SQLAlchemy's
+tests of engine, dialects and SQL.
+
 Each run stands beside a plain one in the same environment, and every test has
 to end alike in both. Whatever is downloaded or built stays in
 ``.cache/conformance``; so do the plain results, until something they depend on
@@ -19,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +39,14 @@ KINDS = ("rlock", "rw")
 
 # What a database needs beside SQLAlchemy; with greenlet, the asyncio tests of
 # the suite run too where it is told of an async driver
-DRIVERS = {"postgresql+psycopg": "psycopg[binary]", "mariadb+pymysql": "pymysql"}
+DRIVERS = {
+    "postgresql+psycopg": ["psycopg[binary]"],
+    # psycopg creates the database
+    "postgresql+asyncpg": ["asyncpg", "psycopg[binary]"],
+    "mariadb+pymysql": ["pymysql"],
+    "mysql+pymysql": ["pymysql"],
+}
+NEED_GREENLET = ("postgresql+asyncpg", "aiosqlite")
 ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql+psycopg": "psycopg_async"}
 
 # A test that hangs takes its worker down and counts as failed
@@ -62,6 +74,10 @@ class Suite:
     parts: tuple[str, ...]
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    # Tests get connections of sessions
+    connections: bool = False
+    # Of a database on a server; the tests run in one of their own beside it
+    server: str = ""
 
     def run(self, lock: str | None, jobs: str, again: Iterable[str] = ()) -> Outcomes:
         """The outcome of every test, or of files again; no lock: the plain suite."""
@@ -69,9 +85,9 @@ class Suite:
         report = CACHE / "logs" / f"{slug(name)}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
-        with report.with_suffix(".log").open("w") as log:
+        with self.database() as database, report.with_suffix(".log").open("w") as log:
             done = subprocess.run(
-                self.command(report, jobs, tuple(again) or self.parts),
+                self.command(report, jobs, (*database, *(again or self.parts))),
                 cwd=self.source,
                 env=self.environ(lock),
                 stdout=log,
@@ -82,6 +98,20 @@ class Suite:
                 f"{tail(log.name)}\npytest: status {done.returncode}, {log.name}"
             )
         return read_report(report)
+
+    @contextmanager
+    def database(self) -> Iterator[list[str]]:
+        """Options that name a new database on the server, if there is one."""
+        if not self.server:
+            yield []
+            return
+        module = [str(self.python), "-m", "conformance.databases"]
+        arguments = [self.server, f"sharedsession_conformance_{digest(ROOT)}"]
+        created = output(*module, "create", *arguments, cwd=ROOT)
+        try:
+            yield ["--dburi", created.strip()]
+        finally:
+            output(*module, "drop", *arguments, cwd=ROOT)
 
     def command(self, report: Path, jobs: str, parts: tuple[str, ...]) -> list[str]:
         options = "-q --maxfail=0 -p no:cacheprovider -p conformance.plugin".split()
@@ -104,6 +134,7 @@ class Suite:
             "PYTHONNOUSERSITE": "1",
             "PYTEST_ADDOPTS": "",
             "SHAREDSESSION_CONFORMANCE_LOCK": lock or "",
+            "SHAREDSESSION_CONFORMANCE_CONNECTIONS": "1" if self.connections else "",
         }
         return {**os.environ, **ours, **dict(self.env)}
 
@@ -117,7 +148,13 @@ class Suite:
     def plain(self, jobs: str, refresh: bool) -> Outcomes:
         """The plain outcomes: from the cache if nothing has changed since."""
         packages = output(self.python, "-m", "pip", "freeze", "--all")
-        key = digest(packages, sys.version, self.title, self.parts, self.options)
+        facts = [packages, sys.version, self.title, self.parts, self.options]
+        if self.connections:
+            # The plain run depends on it
+            facts.append((ROOT / "conformance" / "connections.py").read_text())
+        if self.server:
+            facts.append(self.server)
+        key = digest(*facts)
         cached = CACHE / "plain" / f"{key}.json"
         if refresh or not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -260,8 +297,10 @@ def environment(requirements: Sequence[str], without: Sequence[str] = ()) -> Pat
     return python
 
 
-def output(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def output(*command: str | Path, cwd: Path | None = None) -> str:
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd
+    ).stdout
 
 
 def digest(*parts: object) -> str:
@@ -280,20 +319,48 @@ def tail(path: str) -> str:
 
 
 def sqlalchemy_suite(
-    source: Path, version: str, db: str, greenlet: bool, parts: Sequence[str]
+    source: Path, version: str, db: str, greenlet: bool, asked: argparse.Namespace
 ) -> Suite:
-    driver = db.partition("://")[0]
-    requirements = [f"SQLAlchemy=={version}"]
-    requirements += [DRIVERS[driver]] if driver in DRIVERS else []
+    driver, _, server = db.partition("://")
+    requirements = [f"SQLAlchemy=={version}", *DRIVERS.get(driver, ())]
     # --nomypy: what 2.0 has for its mypy plugin needs mypy and makes no session
-    options = ["--nomypy", "--dburi" if "://" in db else "--db", db]
+    options = ["--nomypy", *([] if server else ["--db", db])]
     if greenlet:
         requirements += ["greenlet", "aiosqlite"]
-        options += ["--dbdriver", ASYNC_DRIVERS[driver]] * (driver in ASYNC_DRIVERS)
+        if not asked.connections:
+            options += ["--dbdriver", ASYNC_DRIVERS[driver]] * (driver in ASYNC_DRIVERS)
     python = environment(requirements, () if greenlet else ("greenlet",))
     check_version(python, version)
     title = f"SQLAlchemy {version}  {driver}{'+greenlet' if greenlet else ''}"
-    return Suite(title, source, python, tuple(parts), tuple(options))
+    return Suite(
+        title + asked.connections * "  connections",
+        source,
+        python,
+        parts_of(source, asked, driver),
+        tuple(options),
+        connections=asked.connections,
+        server=db if server else "",
+    )
+
+
+def parts_of(source: Path, asked: argparse.Namespace, driver: str) -> tuple[str, ...]:
+    """What is asked for; by default, of the dialects only the database's own."""
+    if asked.parts or not asked.connections:
+        return tuple(asked.parts or PARTS)
+    dialect = {"mariadb": "mysql", "aiosqlite": "sqlite"}.get(
+        driver.partition("+")[0], driver.partition("+")[0]
+    )
+    return tuple(
+        part
+        for part in (
+            "test/engine",
+            "test/dialect/test_all.py",
+            "test/dialect/test_suite.py",
+            f"test/dialect/{dialect}",
+            "test/sql",
+        )
+        if (source / part).exists()
+    )
 
 
 def check_version(python: Path, version: str) -> None:
@@ -307,9 +374,9 @@ def sqlalchemy_suites(options: argparse.Namespace) -> Iterable[Suite]:
         source, version = download("SQLAlchemy", asked)
         for db in options.db:
             for greenlet in options.greenlet:
-                yield sqlalchemy_suite(
-                    source, version, db, greenlet == "with", options.parts
-                )
+                if greenlet == "without" and db.startswith(NEED_GREENLET):
+                    continue
+                yield sqlalchemy_suite(source, version, db, greenlet == "with", options)
 
 
 # -- the command line --------------------------------------------------------------
@@ -341,7 +408,12 @@ def main() -> int:
     options = parser(__doc__)
     add = options.add_argument
     add("--sqlalchemy", nargs="+", default=["2.1", "2.0"], help="series or releases")
-    add("--parts", nargs="+", default=PARTS, help="of the suite (%(default)s)")
+    add("--parts", nargs="+", help=f"of the suite ({' '.join(PARTS)})")
+    add(
+        "--connections",
+        action="store_true",
+        help="give tests the connections of sessions; parts: engine, SQL, the dialect",
+    )
     add(
         "--db",
         nargs="+",
