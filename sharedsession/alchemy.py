@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Iterator, NoReturn
 
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
@@ -74,6 +74,18 @@ _NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
 watched: dict[Any, Any] = {}
 
 
+#: The attribute of a guarded state that has the owners of its unflushed changes.
+CHANGERS = "_sharedsession_changers"
+
+
+def changers_of(state: Any) -> Any:
+    return getattr(state, CHANGERS, None)
+
+
+def forget_changers(state: Any) -> None:
+    vars(state).pop(CHANGERS, None)
+
+
 def set_scalar(
     impl: Any, state: Any, values: Any, value: Any, initiator: Any = None
 ) -> None:
@@ -84,6 +96,7 @@ def set_scalar(
     """
     dispatch = impl.dispatch
     listeners = dispatch.set
+    changers = getattr(state, CHANGERS, None)
     if (
         impl.key in state.committed_state
         and state._strong_obj is not None
@@ -94,6 +107,7 @@ def set_scalar(
         and not listeners.parent_listeners
         and value is not _NO_SET
         and not watched
+        and (changers is None or changers.guard.running is changers.last)
     ):
         values[impl.key] = value
     else:
@@ -448,6 +462,24 @@ def states_in(session: Any) -> list[Any]:
     return [*session.identity_map.all_states(), *session._new]
 
 
+def is_unflushed(session: Any, state: Any) -> bool:
+    """Whether a flush would write something of the object, or delete it."""
+    return state.modified or state in session._new or state in session._deleted
+
+
+def is_in_session(session: Any, state: Any) -> bool:
+    """Whether the object is pending or persistent in *session*, and not on its way out.
+
+    Like ``state.session_id == session.hash_key`` for states that are not deleted.
+    """
+    return bool(state.session_id == session.hash_key)
+
+
+def changed_keys(state: Any) -> Any:
+    """The names of the attributes that were changed since they were loaded."""
+    return state.committed_state
+
+
 def is_present(session: Any, state: Any) -> bool:
     """What ``Session.__contains__()`` finds for the object of a state."""
     return state in session._new or session.identity_map._dict.get(state.key) is state
@@ -460,17 +492,122 @@ def all_mappers() -> list[sa_orm.Mapper[Any]]:
 
 
 def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
-    """Whether nothing but a rollback is possible in the transaction."""
+    """Whether nothing but a rollback is possible in the transaction.
+
+    Read without entering the guard: the caller may be on its way out of it.
+    """
     if transaction is None:
         return False
     states = _session.SessionTransactionState
-    if transaction._state in (states.DEACTIVE, states.PREPARED, states.COMMITTED):
+    if transaction._state in (states.DEACTIVE, states.COMMITTED):
         return True
-    # Not asked as an operation: who only wants to know this may be leaving.
-    return any(_is_invalidated(each) for each in connections_of(transaction))
+    if transaction._state is states.PREPARED and not _is_prepared(transaction):
+        return True  # the commit failed half way
+    return any(map(_is_broken_at_connection, _with_parents(transaction)))
+
+
+def _with_parents(transaction: Any) -> Iterator[Any]:
+    while transaction is not None:
+        yield transaction
+        transaction = transaction._parent
+
+
+def _is_prepared(transaction: Any) -> bool:
+    """Whether it waits for the second phase of its commit, by ``prepare()``."""
+    began = [entry[1] for entry in transaction._connections.values()]
+    return bool(transaction.session.twophase) and all(
+        each.is_active and getattr(each, "_is_prepared", False) for each in began
+    )
+
+
+def _is_broken_at_connection(transaction: Any) -> bool:
+    """Whether the server, or somebody at the connection, ended what it stands for."""
+    return any(
+        _is_invalidated(connection)
+        or abort_of(connection) is not None
+        or (transaction._state is ACTIVE and not began.is_active)
+        for connection, began, *_ in transaction._connections.values()
+    )
+
+
+def abort_of(connection: Any) -> Any:
+    """How the database aborted the transaction of a guarded connection, if it did."""
+    return getattr(connection, "_sharedsession_abort", None)
+
+
+def is_aborted_as(transaction: Any, abort: Any) -> bool:
+    """Whether *transaction*, or one around it, has a connection aborted that way."""
+    return any(
+        abort_of(connection) is abort
+        for each in _with_parents(transaction)
+        for connection in connections_of(each)
+    )
 
 
 _is_invalidated: Callable[[Any], bool] = vars(sa.Connection)["invalidated"].fget
+
+
+class _Ended:
+    """Stands for a transaction of a connection that is over or cannot be rolled back.
+
+    Rolling it back once more would warn, or send the server the name of a savepoint
+    that it has forgotten.
+    """
+
+    is_active = False
+
+    def __init__(self, connection: Any, is_root: bool) -> None:
+        self._connection = connection
+        self._is_root = is_root
+
+    def rollback(self) -> None:
+        """Roll back what the connection began since, in the place of the outer one."""
+        if self._is_root and not self._connection.closed:
+            self._connection.rollback()
+
+
+def set_ended_aside(transaction: Any, savepoints_too: bool) -> None:
+    """Let a rollback of *transaction* pass by what is over at the connection already.
+
+    :param savepoints_too: whether the server has forgotten its savepoint.
+    """
+    for bind, entry in list(transaction._connections.items()):
+        connection, began, is_own, closes = entry
+        nested = transaction.nested
+        if (nested and savepoints_too) or not began.is_active:
+            ended: Any = _Ended(connection, is_own and not nested)
+            transaction._connections[bind] = connection, ended, is_own, closes
+
+
+def savepoint_beyond(transaction: Any) -> Any:
+    """A savepoint that was made at a connection, inside all of the session's own."""
+    own = {e[1] for t in _with_parents(transaction) for e in t._connections.values()}
+    for each in _with_parents(transaction):
+        for connection in connections_of(each):
+            innermost = connection._nested_transaction
+            if innermost is not None and innermost not in own:
+                if abort_of(connection) is not None:
+                    return innermost
+    return None
+
+
+def driver_connection(connection: Any) -> Any:
+    """The driver's own connection; ``None`` if there is none at present.
+
+    The public ``connection`` would connect again.
+    """
+    fairy = connection._dbapi_connection
+    return None if fairy is None else fairy.driver_connection
+
+
+def is_in_transaction(connection: Any) -> bool:
+    """Like ``Connection.in_transaction()``, which is an operation of its own."""
+    return connection._transaction is not None
+
+
+def is_autocommit(connection: Any) -> bool:
+    """Whether each statement is a transaction of its own."""
+    return bool(connection._is_autocommit_isolation())
 
 
 def restore_snapshot(transaction: sa_orm.SessionTransaction) -> None:
@@ -647,6 +784,11 @@ def boundary(transaction: Any) -> Any:
 def is_boundary(transaction: Any) -> bool:
     """Whether it has a COMMIT of its own, or a RELEASE; those of flushes have not."""
     return transaction.nested or transaction._parent is None
+
+
+def all_connections_of(transaction: Any) -> set[Any]:
+    """The connections of a transaction and of those around it."""
+    return set().union(*map(connections_of, _with_parents(transaction)))
 
 
 def connections_of(transaction: Any) -> set[Any]:

@@ -9,11 +9,12 @@ session is there: it may be an application's own, given to the session as its bi
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Callable, Iterable, NoReturn
 
 from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from . import alchemy, rows
+from .aborts import Abort, abort_after
 from .disguise import is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import (
@@ -27,6 +28,7 @@ from .operations import (
 from .signatures import with_parameters_of
 from .statements import access_of, has_changes_within, is_known_change
 from .terms import CHANGE, LOAD, WRITE
+from .work import Savepoint
 
 
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
@@ -82,9 +84,16 @@ _GUARD = Path(("_sharedsession_guard",), is_called=True)
 
 @per_class
 def _guarded_class(base: Any) -> Any:
-    members: dict[str, Any] = {"_sharedsession_guard": staticmethod(_no_guard)}
+    members: dict[str, Any] = {
+        "_sharedsession_guard": staticmethod(_no_guard),
+        "_sharedsession_savepoints": (),
+        "_sharedsession_abort": None,
+        "_handle_dbapi_exception": _handling_errors(base._handle_dbapi_exception),
+    }
     for name, access in CONNECTION.items():
         member = getattr(base, name, None)
+        if name in _ACCOUNTED_FOR and member is not None:
+            member = like(_ACCOUNTED_FOR[name](member), member)
         if access is None or member is None:
             continue
         if member is _plain_begin:
@@ -101,6 +110,130 @@ def _guarded_class(base: Any) -> Any:
             function, _EXECUTE, _function=function, **_EXECUTES
         )
     return subclass(base, members)
+
+
+# -- how transactions end at a connection, also past the session's own
+
+
+def _session_of(connection: Any) -> Any:
+    guard = guard_of_connection(connection)
+    return None if guard is None else guard.session()
+
+
+def _handling_errors(function: Any) -> Any:
+    """Look, as each statement fails, whether the database aborted the transaction."""
+
+    def _handle_dbapi_exception(
+        self: Any, e: BaseException, statement: Any, *args: Any, **kw: Any
+    ) -> NoReturn:
+        abort = None
+        if guard_of_connection(self) is not None:
+            abort = abort_after(self, e, statement)
+        try:
+            function(self, e, statement, *args, **kw)
+        except BaseException as error:
+            if abort is not None:
+                self._sharedsession_abort = abort
+                session = _session_of(self)
+                if session is not None:
+                    session._note_failure(error)
+            raise
+        raise AssertionError("SQLAlchemy raises the error that it handles")
+
+    return _handle_dbapi_exception
+
+
+def _making_savepoint(function: Any) -> Any:
+    def make(self: Any, *args: Any) -> Any:
+        name = function(self, *args)
+        self._sharedsession_savepoints += (Savepoint(name),)
+        return name
+
+    return make
+
+
+def _take_savepoints(connection: Any, name: str) -> list[Savepoint]:
+    """Forget the savepoint of that name, and those made after it; return them."""
+    kept = list(connection._sharedsession_savepoints)
+    names = [savepoint.name for savepoint in kept]
+    taken = kept[names.index(name) :] if name in names else []
+    connection._sharedsession_savepoints = tuple(kept[: len(kept) - len(taken)])
+    return taken
+
+
+def innermost_savepoints(connections: Iterable[Any]) -> list[Savepoint]:
+    """The innermost savepoint of each connection that has one."""
+    of_each = (getattr(it, "_sharedsession_savepoints", ()) for it in connections)
+    return [savepoints[-1] for savepoints in of_each if savepoints]
+
+
+def _rolling_back_savepoint(function: Any) -> Any:
+    def roll_back(self: Any, name: str) -> Any:
+        result = function(self, name)
+        if self._sharedsession_abort is Abort.LEVEL:
+            self._sharedsession_abort = None
+        workers = {w for each in _take_savepoints(self, name) for w in each.workers}
+        session = _session_of(self)
+        if session is not None:
+            session._note_savepoint_undone(workers)
+        return result
+
+    return roll_back
+
+
+def _releasing_savepoint(function: Any) -> Any:
+    def release(self: Any, name: str) -> Any:
+        result = function(self, name)
+        taken = _take_savepoints(self, name)
+        if self._sharedsession_savepoints:
+            around = self._sharedsession_savepoints[-1]
+            around.workers.update(*(each.workers for each in taken))
+        return result
+
+    return release
+
+
+def _ending(what: str) -> Any:
+    """Account for the end of the outer transaction, by a COMMIT or a ROLLBACK."""
+
+    def accounted_for(function: Any) -> Any:
+        def end(self: Any, *args: Any) -> Any:
+            result = function(self, *args)
+            self._sharedsession_savepoints = ()
+            self._sharedsession_abort = None
+            session = _session_of(self)
+            if session is not None:
+                session._note_end_at_connection(self, what)
+            return result
+
+        return end
+
+    return accounted_for
+
+
+#: What :class:`Connection` calls for each statement that begins or ends a transaction.
+_ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
+    "invalidate": _ending("invalidation"),
+    "_commit_impl": _ending("COMMIT"),
+    "_commit_twophase_impl": _ending("COMMIT"),
+    "_release_savepoint_impl": _releasing_savepoint,
+    "_rollback_impl": _ending("ROLLBACK"),
+    "_rollback_to_savepoint_impl": _rolling_back_savepoint,
+    "_rollback_twophase_impl": _ending("ROLLBACK"),
+    "_savepoint_impl": _making_savepoint,
+}
+
+
+def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
+    """Note that a savepoint of the connection has work of the asker.
+
+    What a flush writes is the work of the owners that changed the objects.
+    """
+    session = guard.session()
+    if session is None or alchemy.is_flushing(session):
+        return
+    if access_of(statement) is not LOAD and is_known_change(statement):
+        connection._sharedsession_savepoints[-1].workers.add(guard.asker().party)
 
 
 _plain_begin = Connection.begin
@@ -145,6 +278,8 @@ _GuardedRoot = _guarded_transaction(RootTransaction)
 _EXECUTE = f"_guard = {_GUARD.source()}" + """
 if _guard is None:
     return _function({parameters})
+if {self}._sharedsession_savepoints:
+    _note_in_savepoint(_guard, {self}, statement)
 _access = _access_now(_guard, statement)
 if _access is None:
     return _settle(_guard, _function({parameters}))
@@ -199,5 +334,5 @@ def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
 _EXECUTES: dict[str, Any] = {
     **{"_access_now": _access_now, "_WINDOW": _WINDOW},
     **{"_settle": rows.settle, "_in_window": _in_window, "_execute": _execute},
-    "_run": run,
+    **{"_run": run, "_note_in_savepoint": _note_in_savepoint},
 }

@@ -14,7 +14,7 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import sqlalchemy.event as sa_event
 import sqlalchemy.orm as sa_orm
@@ -23,7 +23,8 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
 from . import alchemy, changes, containers, reads
 from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import is_ours, per_class, reduce_as, subclass
+from .disguise import is_ours, like, per_class, reduce_as, subclass
+from .guard import Guard
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
@@ -35,6 +36,7 @@ from .operations import (
     run,
 )
 from .terms import LOAD, READ, WRITE, Access
+from .work import Changers
 from .writes import setter_of
 
 _MISSING: Any = object()
@@ -164,10 +166,12 @@ def _modified_event(
 ) -> Any:
     # flag_modified(), flag_dirty() and mutable values are the user's own; everything
     # else comes from inside an operation on an attribute.
-    guard = guards.get(state.session_id) if is_userland else None
-    if guard is None:
+    guard = guards.get(state.session_id)
+    if guard is None or not is_userland:
         if changes.watched:
             changes.note(state, attribute, previous)
+        if guard is not None:
+            note_changed(guard, state, attribute)
         return _flag(state, values, attribute, previous, collection, is_userland)
     args = (state, values, attribute, previous, collection, is_userland)
     return run(guard, WRITE, _flag_and_note, *args)
@@ -175,7 +179,56 @@ def _modified_event(
 
 def _flag_and_note(state: Any, values: Any, attribute: Any, *args: Any) -> Any:
     changes.note(state, attribute, *args[:1])
+    note_changed(guards[state.session_id], state, attribute)
     return _flag(state, values, attribute, *args)
+
+
+def note_changed(guard: Guard, state: Any, attribute: Any) -> None:
+    """Note the asker as an owner of unflushed changes.
+
+    :param attribute: what was changed; ``None`` if the object was added or deleted.
+    """
+    session = guard.session()
+    if session is None or alchemy.is_flushing(session):
+        return  # a flush changes keys on behalf of the owners that were noted
+    changers = alchemy.changers_of(state)
+    if changers is None or changers.guard is not guard:
+        changers = Changers(guard)
+        setattr(state, alchemy.CHANGERS, changers)
+    if not changers.by_key:
+        session._ledger.note_changed(state, changers)
+    key = None if attribute is None else attribute.key
+    changers.note(key, guard.asker().party)
+
+
+def _discarding(name: str, which: Callable[..., Any]) -> Any:
+    """A method of a state that forgets changes, and has their owners told of that.
+
+    :param which: called with the same arguments, returns the names of attributes.
+    """
+    plain: Any = getattr(alchemy.InstanceState, name)
+
+    def discard(state: Any, values: Any, *args: Any, **kw: Any) -> Any:
+        changers = alchemy.changers_of(state)
+        if changers is None or not changers.by_key:
+            return plain(state, values, *args, **kw)
+        keys = set(which(state, values, *args, **kw)).intersection(changers.by_key)
+        result = plain(state, values, *args, **kw)
+        guard = guards.get(state.session_id)
+        session = None if guard is None else guard.session()
+        if session is not None:
+            session._note_discarded_changes(changers, keys)
+        return result
+
+    return like(discard, plain)
+
+
+def _every_attribute(state: Any, *args: Any) -> Any:
+    return [key for key in alchemy.changers_of(state).by_key if key is not None]
+
+
+def _these_attributes(state: Any, values: Any, names: Any, *args: Any) -> Any:
+    return [key for key in names if alchemy.is_changed(state, key)]
 
 
 def _attrs(state: Any) -> Any:
@@ -215,6 +268,11 @@ GuardedState = subclass(
     {
         **_guarded_members(alchemy.InstanceState, STATE),
         "_modified_event": _modified_event,
+        alchemy.CHANGERS: None,
+        "_expire": _discarding("_expire", _every_attribute),
+        "_commit_all": _discarding("_commit_all", _every_attribute),
+        "_expire_attributes": _discarding("_expire_attributes", _these_attributes),
+        "_commit": _discarding("_commit", _these_attributes),
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
         "__reduce_ex__": guarded(
             reduce_as(alchemy.InstanceState), READ, guard_of_state

@@ -11,9 +11,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from . import alchemy, containers, forks, instances, looks, rows
+from .aborts import Abort
 from .affinity import check_is_for_threads, check_second_thread
 from .attachment import guards
-from .connections import guard_connection
+from .connections import guard_connection, innermost_savepoints
 from .disguise import ByClass, like
 from .errors import SharedSessionError
 from .guard import Guard
@@ -34,7 +35,7 @@ from .signatures import with_parameters_of, with_signature_of
 from .statements import access_of, has_changes_within
 from .terms import CHANGE, END, LOAD, READ, Access, check_wait_in_loop
 from .transactions import GuardedTransaction
-from .work import Ledger, Loss
+from .work import Changers, Ledger, Loss
 
 _S = TypeVar("_S", bound=Session)
 
@@ -68,6 +69,8 @@ class SharedSessionMixin(Session):
     _fit_engines: weakref.WeakSet[Engine]
     #: Whether it was found to be no session of an AsyncSession that knows nothing.
     _is_for_threads = False
+    #: Whether a transaction of the session's own is just ending.
+    _is_ending = False
     #: Whether a unit of work is open, whose end will commit.
     _in_unit = False
 
@@ -225,7 +228,14 @@ class SharedSessionMixin(Session):
     def _after_attach(self, state: Any, obj: Any) -> None:
         if self.guard is not None:
             instances.adopt(state, alchemy.instance_dict(obj))
+            if alchemy.is_unflushed(self, state):
+                instances.note_changed(self.guard, state, None)
         super()._after_attach(state, obj)
+
+    def _delete_impl(self, state: Any, obj: Any, head: bool) -> None:
+        super()._delete_impl(state, obj, head)
+        if self.guard is not None and alchemy.is_unflushed(self, state):
+            instances.note_changed(self.guard, state, None)
 
     def _close(self) -> None:
         _to_the_end(super().close)
@@ -236,8 +246,13 @@ class SharedSessionMixin(Session):
     def _invalidate(self) -> None:
         _to_the_end(super().invalidate)
 
+    def _expunge(self, instance: object) -> None:
+        super().expunge(instance)
+        self._note_expunged()
+
     def _expunge_all(self) -> None:
         _to_the_end(super().expunge_all)
+        self._note_expunged()
         if self.guard is not None:
             guard_identity_map(self.identity_map, self.guard)
 
@@ -273,9 +288,11 @@ class SharedSessionMixin(Session):
             parent = alchemy.boundary(transaction.parent)
             self._ledger.committed(transaction, parent)
             return
-        if committed:
+        if committed and self._failure is None:
             self._ledger.drop(transaction)
             return
+        self._ledger.take_changed(self._ledger.changed_states())  # all were undone
+        # A COMMIT of what the server had aborted was a ROLLBACK.
         if self._failure is not None or self._ledger.concerns_others(transaction, me):
             loss = self._failure or Loss(me, "ended it without a commit")
             self._ledger.thrown_away(transaction, loss)
@@ -285,6 +302,69 @@ class SharedSessionMixin(Session):
             self._failure = None  # what was broken is gone, or was a savepoint only
         if self._ledger.anybody_to_tell():
             guard.attention = guard.unsettled = True
+
+    def _note_flushed(self, level: Any) -> None:
+        """What was pending is in the database now, in the innermost savepoint."""
+        changed = self._ledger.changed_states()
+        flushed = [each for each in changed if not alchemy.is_unflushed(self, each)]
+        authors = self._ledger.take_changed(flushed)
+        for author in authors:
+            self._ledger.note(alchemy.boundary(level), author)
+        for savepoint in innermost_savepoints(alchemy.all_connections_of(level)):
+            savepoint.workers |= authors
+
+    def _note_expunged(self) -> None:
+        if self.guard is not None:
+            changed = self._ledger.changed_states()
+            gone = [each for each in changed if not alchemy.is_in_session(self, each)]
+            if gone:
+                self._note_discarded(
+                    "expunged objects", self._ledger.take_changed(gone)
+                )
+
+    def _note_discarded_changes(self, changers: Changers, keys: set[str]) -> None:
+        """Changes to attributes of one object were overwritten, or expired."""
+        if keys and not self._is_ending and not alchemy.is_flushing(self):
+            owners = changers.take(keys)
+            self._note_discarded("expired or reloaded objects", owners)
+
+    def _note_discarded(self, why: str, owners: set[Owner]) -> None:
+        guard: Any = self.guard
+        gone = "their changes, which were not flushed, are gone"
+        self._ledger.lose(owners, Loss(guard.asker().party, why, gone))
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
+
+    def _note_savepoint_undone(self, workers: set[Owner]) -> None:
+        """A savepoint of the connection was rolled back, with the work of *workers*."""
+        guard: Any = self.guard
+        loss = self._failure or Loss(
+            guard.asker().party,
+            "rolled back a savepoint",
+            "what was written since the savepoint is undone",
+        )
+        self._ledger.lose(workers, loss)
+        # The end of a session's own savepoint is accounted for after this.
+        if not self._is_ending and not alchemy.is_broken(self._transaction):
+            self._failure = None
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
+
+    def _note_end_at_connection(self, connection: Any, what: str) -> None:
+        """The outer transaction of a connection ended, maybe past the session."""
+        transaction = self._transaction
+        if transaction is None or self._is_ending:
+            return
+        while transaction.parent is not None:
+            transaction = transaction.parent
+        connections = alchemy.connections_of(transaction)
+        if connection not in connections:
+            return
+        if what == "COMMIT" and connections == {connection}:
+            self._ledger.all_safe()
+        guard: Any = self.guard
+        guard.failed = guard.asker(), f"the {what} at the connection"
+        guard.attention = guard.unsettled = True
 
     def _note_failure(self, error: BaseException | None) -> None:
         """Remember who broke the transaction, if it is broken."""
@@ -375,6 +455,12 @@ class SharedSessionMixin(Session):
 
     def _end_broken(self, transaction: SessionTransaction) -> None:
         """End one level that another thread broke; what is around it may be sound."""
+        whole = alchemy.is_aborted_as(transaction, Abort.WHOLE)
+        savepoint = None if whole else alchemy.savepoint_beyond(transaction)
+        if savepoint is not None:
+            savepoint.rollback()
+            return
+        alchemy.set_ended_aside(transaction, whole)
         if not alchemy.is_committed(transaction):
             transaction.rollback()
         if self._transaction is transaction:
@@ -508,6 +594,7 @@ _OWN = {
     "add_all": SharedSessionMixin._add_all,
     "begin": SharedSessionMixin._begin,
     "close": SharedSessionMixin._close,
+    "expunge": SharedSessionMixin._expunge,
     "expunge_all": SharedSessionMixin._expunge_all,
     "invalidate": SharedSessionMixin._invalidate,
     "reset": SharedSessionMixin._reset,

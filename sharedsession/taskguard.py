@@ -168,7 +168,10 @@ class TaskGuard(Guard):
         super().enter(me, access)
         self._access = access
         if access is not END:
-            self._do_put_off()
+            if self.put_off:
+                self._do_put_off()
+                if self.attention:  # an expire() may have thrown this task's work away
+                    self.attend_to(me, access)
             error = self._errors.pop(me, None)
             if error is not None:
                 raise error

@@ -6,9 +6,10 @@ is made.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import SessionTransactionOrigin
@@ -136,7 +137,8 @@ class GuardedTransaction(_Plain):
             return
         committed = alchemy.is_committed(self)
         try:
-            _Plain.close(self, invalidate)
+            with _ending(self.session):
+                _Plain.close(self, invalidate)
         finally:
             if self.session._transaction is not self:  # else it is open still
                 try:
@@ -146,10 +148,13 @@ class GuardedTransaction(_Plain):
                     raise
 
     def _commit(self, _to_root: bool = False) -> None:
+        if self.origin is _OF_FLUSH:
+            self.session._note_flushed(self)
         if self.origin is _OF_FLUSH and not _to_root and alchemy.commit_part(self):
             return
         try:
-            _Plain.commit(self, _to_root=_to_root)
+            with _ending(self.session):
+                _Plain.commit(self, _to_root=_to_root)
         except BaseException as error:
             self.session._note_failure(error)
             raise
@@ -161,7 +166,8 @@ class GuardedTransaction(_Plain):
         if self.ended_by not in (None, me) and not self.was_committed:
             return  # another thread did it, for this one or for itself
         try:
-            _Plain.rollback(self, _capture_exception, _to_root)
+            with _ending(self.session):
+                _Plain.rollback(self, _capture_exception, _to_root)
         except Exception:
             raise
         except BaseException:
@@ -226,6 +232,16 @@ class GuardedTransaction(_Plain):
         if engine not in known:  # it takes a while
             check_engine(engine, guard.asker())
             known.add(engine)
+
+
+@contextlib.contextmanager
+def _ending(session: Any) -> Iterator[None]:
+    """Tell ends of the session's own transaction from those at its connections."""
+    before, session.__dict__["_is_ending"] = session._is_ending, True
+    try:
+        yield
+    finally:
+        session.__dict__["_is_ending"] = before
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:

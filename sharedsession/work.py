@@ -8,29 +8,73 @@ ended it has lost something, and is told once, at its next operation.
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Iterable
 
+from . import alchemy
 from .errors import WorkLostError
 from .owners import Owner
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+
+_ROLLED_BACK = "the transaction that both worked in was rolled back"
 
 
 class Loss:
     """Who threw away others' work, when, and by what."""
 
-    def __init__(self, by: Owner, why: str) -> None:
+    def __init__(self, by: Owner, why: str, so: str = _ROLLED_BACK) -> None:
         self.by = by
         self.why = why
+        self.so = so
         self.when = datetime.datetime.now().astimezone()
         self.where = by.where()
 
     def error(self, victim: Owner) -> WorkLostError:
         return WorkLostError(
             f"Work of {victim.name} in this session is lost: {self.by.name}, at "
-            f"{self.where}, {self.why} at {self.when:%H:%M:%S}, and the transaction "
-            f"that both worked in was rolled back. Do this {victim.noun}'s work again; "
-            "its own rollback() or close() would have cleared this error, and so has "
+            f"{self.where}, {self.why} at {self.when:%H:%M:%S}, and "
+            f"{self.so}. Do this {victim.noun}'s work again; its own "
+            "rollback() or close() would have cleared this error, and so has "
             "raising it."
         )
+
+
+class Savepoint:
+    """A savepoint of a connection, with the owners whose rows its rollback undoes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.workers: set[Owner] = set()
+
+
+class Changers:
+    """The owners of one object's unflushed changes.
+
+    :ivar by_key: the owners by attribute.  Those that added or deleted the object are
+      under ``None``.
+    :ivar last: the owner that was noted last; an owner that changes the same attribute
+      again is not noted again.
+    """
+
+    __slots__ = ("guard", "last", "by_key")
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.last: Owner | None = None
+        self.by_key: dict[str | None, set[Owner]] = {}
+
+    def note(self, key: str | None, owner: Owner) -> None:
+        self.by_key.setdefault(key, set()).add(owner)
+        self.last = owner
+
+    def owners(self) -> set[Owner]:
+        return set().union(*self.by_key.values())
+
+    def take(self, keys: Iterable[str]) -> set[Owner]:
+        """Forget the changes of those attributes, and return their owners."""
+        return set().union(*(self.by_key.pop(key, ()) for key in list(keys)))
 
 
 class Ledger:
@@ -38,6 +82,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._workers: dict[Any, set[Owner]] = {}
+        #: By state.  What is changed is kept alive by the session anyway.
+        self._changers: dict[Any, Changers] = {}
         self._losses: dict[Owner, Loss] = {}
 
     def note(self, level: Any, owner: Owner) -> None:
@@ -68,10 +114,39 @@ class Ledger:
         self._workers.pop(level, None)
 
     def thrown_away(self, level: Any, loss: Loss) -> None:
-        for owner in self._workers.get(level, ()):
+        self.lose(self._workers.get(level, ()), loss)
+        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+
+    def lose(self, owners: Iterable[Owner], loss: Loss) -> None:
+        """Have all *owners* told of *loss*, except the owner that caused it."""
+        for owner in owners:
             if owner is not loss.by and owner.alive:
                 self._losses[owner] = loss
-        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+
+    def all_safe(self) -> None:
+        """Whatever was flushed is committed, in every level."""
+        changers = self._changers.values()
+        pending: set[Owner] = set().union(*(each.owners() for each in changers))
+        for workers in self._workers.values():
+            workers &= pending
+
+    # -- changes that are not flushed
+
+    def note_changed(self, state: Any, changers: Changers) -> None:
+        self._changers[state] = changers
+
+    def changed_states(self) -> list[Any]:
+        return list(self._changers)
+
+    def take_changed(self, states: Iterable[Any]) -> set[Owner]:
+        """Forget the changes of those objects, and return their owners."""
+        owners: set[Owner] = set()
+        for state in states:
+            changers = self._changers.pop(state, None)
+            if changers is not None:
+                owners |= changers.owners()
+                alchemy.forget_changers(state)
+        return owners
 
     def error_for(self, owner: Owner) -> WorkLostError | None:
         """What *owner* has to be told."""

@@ -233,12 +233,16 @@ def test_what_subclasses_override_is_there() -> None:
     overridden = {
         sa.orm.Session: (
             *("_after_attach", "_autobegin_t", "_autoflush", "_bulk_save_mappings"),
-            *("_connection_for_bind", "_execute_internal", "_flush"),
+            *("_connection_for_bind", "_delete_impl", "_execute_internal", "_flush"),
             *("_identity_lookup",),
         ),
         SessionTransaction: ("_begin", "_connection_for_bind"),
         alchemy.WeakInstanceDict: ("_add_unpresent",),
-        alchemy.InstanceState: ("_modified_event",),
+        alchemy.InstanceState: (
+            *("_commit", "_commit_all", "_expire", "_expire_attributes"),
+            "_modified_event",
+        ),
+        sa.Connection: ("_handle_dbapi_exception", "_is_autocommit_isolation"),
     }
     for cls, names in overridden.items():
         for name in names:

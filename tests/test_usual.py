@@ -50,8 +50,9 @@ def attributes_are_guarded() -> None:
 def known_of(instance: Any) -> dict[str, Any]:
     """All that the state of an object has, and the object's values."""
     state = sa.inspect(instance)
-    # Of each object or each load, and what is only there once it was asked for.
-    other = {"obj", "runid", "load_path", "mapper"}
+    # Of each object or each load, what is only there once it was asked for, and the
+    # note of this library's own while there is something to flush.
+    other = {"obj", "runid", "load_path", "mapper", alchemy.CHANGERS}
     of_state = {name: it for name, it in vars(state).items() if name not in other}
     of_state["_strong_obj"] = state._strong_obj is instance
     of_state["_instance_dict"] = state._instance_dict() is not None
