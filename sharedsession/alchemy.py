@@ -166,7 +166,8 @@ class _ClosedCursor:
     def __init__(self, cursor: Any) -> None:
         self.description = cursor.description
         self.rowcount = getattr(cursor, "rowcount", -1)
-        self.lastrowid = getattr(cursor, "lastrowid", None)
+        if hasattr(cursor, "lastrowid"):  # some drivers have none
+            self.lastrowid = cursor.lastrowid
         self.arraysize = getattr(cursor, "arraysize", 1)
 
     def close(self) -> None:
