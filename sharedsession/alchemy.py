@@ -580,6 +580,11 @@ def set_ended_aside(transaction: Any, savepoints_too: bool) -> None:
             transaction._connections[bind] = connection, ended, is_own, closes
 
 
+def has_connection(transaction: Any, bind: Any) -> bool:
+    """Whether *transaction* itself has begun at the connection of *bind*."""
+    return bind in transaction._connections
+
+
 def savepoint_beyond(transaction: Any) -> Any:
     """A savepoint that was made at a connection, inside all of the session's own."""
     own = {e[1] for t in _with_parents(transaction) for e in t._connections.values()}

@@ -21,6 +21,7 @@ from .guard import Guard
 from .holds import Hold
 from .operations import Path, guarded, run
 from .owners import Owner
+from .savepoints import Unit, check_savepoint
 from .terms import CHANGE, END, LOAD, READ
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class GuardedTransaction(_Plain):
     #: Who ended it, if it is closed.
     ended_by: Owner | None = None
     was_committed = False
+    #: If it is the savepoint of a unit of work: what becomes of it.
+    unit: Unit | None = None
     _hold: Hold | None = None
     _successor: GuardedTransaction | None = None
 
@@ -203,6 +206,9 @@ class GuardedTransaction(_Plain):
         guard: Any = self.session.guard
         guard.check_may_execute()
         plain: Any = super()._connection_for_bind
+        if self.unit is not None and not alchemy.has_connection(self, bind):
+            check_savepoint(self, bind, execution_options)
+            execution_options = None  # they are applied
         if alchemy.makes_connection(self, bind):
             if guard.is_shared:
                 self._check_engine(bind, guard)

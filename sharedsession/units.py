@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .alchemy import async_session_of
 from .errors import SharedSessionError
+from .savepoints import Unit, make_savepoint_of
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
 from .targets import session_of
@@ -261,6 +262,8 @@ class _UnitOfWork:
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes what others had pending
+            become = Unit.COMMITTED if self._commits else Unit.LEFT
+            make_savepoint_of(self._savepoint, become)
             enter_within_section(self._savepoint)
             session._in_unit = session._in_unit or self._commits
             return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from typing import Any, Callable, Iterator
 
@@ -12,7 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sharedsession import SharedSession, WorkLostError, alchemy
+from sharedsession import (
+    SharedSession,
+    SharedSessionError,
+    WorkLostError,
+    alchemy,
+    critical_section,
+)
 
 from .databases import url_of
 from .threads import Worker, wait_for
@@ -824,6 +831,124 @@ def test_tasks_are_told_of_changes_thrown_away() -> None:
             await savepoint.rollback()
             told.set()
             await writer
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+# -- units of work where SQLite's driver begins no transaction
+
+
+def begun_by_the_driver(tmp_path: Any, **arguments: Any) -> sa.Engine:
+    engine = sa.create_engine(url_of("sqlite", tmp_path), connect_args=arguments)
+    Base.metadata.create_all(engine)
+    return engine
+
+
+@pytest.fixture(params=["rlock", "rw", "off"])
+def by_default(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Any]:
+    """A session on SQLite's driver as it is."""
+    engine = begun_by_the_driver(tmp_path)
+    with SharedSession(engine, lock=request.param) as session:
+        yield session
+    engine.dispose()
+
+
+@pytest.mark.parametrize("before", ["nothing", "a read"])
+@pytest.mark.parametrize("write", [flush_one, execute_one])
+def test_a_unit_that_could_not_be_undone_is_refused(
+    by_default: Any, write: Any, before: str
+) -> None:
+    if before == "a read":
+        names(by_default)
+    with pytest.raises(SharedSessionError, match="Serializable isolation"):
+        with critical_section(by_default, transaction="savepoint"):
+            write(by_default)
+    by_default.rollback()
+    assert not names(by_default)
+
+
+def test_a_refused_unit_writes_nothing_at_its_end_either(by_default: Any) -> None:
+    with pytest.raises(SharedSessionError, match="Nothing was changed"):
+        with critical_section(by_default, transaction="savepoint"):
+            by_default.add(Row(name="unit"))
+    by_default.commit()
+    assert not names(by_default)
+
+
+def test_a_unit_after_a_write_can_be_undone(by_default: Any) -> None:
+    flush_one(by_default)
+    with critical_section(by_default, transaction="savepoint"):
+        by_default.add(Row(name="unit"))
+    with pytest.raises(ZeroDivisionError):
+        with critical_section(by_default, transaction="savepoint"):
+            by_default.add(Row(name="undone"))
+            by_default.flush()
+            raise ZeroDivisionError
+    assert names(by_default) == {"theirs", "unit"}
+    by_default.rollback()
+    assert not names(by_default)
+
+
+def test_a_unit_inside_one_that_commits_can_be_undone(by_default: Any) -> None:
+    with critical_section(by_default, transaction="commit"):
+        by_default.add(Row(name="outer"))
+        with pytest.raises(ZeroDivisionError):
+            with critical_section(by_default, transaction="savepoint"):
+                flush_one(by_default)
+                raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        with critical_section(by_default, transaction="commit"):
+            with critical_section(by_default, transaction="savepoint"):
+                flush_one(by_default)
+            raise ZeroDivisionError
+    by_default.rollback()
+    assert names(by_default) == {"outer"}
+
+
+def test_a_unit_whose_commit_fails_commits_nothing(by_default: Any) -> None:
+    @sa.event.listens_for(by_default, "before_commit")
+    def fail_at_the_outer_commit(session: Any) -> None:
+        if not session.in_nested_transaction():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        with critical_section(by_default, transaction="commit"):
+            flush_one(by_default)
+    by_default.rollback()
+    assert not names(by_default)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12")
+def test_a_unit_can_be_undone_if_the_driver_begins_at_once(tmp_path: Any) -> None:
+    engine = begun_by_the_driver(tmp_path, autocommit=False)
+    with SharedSession(engine) as session:
+        with critical_section(session, transaction="savepoint"):
+            flush_one(session)
+        session.rollback()
+        assert not names(session)
+    engine.dispose()
+
+
+def test_tasks_are_refused_such_a_unit_too() -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from sharedsession.asyncio import AsyncSharedSession
+
+    async def main() -> None:
+        engine = create_async_engine("sqlite+aiosqlite://")
+        async with AsyncSharedSession(engine) as session:
+            await session.run_sync(
+                lambda session: Base.metadata.create_all(session.connection())
+            )
+            await session.commit()
+            with pytest.raises(SharedSessionError, match="Serializable isolation"):
+                async with critical_section(session, transaction="savepoint"):
+                    session.add(Row(name="unit"))
+            async with critical_section(session, transaction="commit"):
+                session.add(Row(name="done"))
+            await session.rollback()
+            assert set(await session.scalars(sa.select(Row.name))) == {"done"}
         await engine.dispose()
 
     asyncio.run(main())

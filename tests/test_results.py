@@ -1,4 +1,4 @@
-"""Results in memory: whole, in several threads at once, and saying what plain ones say."""
+"""Results in memory: whole, for several threads at once, and with a plain one's facts."""
 
 from __future__ import annotations
 

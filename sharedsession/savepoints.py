@@ -1,0 +1,71 @@
+"""Savepoints that SQLite's driver takes for transactions.
+
+By default Python's driver begins no transaction before the first INSERT, UPDATE, DELETE
+or REPLACE.  A SAVEPOINT that comes before is the transaction itself, so its RELEASE
+commits, and nothing can undo a unit of work afterwards.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from sqlalchemy.orm import SessionTransaction
+
+from . import alchemy
+from .errors import SharedSessionError
+
+
+class Unit(enum.Enum):
+    """What is to become of a unit's savepoint when the unit ends well."""
+
+    #: A commit of the whole transaction follows.
+    COMMITTED = enum.auto()
+    #: It is left to the transaction around it, which may be rolled back.
+    LEFT = enum.auto()
+
+
+def make_savepoint_of(transaction: SessionTransaction, unit: Unit) -> None:
+    """Have a savepoint that was not sent to the database yet checked as it is."""
+    if type(transaction) is SessionTransaction:  # of a session without a guard
+        transaction.__class__ = _CheckedSavepoint
+    transaction.unit = unit  # type: ignore[attr-defined]
+
+
+class _CheckedSavepoint(SessionTransaction):
+    """The savepoint of a unit of work in a session whose lock is off."""
+
+    unit: Unit
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        if not alchemy.has_connection(self, bind):
+            check_savepoint(self, bind, execution_options)
+            execution_options = None  # they are applied
+        plain: Any = super()._connection_for_bind
+        return plain(bind, execution_options)
+
+
+def check_savepoint(transaction: Any, bind: Any, execution_options: Any) -> None:
+    """Refuse a unit that SQLite would commit early, before its SAVEPOINT is sent.
+
+    If the unit commits anyway, begin a transaction around it instead.
+    """
+    connection = transaction.parent._connection_for_bind(bind, execution_options)
+    driver = alchemy.driver_connection(connection)
+    if connection.dialect.name != "sqlite" or getattr(driver, "in_transaction", True):
+        return
+    if transaction.unit is Unit.LEFT:
+        raise SharedSessionError(
+            "A unit of work with transaction='savepoint' cannot be undone here: "
+            "SQLite's driver has begun no transaction, so it would commit at the end of "
+            "the unit what a later rollback() should undo. Nothing was changed. Let "
+            "SQLAlchemy begin the transactions, with the two event listeners that its documentation of "
+            "SQLite gives under 'Serializable isolation / Savepoints / Transactional "
+            "DDL', or with connect_args={'autocommit': False} (Python 3.12)."
+        )
+    legacy = getattr(driver, "autocommit", _LEGACY) == _LEGACY
+    if legacy and not alchemy.is_autocommit(connection):
+        connection.exec_driver_sql("BEGIN")
+
+
+_LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, new in Python 3.12
