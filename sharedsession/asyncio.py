@@ -55,7 +55,7 @@ from .coroutines import AsyncSection
 from .disguise import like
 from .errors import SharedSessionError
 from .locks import LockArgument
-from .registry import OneForAll
+from .registry import OneForAll, check_factory, refuse_to_pickle
 from .sections import CriticalSection, ReadSection
 from .signatures import with_signature_of
 from .taskguard import PutOff, TaskGuard
@@ -87,6 +87,7 @@ class AsyncSharedSession(AsyncSession):
     :param lock_timeout: seconds, above zero, that an operation or a section waits for
       its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
     :param session_kwargs: everything else that ``AsyncSession`` takes.
+    :raises SharedSessionError: if *sync_session_class* is no class of sessions.
     :raises ValueError: for a lock or a timeout that is none.
     """
 
@@ -102,7 +103,10 @@ class AsyncSharedSession(AsyncSession):
         lock_timeout: float | None = None,
         **session_kwargs: Any,
     ) -> None:
-        asked_for = sync_session_class or self.sync_session_class
+        asked_for = sync_session_class
+        if asked_for is None:
+            asked_for = self.sync_session_class
+        _check_session_class(asked_for)
         super().__init__(
             bind,
             binds=binds,
@@ -248,6 +252,13 @@ class AsyncSharedSession(AsyncSession):
         guard.put_off.append(PutOff(me, name, do, instances))
 
 
+def _check_session_class(cls: Any) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Session)):
+        raise SharedSessionError(
+            f"sync_session_class must be a class of sessions, not {cls!r}."
+        )
+
+
 _ADDS = frozenset({"add", "add_all"})
 _EXPUNGES = frozenset({"expunge", "expunge_all"})
 
@@ -350,12 +361,6 @@ class _PassedOn(Generic[_AS]):
         return section
 
 
-# An async_scoped_session passes on the public names of AsyncSession, and code that was
-# written for AsyncSharedSession expects the same; so does scoped_session, see there.
-for _name in ("guard", "critical_section", "read_section"):
-    setattr(async_scoped_session, _name, vars(_PassedOn)[_name])
-
-
 class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_AS]):
     """Like :class:`sqlalchemy.ext.asyncio.async_scoped_session`, one session for all.
 
@@ -371,14 +376,24 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
     :param session_factory: makes the session at its first use; an
       ``async_sessionmaker``, or anything callable that makes an
       :class:`AsyncSharedSession`.
+    :raises SharedSessionError: if *session_factory* cannot be called.
     """
 
     registry: OneForAll[_AS]
 
     def __init__(self, session_factory: Callable[..., _AS]) -> None:
+        check_factory("async_shared_session", session_factory)
         factory: Any = session_factory
         super().__init__(factory, scopefunc=_everybody)
         self.registry = OneForAll(session_factory, current_task_owner, _checked)
+
+    def __call__(self, **kw: Any) -> _AS:
+        """Like calling an ``async_scoped_session``; all tasks get one session."""
+        if kw and self.registry.has():
+            return super().__call__(**kw)  # refuses
+        return self.registry(**kw)
+
+    __reduce_ex__ = refuse_to_pickle
 
     async def remove(self) -> None:
         """Say that this task is done with the session.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any, Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Callable
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -37,6 +38,8 @@ def sessionmaker_from_config(
     :raises ValueError: for an unknown ``session.`` key or a bad value; it names the
       key.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config must be a mapping of settings, not {config!r}")
     session_prefix = f"{prefix}session."
     of_session, of_engine = {}, {}
     for key, value in config.items():
@@ -76,8 +79,10 @@ def _seconds(key: str, value: Any) -> float | None:
     if value is None or value == "":
         return None
     try:
+        if isinstance(value, bool):
+            raise ValueError
         return check_timeout(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"{key}={value!r} is not a number of seconds above 0"
         ) from None
@@ -85,6 +90,8 @@ def _seconds(key: str, value: Any) -> float | None:
 
 def _flag(key: str, value: Any) -> bool:
     try:
+        if not isinstance(value, (bool, int, str)) or value == "":
+            raise ValueError
         return bool(asbool(value))
     except ValueError:
         raise ValueError(f"{key}={value!r} is neither true nor false") from None

@@ -16,9 +16,11 @@ from collections.abc import Iterator, KeysView, MappingView, ValuesView
 from types import FunctionType
 from typing import Any, Callable
 
-from . import alchemy
+import sqlalchemy.exc as sa_exc
+
+from . import alchemy, pickles
 from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import become, is_ours, like, per_class, reduce_as, subclass
+from .disguise import become, is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, look, run
 from .signatures import with_parameters_of
@@ -123,6 +125,26 @@ def guard_mutable(value: Any) -> None:
         become(value, _guarded_class(type(value), _guard_of_mutable))
 
 
+def _explained(function: Any) -> Any:
+    """Have a change of a mutable value that was expired meanwhile say what happened."""
+
+    def change(self: Any, *args: Any, **kw: Any) -> Any:
+        try:
+            return function(self, *args, **kw)
+        except sa_exc.InvalidRequestError as error:
+            if not str(error).startswith("Can't flag attribute"):
+                raise
+            raise sa_exc.InvalidRequestError(
+                f"{error} This value was discarded from its object, by a commit, a "
+                "rollback or expire(), perhaps in another thread, after it was read: "
+                "the change is in a value that no object has, so it will not be saved. "
+                "Read and change the value in one critical section: 'with "
+                "session.critical_section():'."
+            ) from error
+
+    return like(change, function)
+
+
 def _guard_of_mutable(value: Any) -> Guard | None:
     for state in tuple(value._parents):
         guard = guards.get(state.session_id)
@@ -151,7 +173,7 @@ def _guard_of_association(value: Any) -> Guard | None:
 @per_class
 def _guarded_class(base: type, find_guard: _FindGuard) -> Any:
     members: dict[str, Any] = {
-        "__reduce_ex__": guarded(reduce_as(base), READ, find_guard),
+        "__reduce_ex__": guarded(pickles.reduction_of(base), READ, find_guard),
     }
     if find_guard is _guard_of_mutable and not issubclass(base, (list, dict, set)):
         members["__setattr__"] = _guarded_setattr(base)
@@ -187,6 +209,8 @@ def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
     if name in LOOKS or name in COMPARES:
         return guarded(_snapshot_of(function), LOAD, find_guard)
     write = guarded(_snapshot_of(function), WRITE, find_guard)
+    if find_guard is _guard_of_mutable:
+        return _explained(write)
     if find_guard is _guard_of_collection:
         write = _if_it_may_relate(write, find_guard)
         return _unless_loading(function, write, find_guard)
@@ -347,4 +371,4 @@ def _guarded_setattr(base: Any) -> Any:
         else:
             run(guard, WRITE, base.__setattr__, self, name, value)
 
-    return __setattr__
+    return _explained(__setattr__)

@@ -474,7 +474,8 @@ class Guard(Monitor):
             state = f"held by {owner.name}"
         elif self.reading:
             state = f"read by {len(self.reading)}"
-        return f"<Guard {self.kind.value} {state}, {len(self.queue)} waiting>"
+        kind = self.kind.value if self._lock is None else self._lock.name
+        return f"<Guard {kind} {state}, {len(self.queue)} waiting>"
 
     def __reduce__(self) -> NoReturn:
         raise SharedSessionError(

@@ -14,6 +14,7 @@ no guard under their session's number and go on as before.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Callable
 
 import sqlalchemy.event as sa_event
@@ -21,9 +22,9 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
-from . import alchemy, changes, containers, reads
-from .attachment import guard_of_instance, guard_of_state, guards
-from .disguise import is_ours, like, per_class, reduce_as, subclass
+from . import alchemy, changes, containers, pickles, reads
+from .attachment import guard_of_instance, guards
+from .disguise import is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import (
     ATTRIBUTE_IMPL,
@@ -35,7 +36,7 @@ from .operations import (
     look,
     run,
 )
-from .terms import LOAD, READ, WRITE, Access
+from .terms import LOAD, WRITE, Access
 from .work import Changers
 from .writes import setter_of
 
@@ -223,11 +224,13 @@ def _discarding(name: str, which: Callable[..., Any]) -> Any:
     return like(discard, plain)
 
 
-def _every_attribute(state: Any, *args: Any) -> Any:
+def _every_attribute(state: Any, *args: Any, **kw: Any) -> Any:
     return [key for key in alchemy.changers_of(state).by_key if key is not None]
 
 
-def _these_attributes(state: Any, values: Any, names: Any, *args: Any) -> Any:
+def _these_attributes(
+    state: Any, values: Any, names: Any, *args: Any, **kw: Any
+) -> Any:
     return [key for key in names if alchemy.is_changed(state, key)]
 
 
@@ -274,9 +277,7 @@ GuardedState = subclass(
         "_expire_attributes": _discarding("_expire_attributes", _these_attributes),
         "_commit": _discarding("_commit", _these_attributes),
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
-        "__reduce_ex__": guarded(
-            reduce_as(alchemy.InstanceState), READ, guard_of_state
-        ),
+        "__reduce_ex__": pickles.reduce_state,
     },
 )
 
@@ -342,11 +343,17 @@ _GuardedAssociationProxy = _guarded_proxy(AssociationProxy, shown=False)
 
 def install() -> None:
     """Guard every mapped class there is, and those to come."""
-    for target, event, listener in _LISTENERS:
-        if not sa_event.contains(target, event, listener):
-            sa_event.listen(target, event, listener)
-            for mapper in alchemy.all_mappers():
-                guard_class(mapper)
+    with _installing:
+        for target, event, listener in _LISTENERS:
+            if not sa_event.contains(target, event, listener):
+                sa_event.listen(target, event, listener)
+                for mapper in alchemy.all_mappers():
+                    guard_class(mapper)
+
+
+#: A thread that makes a guard waits until all listeners of another thread's guard are
+#: there.  Reentrant, because a listener may configure mappers.
+_installing = threading.RLock()
 
 
 def _attribute_instrumented(cls: type, key: str, attribute: Any) -> None:
@@ -369,6 +376,7 @@ _LISTENERS: list[Any] = [
 def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
     for attribute in mapper.class_manager.values():
         guard_attribute(attribute)
+    pickles.guard_reduction(mapper.class_)
     for cls in mapper.class_.__mro__:
         for descriptor in tuple(vars(cls).values()):
             if type(descriptor) is AssociationProxy:

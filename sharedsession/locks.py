@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from typing import Any, Protocol, Union, runtime_checkable
@@ -58,6 +59,11 @@ _CHOICE = (
 )
 
 
+def _name_of(lock: Any) -> str:
+    cls = type(lock)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 class _ForeignExclusive:
     """An application's RLock; several guards may stand on one."""
 
@@ -65,6 +71,7 @@ class _ForeignExclusive:
 
     def __init__(self, lock: RLockLike) -> None:
         self._lock = lock
+        self.name = _name_of(lock)
         #: The owners that have it, and through which guards: once through each.
         self._held: dict[tuple[Owner, object], bool] = {}
 
@@ -104,6 +111,7 @@ class _ForeignReadWrite:
 
     def __init__(self, lock: RWLockLike) -> None:
         self._lock = lock
+        self.name = _name_of(lock)
         #: The side of the lock that an owner has, and whether it excludes others.
         self._sides: dict[Owner, tuple[Any, bool]] = {}
         #: The guards that an owner has it through.  Written by that owner alone.
@@ -153,7 +161,8 @@ _adapters_mutex = threading.Lock()
 
 
 def _foreign(lock: Any) -> _Foreign:
-    if not isinstance(lock, (RWLockLike, RLockLike)):
+    is_lock = isinstance(lock, (RWLockLike, RLockLike)) and not isinstance(lock, type)
+    if not is_lock or inspect.iscoroutinefunction(getattr(lock, "acquire", None)):
         raise ValueError(f"lock={lock!r} cannot be used as a lock; {_CHOICE}")
     with _adapters_mutex:
         adapter = _adapters.get(id(lock))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Generic, Optional, TypeVar
+from typing import Any, Callable, Generic, NoReturn, Optional, TypeVar
 
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
+from .errors import SharedSessionError
 from .guard import Guard
 from .owners import Owner
 from .sections import CriticalSection, ReadSection
@@ -18,45 +19,97 @@ _S = TypeVar("_S", bound=Session)
 _T = TypeVar("_T")
 
 
-class OneForAll(ScopedRegistry[_T]):
-    """Like SQLAlchemy's ``ScopedRegistry``, with one scope; it knows who used it.
+#: Seconds that a thread waits for the session which another thread's factory is making.
+PATIENCE = 1.0
 
-    The mutex protects both fields.  It is held while the factory runs, so that two
-    threads get one session; the factory must not come back here.
+
+class OneForAll(ScopedRegistry[_T]):
+    """Like SQLAlchemy's ``ScopedRegistry``, with one scope; it knows its users.
+
+    The mutex protects all fields.  It is not held while the factory runs, because the
+    factory may wait for a guard whose holder asks this registry.  Other threads wait
+    for the session that is being made, but only for ``PATIENCE`` seconds; then each
+    makes one itself, the first is kept, and the others are closed unused.
     """
 
     def __init__(
         self,
-        createfunc: Callable[[], _T],
+        createfunc: Callable[..., _T],
         asker: Callable[[], Owner],
         guarded: Callable[[_T], _T],
+        patience: float = PATIENCE,
     ) -> None:
         self.createfunc = createfunc
         self._asker = asker
         self._guarded = guarded
+        self._patience = patience
         self.scopefunc = lambda: None
         self.mutex = threading.RLock()
+        self._made = threading.Condition(self.mutex)
         self._session: _T | None = None
         self._users: set[Owner] = set()
+        #: The owners whose call of the factory has not returned.
+        self._making: set[Owner] = set()
 
-    def __call__(self) -> _T:
+    def __call__(self, **kw: Any) -> _T:
         me = self._asker()
         session = self._session
         if session is not None and me in self._users:
             return session
         with self.mutex:
+            self._refuse_recursion(me)
+            if self._making and me.can_wait():
+                self._made.wait_for(self._is_made, self._patience)
+            if self._session is not None:
+                self._note_user(me)
+                return self._session
+            self._making.add(me)
+        try:
+            made = self._guarded(self.createfunc(**kw))
+        finally:
+            with self.mutex:
+                self._making.discard(me)
+                self._made.notify_all()
+        return self._keep(made, me)
+
+    def _refuse_recursion(self, me: Owner) -> None:
+        if me in self._making:
+            raise SharedSessionError(
+                f"The factory of this registry asked it for the session while it was "
+                f"making that session in {me.name}. Make the session without the "
+                "registry."
+            )
+
+    def _is_made(self) -> bool:
+        return self._session is not None or not self._making
+
+    def _keep(self, made: _T, me: Owner) -> _T:
+        """Keep *made*, unless another thread's session was made first."""
+        with self.mutex:
             if self._session is None:
-                self._session = self._guarded(self.createfunc())
-            self._users.add(me)
-            return self._session
+                self._session = made
+                self._made.notify_all()
+            kept = self._session
+            self._note_user(me)
+        if kept is not made and isinstance(made, Session):
+            made.close()  # an AsyncSession that was not used has nothing to close
+        return kept
+
+    def _note_user(self, me: Owner) -> None:
+        """Count *me* as a user; called with the mutex held."""
+        ended = [user for user in self._users if not user.alive]
+        self._users.difference_update(ended)
+        self._users.add(me)
 
     def has(self) -> bool:
         return self._session is not None
 
     def set(self, obj: _T) -> None:
+        guarded = self._guarded(obj)
         with self.mutex:
-            self._session = self._guarded(obj)
-            self._users.add(self._asker())
+            self._session = guarded
+            self._note_user(self._asker())
+            self._made.notify_all()
 
     def clear(self) -> None:
         with self.mutex:
@@ -64,7 +117,7 @@ class OneForAll(ScopedRegistry[_T]):
             self._users.clear()
 
     def present(self) -> _T | None:
-        """The session, if there is one; this does not use it."""
+        """Return the session if there is one, without counting the caller as a user."""
         return self._session
 
     def leave(self) -> _T | None:
@@ -80,6 +133,22 @@ class OneForAll(ScopedRegistry[_T]):
             if self._session is session:
                 self._session = None
                 self._users.clear()
+
+
+def check_factory(name: str, factory: Any) -> None:
+    """Raise unless *factory* can be called to make a session."""
+    if isinstance(factory, Session) or not callable(factory):
+        raise SharedSessionError(
+            f"{name}() takes a session factory, a sessionmaker for instance, not "
+            f"{factory!r}."
+        )
+
+
+def refuse_to_pickle(registry: Any, protocol: Any) -> NoReturn:
+    raise SharedSessionError(
+        "A registry cannot be pickled: its session is about a connection and the "
+        "threads of this process. Make a registry in the other process."
+    )
 
 
 def _guarded(session: _S) -> _S:
@@ -108,12 +177,6 @@ class _PassedOn(Generic[_S]):
         return section
 
 
-# A scoped_session passes on every public name of Session, and code that was written
-# for SharedSession expects the same: with Flask-SQLAlchemy's ``db.session``, say.
-for _name in ("guard", "critical_section", "read_section"):
-    setattr(scoped_session, _name, vars(_PassedOn)[_name])
-
-
 class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
     """Like :class:`sqlalchemy.orm.scoped_session`, with one session for all threads.
 
@@ -127,19 +190,24 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
     :param session_factory: makes the session at its first use; a ``sessionmaker``, or
       anything callable.  Plain sessions that it makes are guarded with
       :func:`share`.
+    :raises SharedSessionError: if *session_factory* cannot be called.
     """
 
     registry: OneForAll[_S]
 
     def __init__(self, session_factory: Callable[..., _S]) -> None:
+        check_factory("shared_session", session_factory)
         factory: Any = session_factory
         super().__init__(factory, scopefunc=_everybody)
         self.registry = OneForAll(session_factory, current_owner, _guarded)
 
     def __call__(self, **kw: Any) -> _S:
         """Like calling a ``scoped_session``; two threads at once get one session."""
-        with self.registry.mutex:
-            return super().__call__(**kw)
+        if kw and self.registry.has():
+            return super().__call__(**kw)  # refuses
+        return self.registry(**kw)
+
+    __reduce_ex__ = refuse_to_pickle
 
     def remove(self) -> None:
         """Say that this thread is done with the session.

@@ -57,11 +57,12 @@ def check_savepoint(transaction: Any, bind: Any, execution_options: Any) -> None
     if transaction.unit is Unit.LEFT:
         raise SharedSessionError(
             "A unit of work with transaction='savepoint' cannot be undone here: "
-            "SQLite's driver has begun no transaction, so it would commit at the end of "
-            "the unit what a later rollback() should undo. Nothing was changed. Let "
-            "SQLAlchemy begin the transactions, with the two event listeners that its documentation of "
-            "SQLite gives under 'Serializable isolation / Savepoints / Transactional "
-            "DDL', or with connect_args={'autocommit': False} (Python 3.12)."
+            "SQLite's driver has begun no transaction, so it would commit at the end "
+            "of the unit what a later rollback() should undo. Nothing was changed. Let "
+            "SQLAlchemy begin the transactions, with the two event listeners that its "
+            "documentation of SQLite gives under 'Serializable isolation / Savepoints "
+            "/ Transactional DDL', or with connect_args={'autocommit': False} "
+            "(Python 3.12)."
         )
     legacy = getattr(driver, "autocommit", _LEGACY) == _LEGACY
     if legacy and not alchemy.is_autocommit(connection):

@@ -61,6 +61,8 @@ class ForeignLock(Protocol):
 
     #: Whether readers may share it.
     shares: bool
+    #: The class of the lock, for messages.
+    name: str
 
     def acquire(
         self, mode: Mode, owner: Owner, through: object, timeout: float | None

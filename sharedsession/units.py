@@ -99,7 +99,7 @@ class _SectionOf:
         ):
             coroutine: _F = self._decorate_coroutine(function)
             return coroutine
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):
             raise SharedSessionError(
                 f"{self._name}() decorates functions and methods, not {function!r}."
             )

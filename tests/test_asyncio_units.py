@@ -300,34 +300,19 @@ async def test_close_all_closes_now(tmp_path: Any) -> None:
 
 
 @aio
-async def test_an_async_scoped_session_passes_on_what_ours_has(tmp_path: Any) -> None:
+async def test_an_async_scoped_sessions_sections_are_entered_by_the_functions(
+    tmp_path: Any,
+) -> None:
     async with database("sqlite", tmp_path) as db:
         maker = async_sessionmaker(db.engine, class_=AsyncSharedSession)
         registry: Any = async_scoped_session(maker, asyncio.current_task)
-        async with registry.critical_section() as session:
+        async with critical_section(registry) as session:
             assert session is registry()
-            assert registry.guard is session.guard
-            assert registry.guard.held == "exclusive"
-        async with registry.read_section():
+            assert session.guard is guard_of(registry)
+        async with read_section(registry):
             assert await registry.scalar(COUNT) == 0
             with pytest.raises(UpgradeError):
                 await registry.flush()
-        await registry.remove()
-
-
-@pytest.mark.unguarded
-@aio
-async def test_an_async_scoped_session_of_plain_ones_has_no_guard(
-    tmp_path: Any,
-) -> None:
-    async with database("sqlite", tmp_path, unguarded=True) as db:
-        registry: Any = async_scoped_session(
-            async_sessionmaker(db.engine), asyncio.current_task
-        )
-        assert not hasattr(registry, "guard")
-        with pytest.raises(AttributeError, match="critical_section"):
-            registry.critical_section()
-        await registry.scalar(COUNT)
         await registry.remove()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -16,6 +18,8 @@ from sharedsession import (
     SharedSessionError,
     SharedSessionMixin,
     WorkLostError,
+    critical_section,
+    guard_of,
     merge_into,
     sessionmaker_from_config,
     shared_session,
@@ -255,24 +259,34 @@ def test_a_url_is_needed_unless_there_is_a_bind(engine: sa.Engine) -> None:
     assert sessionmaker_from_config({}, bind=engine)().bind is engine
 
 
-def test_a_scoped_session_passes_on_what_a_shared_session_has(
+def test_importing_changes_no_class_of_sqlalchemys() -> None:
+    classes = "scoped_session", "Session", "SessionTransaction", "sessionmaker"
+    script = f"""
+import sqlalchemy.orm, sqlalchemy.ext.asyncio
+modules = sqlalchemy.orm, sqlalchemy.ext.asyncio
+classes = {{
+    cls for each in modules for cls in vars(each).values() if isinstance(cls, type)
+}}
+assert {{cls.__name__ for cls in classes}}.issuperset({classes})
+before = {{cls: dict(vars(cls)) for cls in classes}}
+import sharedsession, sharedsession.asyncio
+changed = [
+    (cls, name)
+    for cls, members in before.items()
+    for name, member in vars(cls).items()
+    if not name.startswith("__") and members.get(name, None) is not member
+]
+assert not changed, changed
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_scoped_sessions_sections_are_entered_by_the_functions(
     engine: sa.Engine,
 ) -> None:
     registry: Any = scoped_session(sessionmaker(engine, class_=SharedSession))
-    with registry.critical_section() as session:
+    with critical_section(registry) as session:
         assert session is registry()
-        assert registry.guard is session.guard
-        assert registry.guard.held == "exclusive"
-    with registry.read_section():
-        assert registry.guard.held == "exclusive"
-    registry.remove()
-
-
-def test_a_scoped_session_of_plain_sessions_has_no_guard_to_pass_on(
-    engine: sa.Engine,
-) -> None:
-    registry: Any = scoped_session(sessionmaker(engine))
-    assert not hasattr(registry, "guard")
-    with pytest.raises(AttributeError, match="critical_section"):
-        registry.critical_section()
+        assert session.guard is guard_of(registry)
+        assert session.guard.held == "exclusive"
     registry.remove()

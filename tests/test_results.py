@@ -1,4 +1,4 @@
-"""Results in memory: whole, for several threads at once, and with a plain one's facts."""
+"""Results in memory: whole, for several threads, and with a plain one's facts."""
 
 from __future__ import annotations
 
