@@ -575,7 +575,9 @@ def set_ended_aside(transaction: Any, savepoints_too: bool) -> None:
     for bind, entry in list(transaction._connections.items()):
         connection, began, is_own, closes = entry
         nested = transaction.nested
-        if (nested and savepoints_too) or not began.is_active:
+        # Of a savepoint whose RELEASE failed the connection has still to be told.
+        is_over = not began.is_active and connection._nested_transaction is not began
+        if (nested and savepoints_too) or is_over:
             ended: Any = _Ended(connection, is_own and not nested)
             transaction._connections[bind] = connection, ended, is_own, closes
 

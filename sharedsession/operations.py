@@ -50,16 +50,17 @@ def run(
         _note_failure(guard, me, held, error)
         raise
     finally:
-        _leave(guard, me, held)
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
 
 
-def _leave(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+def _leave(guard: Guard, me: Owner) -> None:
     me.busy = True
     try:
         guard.leave(me)
-    except BaseException:
-        _leave_again(guard, me, held)
-        raise
     finally:
         me.busy = False
         if guard.forsaken:
@@ -96,7 +97,11 @@ def _run_nested(
         _note_failure(guard, me, (), error)
         raise
     finally:
-        _leave(guard, me, ())
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, ())
+            raise
         me.busy = True
 
 
@@ -119,7 +124,11 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
         _note_failure(guard, me, held, error)
         raise
     finally:
-        _leave(guard, me, held)
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
 
 
 def _note_failure(

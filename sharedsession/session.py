@@ -285,8 +285,8 @@ class SharedSessionMixin(Session):
         guard.worker = None
         self._owed.discard(me)
         if committed and transaction.nested:
-            parent = alchemy.boundary(transaction.parent)
-            self._ledger.committed(transaction, parent)
+            self._note_committed(transaction)
+            self._forget_failure()
             return
         if committed and self._failure is None:
             self._ledger.drop(transaction)
@@ -298,10 +298,19 @@ class SharedSessionMixin(Session):
             self._ledger.thrown_away(transaction, loss)
         else:
             self._ledger.drop(transaction)
-        if not alchemy.is_broken(self._transaction):
-            self._failure = None  # what was broken is gone, or was a savepoint only
+        self._forget_failure()
         if self._ledger.anybody_to_tell():
             guard.attention = guard.unsettled = True
+
+    def _forget_failure(self) -> None:
+        """Forget it if what was broken is gone: it may have been a savepoint only."""
+        if not alchemy.is_broken(self._transaction):
+            self._failure = None
+
+    def _note_committed(self, transaction: SessionTransaction) -> None:
+        """The work of a level is safe, or that of the level around its savepoint."""
+        parent = alchemy.boundary(transaction.parent) if transaction.nested else None
+        self._ledger.committed(transaction, parent)
 
     def _note_flushed(self, level: Any) -> None:
         """What was pending is in the database now, in the innermost savepoint."""
@@ -374,7 +383,10 @@ class SharedSessionMixin(Session):
             self._note_broken_by(guard.asker().party, what)
 
     def _note_broken_by(self, owner: Owner, what: str) -> None:
-        if self._failure is None and alchemy.is_broken(self._transaction):
+        transaction = self._transaction
+        if self._failure is None and alchemy.is_broken(transaction):
+            if transaction is not None and alchemy.is_committed(transaction):
+                self._note_committed(transaction)  # a listener failed afterwards
             self._failure = Loss(owner, f"had {what}, which broke the transaction")
             assert self.guard is not None
             self.guard.attention = self.guard.unsettled = True

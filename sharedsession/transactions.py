@@ -104,26 +104,27 @@ class GuardedTransaction(_Plain):
         guard = self.session.guard
         assert guard is not None
         transaction, hold = self._successor or self, self._hold
-        if hold is not None:
-            if hold.forget_if_busy():
-                return
-            self._take_over(hold, transaction)
-        self._successor = self._hold = None
+        leaves = False
         try:
+            if hold is not None:
+                if hold.forget_if_busy():
+                    return
+                self._take_over(hold, transaction)
+            leaves = True
             run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
         except Exception:
             raise
         except BaseException:
             # What was not ended is rolled back; what was is not ended again.
+            if hold is not None:
+                self._take_over(hold, transaction)
+            leaves = True
             run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
             raise
         finally:
-            if hold is not None:
-                try:
-                    hold.release()
-                except BaseException:
-                    hold.release()  # an interrupt at its first line
-                    raise
+            if leaves:
+                self._successor = self._hold = None
+                _release(hold)
 
     def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
         """Leave a block that another thread entered: its work goes with it."""
@@ -248,6 +249,15 @@ def _ending(session: Any) -> Iterator[None]:
         yield
     finally:
         session.__dict__["_is_ending"] = before
+
+
+def _release(hold: Hold | None) -> None:
+    if hold is not None:
+        try:
+            hold.release()
+        except BaseException:
+            hold.release()  # an interrupt at its first line
+            raise
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:

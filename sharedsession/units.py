@@ -299,22 +299,27 @@ class _UnitOfWork:
         return self._section.is_mine()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        if self._section.forget_if_busy():
-            return
-        self.take_over()
+        leaves = False
         try:
+            if self._section.forget_if_busy():
+                return
+            self.take_over()
+            leaves = True
             self._end(type_, value, traceback)
         except Exception:
             raise
         except BaseException as interrupt:
             # What was not ended is undone; what was is not ended again.
+            self.take_over()
+            leaves = True
             self._end(type(interrupt), interrupt, interrupt.__traceback__)
             raise
         finally:
-            if self._commits:
-                # Not by setattr(), which is a call that an interrupt may come in.
-                self._session.__dict__["_in_unit"] = False
-            self._section.__exit__(None, None, None)
+            if leaves:
+                if self._commits:
+                    # Not by setattr(), which is a call that an interrupt may come in.
+                    self._session.__dict__["_in_unit"] = False
+                self._section.__exit__(None, None, None)
 
     def _end(self, type_: Any, value: Any, traceback: Any) -> None:
         session = self._session

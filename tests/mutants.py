@@ -137,7 +137,7 @@ MUTANTS = [
     Mutant(
         "a task that ended keeps the section that it lent",
         "taskguard",
-        "                    place.is_over = place.running is None\n",
+        "                    place.is_over = place.running is None and not place.holds\n",
         "                    pass\n",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
@@ -265,7 +265,7 @@ MUTANTS = [
     Mutant(
         "a window opens while rows become objects",
         "rows",
-        "        self._guard.may_open = False  # what is half made is not for others\n",
+        "    guard.may_open = False  # close the window: half-loaded objects must not be read\n",
         "",
         WINDOWS,
     ),

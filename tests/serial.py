@@ -5,6 +5,8 @@ them one after the other and adds what is promised about each other's failures:
 
 * a transaction that one thread broke is rolled back by the next operation of another,
   and the own rollback of who broke it then has nothing to do;
+* a transaction that ends at the connection, past the session, counts as broken by who
+  ended it; a COMMIT there makes safe what was flushed;
 * who had work in what another ended without a commit is told so, once, by
   ``WorkLostError``, unless its next operation is a rollback or close;
 * ``begin()`` joins what another thread's operation began.
@@ -14,6 +16,7 @@ It stands on SQLAlchemy's public events alone and has nothing of the library in 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Hashable
 
 import sqlalchemy as sa
@@ -39,12 +42,20 @@ class Serial:
         self._done_for: set[Thread] = set()
         self._begun_by: dict[SessionTransaction, Thread] = {}
         self._ended_by: dict[SessionTransaction, Thread] = {}
+        #: How the transaction ended at the connection, until the session's ends, too.
+        self._ended_at_connection: str | None = None
+        for target, name in self._events():
+            sa.event.listen(target, name, functools.partial(self._note_end, name))
         for name in (
             "after_commit",
             "after_transaction_create",
             "after_transaction_end",
         ):
             sa.event.listen(session, name, getattr(self, f"_{name}"))
+
+    def _events(self) -> list[tuple[Any, str]]:
+        engine: Any = self.session.bind
+        return [(engine, "commit"), (engine, "rollback"), (engine, "invalidate")]
 
     # -- what the threads do
 
@@ -57,17 +68,26 @@ class Serial:
         me = self._me
         if self._broken_by not in (None, me):
             self._done_for.add(self._broken_by)
-            while self._is_broken():
+            while self._is_broken() and self._innermost() is not None:
                 self._innermost().rollback()
         told = me in self._told_next
         self._told_next.discard(me)
         if told and not ends:
             raise WorkLostError
 
+    def lost_changes(self) -> None:
+        """This thread's changes were expired, reloaded or expunged by another one.
+
+        Which changes, the public events do not tell: the caller says so.
+        """
+        self._told_next.add(self._me)
+
     def after(self) -> None:
         """An operation has ended: if it broke the transaction, it was this thread's."""
         if self._broken_by is None and self._is_broken():
             self._broken_by = self._me
+            if self._ended_at_connection == "commit":
+                self._work.clear()
 
     def wrote(self) -> None:
         """This thread has left work in the transaction."""
@@ -102,7 +122,7 @@ class Serial:
     # -- what is watched
 
     def _is_broken(self) -> bool:
-        return not self.session.is_active
+        return not self.session.is_active or self._ended_at_connection is not None
 
     def _innermost(self) -> Any:
         session = self.session
@@ -122,6 +142,10 @@ class Serial:
         autobegun = root.origin is SessionTransactionOrigin.AUTOBEGIN
         return autobegun and self._begun_by[root] != self._me
 
+    def _note_end(self, how: str, *args: Any) -> None:
+        if self.session.get_transaction() is not None:
+            self._ended_at_connection = how
+
     def _after_transaction_create(self, session: Any, transaction: Any) -> None:
         self._begun_by[transaction] = self._me
 
@@ -134,6 +158,8 @@ class Serial:
         self._ended_by[transaction] = self._me
         if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
             return
+        if not transaction.nested:
+            self._ended_at_connection = None
         self._done_for.discard(self._me)
         workers = self._work.pop(transaction, set())
         if transaction in self._committed:

@@ -25,15 +25,10 @@ from .conftest import fill_world
 from .models import User
 from .ways_in import WAYS, Way
 
-#: A result is in memory for tasks: who consumes it may be unable to wait.
-IN_MEMORY = " of a result not fetched yet"
-
-ALL = [way for way in WAYS if IN_MEMORY not in way.name]
-
-every_way = pytest.mark.parametrize("way", ALL, ids=lambda way: way.name)
+every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 #: Where the kind of lock, not the way, makes the difference: one of so many ways.
 EVERY = int(os.environ.get("SHAREDSESSION_WAYS_EVERY", "3"))
-some_ways = pytest.mark.parametrize("way", ALL[::EVERY], ids=lambda way: way.name)
+some_ways = pytest.mark.parametrize("way", WAYS[::EVERY], ids=lambda way: way.name)
 
 # Some ways leave a transaction half done on purpose, or a coroutine that nobody awaits.
 pytestmark = [

@@ -709,18 +709,6 @@ way(
 
 
 way(
-    "objects of a result not fetched yet",
-    LOAD,
-    lambda result: result.all(),
-    lambda w: w.session.scalars(sa.select(User)),
-)
-way(
-    "partitions of a result not fetched yet",
-    LOAD,
-    lambda result: list(result.partitions(2)),
-    lambda w: w.session.execute(sa.select(User)),
-)
-way(
     "merge_frozen_result",
     WRITE,
     lambda it: merge_frozen_result(it[0], sa.select(User), it[1]),
