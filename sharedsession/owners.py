@@ -88,7 +88,9 @@ class Owner:
 
     def has_ended(self) -> bool:
         """Whether its thread is gone, though nothing told this owner."""
-        return self.alive and self.ident not in sys._current_frames()
+        # A greenlet that passes for a thread is never listed there.
+        listed = not _HAS_REAL_THREADS or self.ident in sys._current_frames()
+        return self.alive and not listed
 
     def keeps(self, guard: Any) -> None:
         """Note that this owner holds *guard*; a thread's end is told anyway."""
