@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from sqlalchemy import orm
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.testing import config
 from sqlalchemy.testing.fixtures import base
 
@@ -63,6 +63,8 @@ def _session_made(connect: Callable[[Engine], Connection]) -> Any:
         """Like ``Engine.connect()``, of a session; no transaction is begun as yet."""
         if _is_called_by_session(sys._getframe(1)):
             return connect(self)
+        if not isinstance(self.dialect, Dialect):
+            return connect(self)  # a mock, with which no session can work
         _starting.append(self)
         try:
             connection = session_connection(self)

@@ -78,8 +78,11 @@ def _abort_on_sqlite(
     REPLACE, so after another statement, or one that SQLite cannot parse, there may have
     been none.
     """
-    if getattr(driver, "in_transaction", True):
-        return None
+    try:
+        if getattr(driver, "in_transaction", True):
+            return None
+    except Exception:
+        return None  # the driver's connection is closed
     if _has_begin_listener(connection) or getattr(driver, "autocommit", -1) is False:
         return Abort.WHOLE
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # new in Python 3.11

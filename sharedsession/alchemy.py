@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections import deque
 from typing import Any, Callable, Iterator, NoReturn
 
 import sqlalchemy as sa
@@ -158,72 +159,128 @@ ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 CursorFetchStrategy: type[Any] = _cursor.CursorFetchStrategy
 
 
-class _ClosedCursor:
-    """What a result in memory says of its cursor, which is closed."""
+class MemoryCursor:
+    """Stands in for the driver's cursor of a result, whose rows are all here.
 
-    __slots__ = ("description", "rowcount", "lastrowid", "arraysize")
+    Until it is closed it says what the driver's cursor said when it was open.  An error
+    of the fetch is raised where a plain result would raise it: to the consumer.
+    """
 
-    def __init__(self, cursor: Any) -> None:
+    __slots__ = (
+        *("description", "lastrowid", "arraysize", "_rowcount"),
+        *("_driver_cursor", "_context", "_fetched", "_left", "_error", "_closed"),
+    )
+
+    def __init__(self, cursor: Any, context: Any) -> None:
         self.description = cursor.description
-        self.rowcount = getattr(cursor, "rowcount", -1)
         if hasattr(cursor, "lastrowid"):  # some drivers have none
             self.lastrowid = cursor.lastrowid
         self.arraysize = getattr(cursor, "arraysize", 1)
+        # psycopg forgets it with the result that the server sent, and SQLite's driver
+        # counts what RETURNING returns.  Otherwise the driver is asked when somebody
+        # wants to know, as some drivers have to count.
+        forgets = getattr(cursor, "pgresult", None) is not None
+        is_select = context.compiled and not (context.is_text or context.is_crud)
+        asks_later = is_select and not forgets
+        self._rowcount = None if asks_later else getattr(cursor, "rowcount", -1)
+        self._driver_cursor = cursor
+        self._context = context
+        #: What the driver returned, as long as nobody takes single rows.
+        self._fetched: Any = ()
+        self._left: deque[Any] | None = None
+        self._error: Exception | None = None
+        self._closed = False
+
+    @property
+    def rowcount(self) -> Any:
+        known = self._rowcount
+        return getattr(self._driver_cursor, "rowcount", -1) if known is None else known
+
+    def fetch_from(self, result: Any) -> None:
+        """Take all rows from the driver's cursor of *result*."""
+        cursor, strategy = result.cursor, result.cursor_strategy
+        if isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy):
+            return  # it has them already
+        try:
+            try:
+                self._fetched = cursor.fetchall()
+            except BaseException as error:
+                strategy.handle_exception(result, cursor, error)
+        except Exception as error:
+            self._error = error
+
+    def knows_of(self, error: BaseException) -> bool:
+        """Whether *error* is none of the connection's, or was handled there before."""
+        return error is self._error or not self._closed
+
+    def fetchone(self) -> Any:
+        if self._closed:
+            return self._driver_cursor.fetchone()  # refuses
+        left = self._rows()
+        return left.popleft() if left else None
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        if self._closed:
+            return self._driver_cursor.fetchmany()  # refuses
+        left = self._rows()
+        count = self.arraysize if size is None else size
+        return [left.popleft() for _ in range(min(count, len(left)))]
+
+    def fetchall(self) -> Any:
+        if self._closed:
+            return self._driver_cursor.fetchall()  # refuses
+        if self._error is None and self._left is None:
+            fetched, self._fetched = self._fetched, ()
+            return fetched
+        left = self._rows()
+        self._left = deque()
+        return list(left)
+
+    def _rows(self) -> deque[Any]:
+        if self._error is not None:
+            raise self._error
+        if self._left is None:
+            self._left = deque(self._fetched)
+        return self._left
 
     def close(self) -> None:
-        """The cursor is closed already."""
+        """Let the driver's cursor, which is closed already, speak for itself."""
+        self._closed = True
+        self._context.cursor = self._driver_cursor
 
     async def _async_soft_close(self) -> None:
         """AsyncSession calls this for the cursors of asyncio drivers."""
 
 
-class RowsInMemory(_cursor.FullyBufferedCursorFetchStrategy):
-    """The strategy of a cursor result whose rows are all here, its cursor closed.
-
-    Until the rows are consumed the result says what it said when its cursor was open.
-    """
-
-    __slots__ = ("_cursor", "_default_size")
-
-    def __init__(self, rows: Any, cursor: Any, default_size: int | None) -> None:
-        super().__init__(None, initial_buffer=rows)
-        self._cursor = cursor
-        #: How many rows ``fetchmany()`` fetches without a size; ``None`` for all.
-        self._default_size = default_size
-
-    def soft_close(self, result: Any, cursor: Any) -> None:
-        super().soft_close(result, cursor)
-        self._end(result)
-
-    def hard_close(self, result: Any, cursor: Any) -> None:
-        super().hard_close(result, cursor)
-        self._end(result)
-
-    def _end(self, result: Any) -> None:
-        """What the result would do next, by an operation of its connection."""
-        result.context.cursor = self._cursor
-        let_go_of_cursor(result)
-
-    def fetchmany(self, result: Any, cursor: Any, size: int | None = None) -> Any:
-        return super().fetchmany(result, cursor, size or self._default_size)
-
-
 def buffer_rows(result: Any) -> None:
-    """Fetch all rows of a cursor result and close its cursor, but not the result."""
-    strategy, cursor, context = result.cursor_strategy, result.cursor, result.context
-    closed = _ClosedCursor(cursor)
-    buffered = isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
-    rows = strategy.fetchall(result, cursor)  # closes the cursor
-    size = None if buffered else closed.arraysize
-    result.cursor_strategy = in_memory = RowsInMemory(rows, cursor, size)
-    in_memory.alternate_cursor_description = strategy.alternate_cursor_description
-    result.cursor = context.cursor = closed
-    result._soft_closed = False
+    """Fetch all rows of a cursor result and close its cursor, but not the result.
+
+    The result goes on with the strategy that it has, which fetches from memory.
+    """
+    cursor = result.cursor
+    in_memory = MemoryCursor(cursor, result.context)
+    in_memory.fetch_from(result)
+    result.connection._safe_close_cursor(cursor)
+    result.cursor = result.context.cursor = in_memory
 
 
 def is_in_memory(result: Any) -> bool:
     """Whether all rows of a cursor result were fetched by :func:`buffer_rows`."""
-    return isinstance(result.cursor_strategy, RowsInMemory)
+    return isinstance(result.cursor, MemoryCursor)
+
+
+def was_consumed(result: Any) -> bool:
+    """Whether *result*, or the one that it filters, has given up its cursor."""
+    result = getattr(result, "_real_result", None) or result
+    if not isinstance(result, CursorResult):
+        return False
+    return result.cursor is None and not has_rows_of_its_own(result)
+
+
+def has_rows_of_its_own(result: Any) -> bool:
+    """Whether a cursor result has rows though its cursor was closed at once."""
+    strategy = result.cursor_strategy
+    return isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
 
 
 def refuse_identity_map() -> NoReturn:
@@ -283,6 +340,14 @@ _RELATIONSHIPS = ScalarObjectAttributeImpl, CollectionAttributeImpl
 def is_changed(state: Any, key: str) -> bool:
     """Whether an attribute was changed since it was loaded or flushed."""
     return key in state.committed_state
+
+
+def is_another_value(state: Any, key: str) -> bool:
+    """Whether the present value of a changed attribute is not the one before."""
+    history = state.manager[key].impl.get_history(
+        state, state.dict, _base.PASSIVE_NO_INITIALIZE
+    )
+    return bool(history.added or history.deleted)
 
 
 def forget_change(state: Any, key: str) -> None:

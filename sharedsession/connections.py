@@ -104,6 +104,7 @@ def _guarded_class(base: Any) -> Any:
             members[name] = property(guarded(member.fget, access, _GUARD))
         else:
             members[name] = guarded(member, access, _GUARD)
+    members["_safe_close_cursor"] = _closing_cursor(members["_safe_close_cursor"], base)
     for name in ("execute", "exec_driver_sql", "scalar"):
         function = getattr(base, name)
         members[name] = with_parameters_of(
@@ -124,13 +125,21 @@ def _handling_errors(function: Any) -> Any:
     """Look, as each statement fails, whether the database aborted the transaction."""
 
     def _handle_dbapi_exception(
-        self: Any, e: BaseException, statement: Any, *args: Any, **kw: Any
+        self: Any,
+        e: BaseException,
+        statement: Any,
+        parameters: Any,
+        cursor: Any,
+        context: Any,
+        **kw: Any,
     ) -> NoReturn:
+        if isinstance(cursor, alchemy.MemoryCursor) and cursor.knows_of(e):
+            raise e
         abort = None
         if guard_of_connection(self) is not None:
             abort = abort_after(self, e, statement)
         try:
-            function(self, e, statement, *args, **kw)
+            function(self, e, statement, parameters, cursor, context, **kw)
         except BaseException as error:
             if abort is not None:
                 self._sharedsession_abort = abort
@@ -141,6 +150,16 @@ def _handling_errors(function: Any) -> Any:
         raise AssertionError("SQLAlchemy raises the error that it handles")
 
     return _handle_dbapi_exception
+
+
+def _closing_cursor(guarded_close: Any, base: Any) -> Any:
+    plain = base._safe_close_cursor
+
+    def _safe_close_cursor(self: Any, cursor: Any) -> Any:
+        in_memory = isinstance(cursor, alchemy.MemoryCursor)
+        return (plain if in_memory else guarded_close)(self, cursor)
+
+    return _safe_close_cursor
 
 
 def _making_savepoint(function: Any) -> Any:

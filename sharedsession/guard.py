@@ -66,6 +66,10 @@ class Guard(Monitor):
     #: What :meth:`hand_over` takes.
     _flows: type[Any] = threading.Thread
 
+    @classmethod
+    def check_lock_object(cls, lock: Any) -> None:
+        """Raise if guards of this class cannot stand on a lock object."""
+
     def __init__(
         self,
         kind: Kind = Kind.RLOCK,

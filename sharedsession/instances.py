@@ -228,6 +228,19 @@ def _every_attribute(state: Any, *args: Any, **kw: Any) -> Any:
     return [key for key in alchemy.changers_of(state).by_key if key is not None]
 
 
+def _every_other_value(state: Any, *args: Any, **kw: Any) -> Any:
+    """Setting the value that was there before is no work that could be lost."""
+    changed = _these_attributes(state, None, _every_attribute(state))
+    return [key for key in changed if alchemy.is_another_value(state, key)]
+
+
+def _these_other_values(
+    state: Any, values: Any, names: Any, *args: Any, **kw: Any
+) -> Any:
+    changed = _these_attributes(state, values, names)
+    return [key for key in changed if alchemy.is_another_value(state, key)]
+
+
 def _these_attributes(
     state: Any, values: Any, names: Any, *args: Any, **kw: Any
 ) -> Any:
@@ -272,9 +285,9 @@ GuardedState = subclass(
         **_guarded_members(alchemy.InstanceState, STATE),
         "_modified_event": _modified_event,
         alchemy.CHANGERS: None,
-        "_expire": _discarding("_expire", _every_attribute),
+        "_expire": _discarding("_expire", _every_other_value),
         "_commit_all": _discarding("_commit_all", _every_attribute),
-        "_expire_attributes": _discarding("_expire_attributes", _these_attributes),
+        "_expire_attributes": _discarding("_expire_attributes", _these_other_values),
         "_commit": _discarding("_commit", _these_attributes),
         "attrs": property(_attrs, doc=alchemy.InstanceState.attrs.__doc__),
         "__reduce_ex__": pickles.reduce_state,

@@ -49,6 +49,7 @@ def make_guard(
         if lock not in KINDS:
             raise ValueError(f"lock={lock!r} is not a kind of lock; {_CHOICE}")
         return guard_class(Kind(lock), timeout=timeout)
+    guard_class.check_lock_object(lock)
     return guard_class(Kind.RLOCK, lock=_foreign(lock), timeout=timeout)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Iterator
 
+from . import alchemy
 from .disguise import become, is_ours, like, per_class, subclass
 
 #: Methods that consume rows, and end before they return.
@@ -67,7 +68,7 @@ def _iterating(function: Callable[..., Any]) -> Any:
     def iterate(self: Any, *args: Any, **kw: Any) -> Any:
         lock = vars(self)[_LOCK]
         with lock:
-            return _Iterator(lock, function(self, *args, **kw))
+            return _Iterator(lock, self, function(self, *args, **kw))
 
     return like(iterate, function)
 
@@ -84,10 +85,11 @@ def _filtering(function: Callable[..., Any]) -> Any:
 class _Iterator:
     """An iterator whose steps several threads take in turns."""
 
-    __slots__ = ("_lock", "_plain")
+    __slots__ = ("_lock", "_result", "_plain")
 
-    def __init__(self, lock: Any, plain: Iterator[Any]) -> None:
+    def __init__(self, lock: Any, result: Any, plain: Iterator[Any]) -> None:
         self._lock = lock
+        self._result = result
         self._plain = plain
 
     def __iter__(self) -> Iterator[Any]:
@@ -95,4 +97,6 @@ class _Iterator:
 
     def __next__(self) -> Any:
         with self._lock:
+            if alchemy.was_consumed(self._result):
+                raise StopIteration  # by another iterator over the same rows
             return next(self._plain)

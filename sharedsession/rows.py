@@ -25,7 +25,10 @@ from .terms import LOAD, STREAM
 def settle(guard: Guard, result: Any) -> Any:
     """Fetch what *result* would fetch later; to be called inside its operation."""
     if isinstance(result, alchemy.CursorResult):
-        if alchemy.is_exhausted(result) or alchemy.is_in_memory(result):
+        if alchemy.is_exhausted(result):
+            own = alchemy.has_rows_of_its_own(result)
+            return results.for_all_threads(result) if own else result
+        if alchemy.is_in_memory(result):
             return result
         cursor_result: Any = result
     elif isinstance(result, alchemy.IteratorResult):

@@ -53,7 +53,6 @@ from .terms import (
     STREAMS,
     WRITE,
     Access,
-    ForeignLock,
     Kind,
     Mode,
 )
@@ -128,19 +127,20 @@ class TaskGuard(Guard):
     _flows = asyncio.Task
     _may_have_gate = False  # family must be asked for by the monitor
 
+    @classmethod
+    def check_lock_object(cls, lock: Any) -> None:
+        raise ValueError(
+            f"lock={lock!r} keeps threads apart, and the tasks of an event loop are in "
+            "one thread: give an asyncio session the name of a kind."
+        )
+
     def __init__(
         self,
         kind: Kind = Kind.RLOCK,
         *,
-        lock: ForeignLock | None = None,
         timeout: float | None = None,
         **primitives: Any,
     ) -> None:
-        if lock is not None:
-            raise ValueError(
-                "A lock object keeps threads apart, and the tasks of an event loop "
-                "are in one thread: give an asyncio session the name of a kind."
-            )
         super().__init__(kind, timeout=timeout, asker=current_task_owner, **primitives)
         self._below: list[_Place] = []
         self._step: _Step | None = None
