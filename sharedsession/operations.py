@@ -50,20 +50,20 @@ def run(
         _note_failure(guard, me, held, error)
         raise
     finally:
-        _leave(guard, me, held)
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
 
 
-def _leave(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+def _leave(guard: Guard, me: Owner) -> None:
+    """End an operation; to be followed by :func:`_leave_again` if this raises."""
     me.busy = True
-    try:
-        guard.leave(me)
-    except BaseException:
-        _leave_again(guard, me, held)
-        raise
-    finally:
-        me.busy = False
-        if guard.forsaken:
-            guard.reap()
+    guard.leave(me)
+    me.busy = False
+    if guard.forsaken:
+        guard.reap()
 
 
 def _run_nested(
@@ -96,8 +96,13 @@ def _run_nested(
         _note_failure(guard, me, (), error)
         raise
     finally:
-        _leave(guard, me, ())
-        me.busy = True
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, ())
+            raise
+        finally:
+            me.busy = True
 
 
 def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
@@ -119,7 +124,11 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
         _note_failure(guard, me, held, error)
         raise
     finally:
-        _leave(guard, me, held)
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
 
 
 def _note_failure(
@@ -135,9 +144,15 @@ def _note_failure(
 
 def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
     """After an interrupt at its first line, or nobody else comes in any more."""
-    if guard.holds:
-        guard.drop_streams(me, held)
-    guard.leave(me)
+    me.busy = True
+    try:
+        if guard.holds:
+            guard.drop_streams(me, held)
+        guard.leave(me)
+    finally:
+        me.busy = False
+        if guard.forsaken:
+            guard.reap()
 
 
 def _run_within(
