@@ -49,7 +49,7 @@ from .threads import Worker, inside, wait_for, wait_until
 #: The modules that a guard's own work is in.
 CORE = {
     *("guard", "monitor", "holds", "operations", "owners", "sections", "units"),
-    *("locks", "waiting", "registry", "tasks", "reads", "writes"),
+    *("locks", "waiting", "registry", "tasks", "reads", "writes", "transactions"),
 }
 
 #: Seconds that a thread may take for what never waits long.
@@ -146,8 +146,8 @@ class Scenario:
     prepare: Act = nothing
     #: Done by other threads; it has to call ``let_go()``.
     meanwhile: Act = Place.let_go
-    #: Whether the end throws away what was pending, and says so.
-    loses: bool = False
+    #: Whether what fails leaves it as open as it was, as long as it is there.
+    stays_open: bool = False
     locks: tuple[Any, ...] = ("rlock", "rw")
 
 
@@ -287,8 +287,10 @@ def begin_generator(place: Place) -> None:
 
 
 def go_on(place: Place) -> None:
-    next(place.block)
-    place.block.close()
+    try:
+        next(place.block)
+    finally:
+        place.block.close()
 
 
 def stream(place: Place) -> None:
@@ -373,6 +375,7 @@ scenario(
     go_on,
     "mine",
     prepare=in_another_thread(begin_generator),
+    stays_open=True,
 )
 scenario("unit of work", unit, "mine")
 scenario("use a registry, and remove", use_registry, "mine")
@@ -663,7 +666,8 @@ class Try:
             check(refused, f"what came in got {event.error!r}")
         if error is not None:
             check(event.happened and event.comes_out, f"it became {error!r}")
-        if self.steps.at_an_end and not event.ends_thread:
+        stays_open = self.scenario.stays_open and error is not None
+        if stays_open or (self.steps.at_an_end and not event.ends_thread):
             self.place.error = self.place.block = error = None  # and what it is open in
             gc.collect()
 
