@@ -253,6 +253,10 @@ class Guard(Monitor):
                 self._note(hold, restricts)
             if self.attention and mode is EXCLUSIVE and not restricts:
                 self.attend_to(me, CHANGE)
+            if self.forsaken:
+                self.reap()
+            # The last call: after it an interrupt would leave the hold to nobody.
+            me.keeps(self)
         except BaseException:
             if anew:
                 self._note_whatever_it_got(hold)
@@ -260,9 +264,6 @@ class Guard(Monitor):
             raise
         finally:
             me.busy = False
-        if self.forsaken:
-            self.reap()
-        me.keeps(self)
         return hold
 
     def _note_whatever_it_got(self, hold: Hold) -> None:

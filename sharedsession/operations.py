@@ -58,13 +58,12 @@ def run(
 
 
 def _leave(guard: Guard, me: Owner) -> None:
+    """End an operation; to be followed by :func:`_leave_again` if this raises."""
     me.busy = True
-    try:
-        guard.leave(me)
-    finally:
-        me.busy = False
-        if guard.forsaken:
-            guard.reap()
+    guard.leave(me)
+    me.busy = False
+    if guard.forsaken:
+        guard.reap()
 
 
 def _run_nested(
@@ -102,7 +101,8 @@ def _run_nested(
         except BaseException:
             _leave_again(guard, me, ())
             raise
-        me.busy = True
+        finally:
+            me.busy = True
 
 
 def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
@@ -144,9 +144,15 @@ def _note_failure(
 
 def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
     """After an interrupt at its first line, or nobody else comes in any more."""
-    if guard.holds:
-        guard.drop_streams(me, held)
-    guard.leave(me)
+    me.busy = True
+    try:
+        if guard.holds:
+            guard.drop_streams(me, held)
+        guard.leave(me)
+    finally:
+        me.busy = False
+        if guard.forsaken:
+            guard.reap()
 
 
 def _run_within(

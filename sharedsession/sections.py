@@ -21,10 +21,11 @@ class _Section(Generic[_S]):
         self._session = session
         self._timeout = None if timeout is None else check_timeout(timeout)
         self._hold: Hold | None = None
-        self._entered = False
+        #: Whether its block has begun, and not ended.
+        self.is_entered = False
 
     def __enter__(self) -> _S:
-        if self._entered:
+        if self.is_entered:
             raise SharedSessionError(
                 f"This {self._what} is entered already; make a new one for each block."
             )
@@ -32,7 +33,7 @@ class _Section(Generic[_S]):
         try:
             if guard is not None:
                 self._acquire(guard)
-            self._entered = True
+            self.is_entered = True
             return self._session
         except BaseException:
             hold, self._hold = self._hold, None
@@ -58,26 +59,26 @@ class _Section(Generic[_S]):
         hold = self._hold
         if hold is None or not hold.forget_if_busy():
             return False
-        self._entered, self._hold = False, None
+        self.is_entered, self._hold = False, None
         return True
 
     def __exit__(self, *exc_info: Any) -> None:
-        if not self._entered:
+        if not self.is_entered:
             raise SharedSessionError(
                 f"This {self._what} is not entered, so there is nothing to release."
             )
         try:
             self._leave()
-        except Exception:
-            raise  # refused, so nothing has changed
         except BaseException:
-            self._leave()  # an interrupt at its first line
+            # An interrupt, or what a signal handler raised: to the end, or who waits
+            # is not woken.  What was refused is refused again.
+            self._leave()
             raise
 
     def _leave(self) -> None:
         if self._hold is not None:
             self._hold.release()
-        self._entered, self._hold = False, None
+        self.is_entered, self._hold = False, None
 
     def _acquire(self, guard: Guard) -> None:
         """Put a hold in its place at once, where an interrupt finds it."""

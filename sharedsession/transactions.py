@@ -17,6 +17,7 @@ from sqlalchemy.orm import SessionTransactionOrigin
 from . import alchemy
 from .affinity import check_engine
 from .connections import Connecting, guard_connection, guard_of_connection
+from .errors import LockTimeout
 from .guard import Guard
 from .holds import Hold
 from .operations import Path, guarded, run
@@ -101,30 +102,36 @@ class GuardedTransaction(_Plain):
         return successor
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        try:
+            self._leave(type_, value, traceback)
+        except LockTimeout:
+            raise  # another thread is in the middle of an operation in it
+        except BaseException:
+            # An interrupt, or what a signal handler raised, before it was half done: it
+            # would stay open as long as anybody keeps the traceback.
+            if self._hold is not None:
+                self._leave(*sys.exc_info())
+            raise
+
+    def _leave(self, type_: Any, value: Any, traceback: Any) -> None:
         guard = self.session.guard
         assert guard is not None
         transaction, hold = self._successor or self, self._hold
-        leaves = False
+        if hold is not None:
+            if hold.forget_if_busy():
+                return
+            self._take_over(hold, transaction)
+        self._successor = self._hold = None
         try:
-            if hold is not None:
-                if hold.forget_if_busy():
-                    return
-                self._take_over(hold, transaction)
-            leaves = True
             run(guard, END, _Plain.__exit__, transaction, type_, value, traceback)
-        except Exception:
+        except LockTimeout:
             raise
         except BaseException:
             # What was not ended is rolled back; what was is not ended again.
-            if hold is not None:
-                self._take_over(hold, transaction)
-            leaves = True
             run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
             raise
         finally:
-            if leaves:
-                self._successor = self._hold = None
-                _release(hold)
+            _release(hold)
 
     def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
         """Leave a block that another thread entered: its work goes with it."""

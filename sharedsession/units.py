@@ -11,7 +11,7 @@ from typing import Any, Callable, Literal, NoReturn, TypeVar, Union
 from sqlalchemy.orm import Session, scoped_session
 
 from .alchemy import async_session_of
-from .errors import SharedSessionError
+from .errors import LockTimeout, SharedSessionError
 from .savepoints import Unit, make_savepoint_of
 from .sections import CriticalSection, ReadSection
 from .session import SharedSessionMixin
@@ -299,27 +299,32 @@ class _UnitOfWork:
         return self._section.is_mine()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        leaves = False
         try:
-            if self._section.forget_if_busy():
-                return
-            self.take_over()
-            leaves = True
-            self._end(type_, value, traceback)
-        except Exception:
+            self._leave(type_, value, traceback)
+        except LockTimeout:
+            raise  # another thread is in the middle of an operation in it
+        except BaseException as error:
+            # An interrupt, or what a signal handler raised, before it was half done: it
+            # would stay open as long as anybody keeps the traceback.
+            if self._section.is_entered:
+                self._leave(type(error), error, error.__traceback__)
             raise
-        except BaseException as interrupt:
+
+    def _leave(self, type_: Any, value: Any, traceback: Any) -> None:
+        if self._section.forget_if_busy():
+            return
+        self.take_over()
+        try:
+            self._end(type_, value, traceback)
+        except BaseException as error:
             # What was not ended is undone; what was is not ended again.
-            self.take_over()
-            leaves = True
-            self._end(type(interrupt), interrupt, interrupt.__traceback__)
+            self._end(type(error), error, error.__traceback__)
             raise
         finally:
-            if leaves:
-                if self._commits:
-                    # Not by setattr(), which is a call that an interrupt may come in.
-                    self._session.__dict__["_in_unit"] = False
-                self._section.__exit__(None, None, None)
+            if self._commits:
+                # Not by setattr(), which is a call that an interrupt may come in.
+                self._session.__dict__["_in_unit"] = False
+            self._section.__exit__(None, None, None)
 
     def _end(self, type_: Any, value: Any, traceback: Any) -> None:
         session = self._session

@@ -1,0 +1,767 @@
+"""Anything at any step: what comes into the middle of a guard's own work.
+
+A scenario runs once to count the steps of one thread inside the guard's modules, and
+then once for each step, with one event at exactly that step:
+
+* a *finalizer* that uses the session, which the collector may run before any line;
+* a *signal handler* that uses the session, and whose error comes out where it struck;
+* an *interrupt*: KeyboardInterrupt, or the exception that a handler raises;
+* a *failure* of a function that is written in C: no memory, or no lock;
+* the *end of the thread*, by an exception that nothing catches.
+
+Handlers and interrupts come where the interpreter lets them come, see ``faults``.
+After each the guard has to be free, whoever waited for it has had a turn, and the
+database holds all of the operation or nothing.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Callable, Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
+
+from sharedsession import (
+    LockTimeout,
+    SharedSession,
+    SharedSessionError,
+    critical_section,
+    owners,
+    shared_session,
+)
+
+from . import faults
+from .conftest import make_engine
+from .faults import Agent, Interrupt, Wrong, _is_ours, _lock, _module, check, check_free
+from .models import User
+from .threads import Worker, inside, wait_for, wait_until
+
+#: The modules that a guard's own work is in.
+CORE = {
+    *("guard", "monitor", "holds", "operations", "owners", "sections", "units"),
+    *("locks", "waiting", "registry", "tasks", "reads", "writes", "transactions"),
+}
+
+#: Seconds that a thread may take for what never waits long.
+PATIENCE = 20.0
+
+
+class Stuck(Wrong):
+    """A thread waits for what never comes."""
+
+
+# -- the place where a scenario happens
+
+
+class Place:
+    """A session with a user in it, one thread at whose steps things happen, others."""
+
+    def __init__(self, lock: Any, directory: str) -> None:
+        self.path = f"{directory}/test.db"
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+        self.engine = make_engine(f"sqlite:///{self.path}")
+        self.registry = shared_session(
+            sessionmaker(self.engine, class_=SharedSession, lock=_lock(lock))
+        )
+        self.session = self.registry()
+        self.guard: Any = self.session.guard
+        self.user = self.session.get_one(User, 1)
+        self.expired = self.session.get_one(User, 2)
+        self.session.expire(self.expired)
+        self.session.commit()
+        _ = self.user.name
+        self.actor: Worker | None = None
+        #: What the actor comes to, and what it waits for.
+        self.ready, self.may_go = threading.Event(), threading.Event()
+        self.acted, self.may_end = threading.Event(), threading.Event()
+        #: What came out of its scenario.
+        self.error: BaseException | None = None
+        #: What the actor's scenario prepared for itself.
+        self.block: Any = None
+        #: Other threads, which must all get through.
+        self.others: list[Worker] = []
+        #: One that did what was prepared.
+        self.helper: Agent | None = None
+        #: Generators in sections, which an event or the scenario's end closes.
+        self.forgotten: list[Any] = []
+
+    def end(self) -> None:
+        if self.helper is not None:
+            self.helper.end()
+        self.session.close()
+        self.engine.dispose()
+
+    # -- for what other threads do meanwhile
+
+    def let_go(self) -> None:
+        self.may_go.set()
+
+    def is_waiting(self, worker: Any) -> bool:
+        """Looked up without the mutex: a thread that is stuck may have it."""
+        queue = [*self.guard.queue, *self.guard._before]
+        return any(waiter.owner.flow is worker for waiter in queue)
+
+    def until_waiting(self, worker: Any) -> None:
+        wait_until(lambda: self._is_done(worker) or self.is_waiting(worker))
+
+    def _is_done(self, worker: Any) -> bool:
+        return bool((self.acted if worker is self.actor else worker.done).is_set())
+
+    def start_other(self, name: str) -> None:
+        """Have another thread wait for its turn, to add a user of that name."""
+        other = Worker(lambda: self.session.add(User(name=name)), name=name)
+        self.others.append(other)
+        self.until_waiting(other)
+
+
+Act = Callable[[Place], Any]
+
+
+def nothing(place: Place) -> None:
+    """For what a scenario does not need."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one thread does at whose steps things happen, and others beside it."""
+
+    name: str
+    go: Act
+    #: The users that are in the database when all of it was done.
+    makes: tuple[str, ...] = ()
+    #: Those that another thread makes in any case.
+    others: tuple[str, ...] = ()
+    #: Done before by the same thread.
+    prepare: Act = nothing
+    #: Done by other threads; it has to call ``let_go()``.
+    meanwhile: Act = Place.let_go
+    #: Whether what fails leaves it as open as it was, as long as it is there.
+    stays_open: bool = False
+    locks: tuple[Any, ...] = ("rlock", "rw")
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def scenario(name: str, go: Act, *makes: str, **more: Any) -> None:
+    SCENARIOS.append(Scenario(name, go, makes, **more))
+
+
+# -- scenarios
+
+
+def add(place: Place) -> None:
+    place.session.add(User(name="mine"))
+
+
+def add_and_flush(place: Place) -> None:
+    place.session.add(User(name="mine"))
+    place.session.flush()
+
+
+def rename(place: Place) -> None:
+    place.user.name = "mine"
+
+
+def critical(place: Place) -> Any:
+    return place.session.critical_section()
+
+
+def reading(place: Place) -> Any:
+    return place.session.read_section()
+
+
+def look(place: Place) -> Any:
+    return place.user.name, place.expired.name
+
+
+def within(enter: Callable[[Place], Any], act: Act) -> Act:
+    def go(place: Place) -> None:
+        with enter(place):
+            act(place)
+
+    return go
+
+
+def enter_before(enter: Callable[[Place], Any]) -> Act:
+    def prepare(place: Place) -> None:
+        place.block = enter(place)
+        place.block.__enter__()
+
+    return prepare
+
+
+def leave(place: Place) -> None:
+    place.block.__exit__(None, None, None)
+
+
+def add_and_leave(place: Place) -> None:
+    try:
+        add(place)
+    finally:
+        leave(place)
+
+
+def waiting_for(enter: Callable[[Place], Any]) -> Act:
+    """The actor has to wait for another thread's section, or never gets that far."""
+
+    def meanwhile(place: Place) -> None:
+        with inside(lambda: enter(place)):
+            place.let_go()
+            place.until_waiting(place.actor)
+
+    return meanwhile
+
+
+def waited_for_by(*names: str) -> Act:
+    """Others wait for what the actor has."""
+
+    def meanwhile(place: Place) -> None:
+        for name in names:
+            place.start_other(name)
+        place.let_go()
+
+    return meanwhile
+
+
+def time_out(place: Place) -> None:
+    try:
+        with place.session.critical_section(timeout=0.001):
+            raise Wrong("it got in")
+    except LockTimeout:
+        pass
+
+
+def until_it_gave_up(place: Place) -> None:
+    with inside(lambda: critical(place)):
+        place.let_go()
+        wait_within_patience(place.acted, "the thread")
+
+
+def in_another_thread(act: Act) -> Act:
+    """That goes on to live: its end would release what it holds."""
+
+    def prepare(place: Place) -> None:
+        place.helper = Agent()
+        place.helper.do(lambda: act(place))
+
+    return prepare
+
+
+def begin_block(place: Place) -> None:
+    place.session.rollback()
+    enter_before(lambda place: place.session.begin())(place)
+    add(place)
+
+
+def unit(place: Place) -> None:
+    critical_section(place.registry, transaction="commit")(add)(place)
+
+
+def use_registry(place: Place) -> None:
+    place.registry.add(User(name="mine"))
+    place.registry.commit()
+    place.registry.remove()
+
+
+def begin_generator(place: Place) -> None:
+    @critical_section(lambda: place.session)
+    def generate() -> Iterator[None]:
+        yield
+        add(place)
+        yield
+
+    place.block = generate()
+    next(place.block)
+
+
+def go_on(place: Place) -> None:
+    try:
+        next(place.block)
+    finally:
+        place.block.close()
+
+
+def stream(place: Place) -> None:
+    statement = sa.select(User.name).execution_options(yield_per=1)
+    with place.session.execute(statement) as result:
+        result.fetchone()
+
+
+def end_thread(place: Place) -> None:
+    """What becomes of a thread's local storage at its end."""
+    owners._local.__dict__.pop("life", None)
+
+
+def section_generator(place: Place) -> Any:
+    with place.session.critical_section():
+        yield
+
+
+def forget_section(place: Place) -> None:
+    generator = section_generator(place)
+    next(generator)
+    place.forgotten.append(generator)
+
+
+def close_forgotten(place: Place) -> None:
+    """The collector closes generators that everybody forgot, in whatever thread."""
+    while place.forgotten:
+        collect(place.forgotten.pop())
+
+
+def waiting_for_the_forgotten(place: Place) -> None:
+    """A forgotten section of another thread is what the actor waits for."""
+    place.let_go()
+    place.until_waiting(place.actor)
+    close_forgotten(place)
+
+
+scenario("add", add, "mine")
+scenario("add and flush", add_and_flush, "mine")
+scenario("set", rename, "mine")
+scenario("look", look)
+scenario("add in a section", within(critical, add), "mine")
+scenario("sections in sections", within(critical, within(critical, add)), "mine")
+scenario("look in a section", within(critical, look))
+scenario("look in a read section", within(reading, look))
+scenario("read section in a section", within(critical, within(reading, look)))
+scenario("add, in a section to be forgotten", add, "mine", prepare=forget_section)
+scenario("wait", add, "mine", meanwhile=waiting_for(critical))
+scenario("wait to look", look, meanwhile=waiting_for(critical))
+scenario(
+    "wait for a section", within(critical, add), "mine", meanwhile=waiting_for(critical)
+)
+scenario("wait to read", within(reading, look), meanwhile=waiting_for(critical))
+scenario("wait for a reader", add, "mine", meanwhile=waiting_for(reading))
+scenario(
+    *("wait for a forgotten section", add, "mine"),
+    prepare=in_another_thread(forget_section),
+    meanwhile=waiting_for_the_forgotten,
+)
+scenario(
+    *("leave to two that wait", add_and_leave, "mine"),
+    others=("one", "two"),
+    prepare=enter_before(critical),
+    meanwhile=waited_for_by("one", "two"),
+)
+scenario(
+    "leave a read section to a writer",
+    leave,
+    others=("one",),
+    prepare=enter_before(reading),
+    meanwhile=waited_for_by("one"),
+)
+scenario("time out", time_out, meanwhile=until_it_gave_up)
+scenario(
+    "leave another thread's begin block",
+    leave,
+    "mine",
+    prepare=in_another_thread(begin_block),
+)
+scenario(
+    "go on with another thread's generator",
+    go_on,
+    "mine",
+    prepare=in_another_thread(begin_generator),
+    stays_open=True,
+)
+scenario("unit of work", unit, "mine")
+scenario("use a registry, and remove", use_registry, "mine")
+scenario("stream", stream)
+scenario(
+    "the thread ends in a section",
+    end_thread,
+    others=("one",),
+    prepare=enter_before(critical),
+    meanwhile=waited_for_by("one"),
+)
+
+
+# -- steps
+
+
+class Lines:
+    """Calls *happen* before the n-th line of the guard's modules; counts with 0."""
+
+    opcodes = False
+
+    def __init__(self, at: int, happen: Callable[[], Any]) -> None:
+        self.at, self.happen = at, happen
+        self.steps = 0
+        self.place = ""
+        self.at_an_end = self.at_a_limit = False
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not _is_core(frame):
+            return None
+        frame.f_trace_opcodes = self.opcodes
+        return self._trace_core
+
+    def _trace_core(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == ("opcode" if self.opcodes else "line"):
+            self.steps += 1
+            if self.steps == self.at:
+                self.place = _place(frame)
+                self.happen()
+        return self._trace_core
+
+
+class Opcodes(Lines):
+    """The same before each instruction of the interpreter's."""
+
+    opcodes = True
+
+
+class Signals(Interrupt):
+    """The same at each step at which the interpreter runs signal handlers."""
+
+    def __init__(self, at: int, happen: Callable[[], Any]) -> None:
+        super().__init__(at)
+        self.happen = happen
+
+    def _step(self, frame: FrameType, what: str, began: bool) -> None:
+        if not _is_core(frame) or faults._in_finalizer(frame):
+            return
+        self.steps += 1
+        if self.steps == self.at:
+            module, name = _module(frame.f_code), frame.f_code.co_name
+            self.at_an_end = began and (module, name) in faults.ENDS
+            self.at_a_limit = (what, module, name) in faults.LIMITS
+            self.place = f"{what}, {_place(frame)}"
+            self.happen()
+
+
+class Calls(Signals):
+    """The same before each call of a function that is written in C."""
+
+    def __enter__(self) -> Any:
+        sys.setprofile(self._profile)
+        return self
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        # What gives back or looks needs no memory.
+        if event == "c_call" and arg.__name__ not in NEVER_FAIL and _is_core(frame):
+            self._step(frame, f"{event} of {arg.__name__}", False)
+
+
+#: Functions in C that need no memory and no lock: what gives back, and what looks.
+NEVER_FAIL = {
+    *("release", "__exit__", "settrace", "setprofile", "_is_owned", "get_ident"),
+    *("len", "isinstance", "getattr", "get", "bool", "exc_info"),
+}
+
+
+def _is_core(frame: FrameType) -> bool:
+    return _is_ours(frame) and _module(frame.f_code) in CORE
+
+
+def _place(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{_module(code)}.{code.co_name}:{frame.f_lineno}"
+
+
+# -- events
+
+
+def write_guest(place: Place) -> None:
+    place.session.add(User(name="guest"))
+
+
+def execute(place: Place) -> None:
+    place.session.execute(sa.text("SELECT 1")).all()
+
+
+def decorated_generator(place: Place) -> None:
+    @critical_section(lambda: place.session)
+    def generate() -> Iterator[None]:
+        yield
+
+    generator = generate()
+    next(generator)
+    collect(generator)
+
+
+def forgotten_generator(place: Place) -> None:
+    generator = section_generator(place)
+    next(generator)
+    collect(generator)
+
+
+#: What finalizers and signal handlers do with the session.
+USES: dict[str, Act] = {
+    "look": lambda place: place.user.name,
+    "load": lambda place: place.expired.name,
+    "write": write_guest,
+    "execute": execute,
+    "section": within(critical, nothing),
+    "read section": within(reading, look),
+    "generator in a section": forgotten_generator,
+    "generator that is decorated": decorated_generator,
+    "close what is forgotten": close_forgotten,
+    "ask": lambda place: (place.guard.readers, place.guard.explain()),
+}
+
+
+class Garbage:
+    """A cycle, whose finalizer runs when the collector finds it."""
+
+    def __init__(self, finalize: Callable[[], Any], *kept: Any) -> None:
+        self.me, self.finalize, self.kept = self, finalize, kept
+
+    def __del__(self) -> None:
+        self.finalize()
+
+
+def collect(*kept: Any) -> None:
+    """Have the collector find what only the caller keeps, when it lets go."""
+    Garbage(lambda: None, *kept)
+    gc.collect(0)
+
+
+class Event:
+    """What happens at a step, and what came of it."""
+
+    #: Whether what comes of it may come out of the scenario.
+    comes_out = True
+    #: Whether the thread ends with it.
+    ends_thread = False
+
+    def __init__(self) -> None:
+        self.happened = False
+        self.error: Exception | None = None
+        #: Whether a user "guest" was made.
+        self.wrote = False
+
+    def __call__(self, place: Place) -> None:
+        raise NotImplementedError
+
+
+class Handled(Event):
+    """A signal handler that uses the session, and lets its error out."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.use = use
+
+    def __call__(self, place: Place) -> None:
+        self.happened = True
+        try:
+            USES[self.use](place)
+            self.wrote = self.use == "write"
+        except Exception as error:
+            self.error = error
+            raise
+
+
+class Collected(Handled):
+    """A finalizer that the collector runs, which drops its error."""
+
+    comes_out = False
+
+    def __call__(self, place: Place) -> None:
+        Garbage(lambda: self._finalize(place))
+        gc.collect(0)
+
+    def _finalize(self, place: Place) -> None:
+        try:
+            super().__call__(place)
+        except Exception:
+            pass
+
+
+class Raised(Event):
+    """An error that comes out at a step."""
+
+    def __init__(self, sort: type[BaseException], ends_thread: bool = False) -> None:
+        super().__init__()
+        self.sort, self.ends_thread = sort, ends_thread
+
+    def __call__(self, place: Place) -> None:
+        self.happened = True
+        raise self.sort("at a step")
+
+
+# -- trying
+
+
+@contextmanager
+def quick_collector() -> Iterator[str]:
+    """A directory in memory; what is alive now is nothing for the collector."""
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        with tempfile.TemporaryDirectory(dir=shm) as directory:
+            yield directory
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+@dataclass
+class Try:
+    """One run of a scenario with an event at one step."""
+
+    scenario: Scenario
+    steps: Any
+    event: Event
+    place: Place
+
+    def run(self) -> None:
+        place = self.place
+        place.actor = actor = Worker(self._live, name="actor")
+        wait_for(place.ready)
+        try:
+            self.scenario.meanwhile(place)
+            if self.event.ends_thread:
+                finish(actor, "the thread")
+            wait_within_patience(place.acted, "the thread")
+            self._check_outcome()
+            self._check_others()
+        finally:
+            place.may_end.set()
+        finish(actor, "the thread, at its end,")
+        self._check_names()
+
+    def _live(self) -> None:
+        """The life of the thread at whose steps things happen."""
+        place = self.place
+        try:
+            self.scenario.prepare(place)
+            place.ready.set()
+            wait_for(place.may_go)
+            with self.steps:
+                self.scenario.go(place)
+        except BaseException as error:
+            place.error = error  # as a notebook keeps it, with every frame
+        finally:
+            place.ready.set()
+            place.acted.set()
+        if not self.event.ends_thread:
+            wait_for(place.may_end)  # its end would release what it left held
+
+    def _check_outcome(self) -> None:
+        event, error = self.event, self.place.error
+        if event.error is not None:
+            refused = isinstance(event.error, SharedSessionError)
+            check(refused, f"what came in got {event.error!r}")
+        if error is not None:
+            check(event.happened and event.comes_out, f"it became {error!r}")
+        stays_open = self.scenario.stays_open and error is not None
+        if stays_open or (self.steps.at_an_end and not event.ends_thread):
+            self.place.error = self.place.block = error = None  # and what it is open in
+            gc.collect()
+
+    def _check_others(self) -> None:
+        """Whoever waited has had a turn, and whoever comes has one."""
+        place = self.place
+        close_forgotten(place)
+        for other in place.others:
+            finish(other, f"{other.name}, which waited,")
+            check(other.error is None, f"{other.name} got {other.error!r}")
+        check_free(place.guard)
+        check_gate(place.guard)
+        later = Worker(lambda: commit(place), name="later")
+        finish(later, "a thread that came later")
+        check(later.error is None, f"a thread that came later got {later.error!r}")
+        check_free(place.guard)
+        check_gate(place.guard)
+
+    def _check_names(self) -> None:
+        found = names_in(self.place)
+        whole = {*self.scenario.makes, *self.scenario.others}
+        if self.event.wrote:
+            whole.add("guest")
+        if not self.event.comes_out or not self.event.happened:
+            check(found == whole, f"{found}, and not {whole}")
+        else:
+            mine = {*self.scenario.makes}
+            check(found <= whole, f"{found} are more than {whole}")
+            check(found & mine in (set(), mine), f"half of it is there: {found}")
+
+
+def check_gate(guard: Any) -> None:
+    check(bool(guard.gate) is not guard._has_gate, f"the gate is {guard.gate}")
+
+
+def finish(worker: Worker, what: str) -> None:
+    wait_within_patience(worker.done, what)
+    worker.join(PATIENCE)
+
+
+def wait_within_patience(event: threading.Event, what: str) -> None:
+    if not event.wait(PATIENCE):
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        raise Stuck(f"{what} waits for what never comes")
+
+
+#: The names that scenarios and events give.
+NAMES = {"mine", "one", "two", "guest"}
+
+
+def names_in(place: Place) -> set[str]:
+    with place.engine.connect() as connection:
+        select = sa.text("SELECT name FROM users")
+        return {*connection.scalars(select)} & NAMES
+
+
+def commit(place: Place) -> None:
+    """Go on with the session, as whoever comes next."""
+    try:
+        place.session.commit()
+    except (SharedSessionError, SQLAlchemyError):
+        place.session.rollback()
+
+
+def everywhere(
+    scenario: Scenario,
+    lock: Any,
+    make_steps: Any,
+    make_event: Callable[[int], Event],
+    directory: str,
+) -> faults.Report:
+    """Try *scenario* with an event at each step, until it has no more of them.
+
+    How many there are may differ from run to run: a wait has more of them if it is
+    woken early, for instance.
+    """
+    report = faults.Report()
+    happened = True
+    at = 0
+    while happened:
+        event = make_event(at)
+        place = Place(lock, directory)
+        steps = make_steps(at, lambda event=event, place=place: event(place))
+        error: Exception | None = None
+        try:
+            Try(scenario, steps, event, place).run()
+        except Exception as wrong:
+            error = wrong
+        happened = event.happened or not at
+        if happened and not steps.at_a_limit:
+            where = f"{scenario.name}, {faults._name(lock)}, step {at}, {steps.place}"
+            report.note(type(steps).__name__, where, error)
+        if error is None:
+            place.end()
+        error = None
+        at += 1
+    return report
