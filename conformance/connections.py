@@ -101,3 +101,30 @@ def _silent_at_start(function: Any) -> Any:
             function(self, *args)
 
     return silent_at_start
+
+
+# -- faults to be found ----------------------------------------------------------------
+
+
+def plant_fault(name: str) -> None:
+    """Put back a fault that the library once had, for the tests to find."""
+    from sharedsession import alchemy
+
+    if name == "soft-closed":
+        # The dialect asks whether a result is soft-closed before it fetches
+        buffer_rows = alchemy.buffer_rows
+
+        def buffer_and_soft_close(result: Any) -> None:
+            buffer_rows(result)
+            result._soft_closed = True
+
+        alchemy.buffer_rows = buffer_and_soft_close
+    else:
+        assert name == "facts", name
+
+        def forget(self: Any, cursor: Any, context: Any) -> None:
+            init(self, cursor, context)
+            self.description, self._rowcount = None, -1
+
+        init = alchemy.MemoryCursor.__init__
+        alchemy.MemoryCursor.__init__ = forget  # type: ignore[method-assign]

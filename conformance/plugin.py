@@ -8,6 +8,7 @@ differs from a shared one in this alone.
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
 - ``SHAREDSESSION_CONFORMANCE_CONNECTIONS``: not empty: tests get the connections of
   sessions, in the plain run too; see connections.py
+- ``SHAREDSESSION_CONFORMANCE_FAULT``: a fault to plant, for the tests to find
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
   by default in SQLAlchemy
 - ``SHAREDSESSION_CONFORMANCE_ASYNC_MODULES``: where it finds its ``AsyncSession``
@@ -50,6 +51,10 @@ def pytest_sessionstart() -> None:
         from conformance.connections import replace_connections
 
         replace_connections()
+    if fault := os.environ.get("SHAREDSESSION_CONFORMANCE_FAULT"):
+        from conformance.connections import plant_fault
+
+        plant_fault(fault)
 
 
 def replace_session(names: list[str], lock: str) -> None:

@@ -80,12 +80,15 @@ class Suite:
     env: tuple[tuple[str, str], ...] = ()
     # Tests get connections of sessions
     connections: bool = False
+    # A fault that is planted in the library, which has to make a difference
+    fault: str = ""
     # Of a database on a server; the tests run in one of their own beside it
     server: str = ""
 
     def run(self, lock: str | None, jobs: str, again: Iterable[str] = ()) -> Outcomes:
         """The outcome of every test, or of files again; no lock: the plain suite."""
-        name = f"{self.title}-{lock or 'plain'}{'-again' if again else ''}"
+        kind = f"{lock or 'plain'}{'-' if lock and self.fault else ''}{self.fault}"
+        name = f"{self.title}-{kind}{'-again' if again else ''}"
         report = CACHE / "logs" / f"{slug(name)}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
@@ -141,6 +144,7 @@ class Suite:
             "PYTEST_ADDOPTS": "",
             "SHAREDSESSION_CONFORMANCE_LOCK": lock or "",
             "SHAREDSESSION_CONFORMANCE_CONNECTIONS": "1" if self.connections else "",
+            "SHAREDSESSION_CONFORMANCE_FAULT": self.fault if lock else "",
         }
         return {**os.environ, **ours, **dict(self.env)}
 
@@ -345,6 +349,7 @@ def sqlalchemy_suite(
         parts_of(source, asked, driver),
         tuple(options),
         connections=asked.connections,
+        fault=asked.fault,
         server=db if server else "",
     )
 
@@ -363,6 +368,7 @@ def parts_of(source: Path, asked: argparse.Namespace, driver: str) -> tuple[str,
             "test/dialect/test_all.py",
             "test/dialect/test_suite.py",
             f"test/dialect/{dialect}",
+            f"test/dialect/test_{dialect}.py",
             "test/sql",
         )
         if (source / part).exists()
@@ -433,8 +439,15 @@ def main() -> int:
         default=["without", "with"],
         help="environments to test in (%(default)s)",
     )
+    add(
+        "--fault",
+        choices=["soft-closed", "facts"],
+        default="",
+        help="plant this fault in results, and fail if the tests do not find it",
+    )
     args = options.parse_args()
-    return 0 if run_all(sqlalchemy_suites(args), args) else 1
+    same = run_all(sqlalchemy_suites(args), args)
+    return int(same if args.fault else not same)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ MUTANTS = [
     Mutant(
         "a task that ended keeps the section that it lent",
         "taskguard",
-        "                    place.is_over = place.running is None and not place.holds\n",
+        "                    place.is_over = "
+        "place.running is None and not place.holds\n",
         "                    pass\n",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
@@ -265,7 +266,8 @@ MUTANTS = [
     Mutant(
         "a window opens while rows become objects",
         "rows",
-        "    guard.may_open = False  # close the window: half-loaded objects must not be read\n",
+        "    guard.may_open = False  # close the window: "
+        "half-loaded objects must not be read\n",
         "",
         WINDOWS,
     ),

@@ -101,6 +101,7 @@ def test_an_interrupt_of_in_is_raised(session_class: Any, engine: Any) -> None:
 
 
 @BOTH
+@pytest.mark.filterwarnings("ignore:The engine provided as bind")  # by 2.0
 def test_a_listener_may_use_a_connection_when_it_is_made(session_class: Any) -> None:
     engine = sa.create_engine("sqlite://")
 
