@@ -176,13 +176,10 @@ class MemoryCursor:
         if hasattr(cursor, "lastrowid"):  # some drivers have none
             self.lastrowid = cursor.lastrowid
         self.arraysize = getattr(cursor, "arraysize", 1)
-        # psycopg forgets it with the result that the server sent, and SQLite's driver
-        # counts what RETURNING returns.  Otherwise the driver is asked when somebody
-        # wants to know, as some drivers have to count.
-        forgets = getattr(cursor, "pgresult", None) is not None
+        # Of a SELECT the driver is asked when somebody wants to know, since some drivers
+        # have to count.  Of others it may say something else once the cursor is closed.
         is_select = context.compiled and not (context.is_text or context.is_crud)
-        asks_later = is_select and not forgets
-        self._rowcount = None if asks_later else getattr(cursor, "rowcount", -1)
+        self._rowcount = None if is_select else getattr(cursor, "rowcount", -1)
         self._driver_cursor = cursor
         self._context = context
         #: What the driver returned, as long as nobody takes single rows.
@@ -203,7 +200,10 @@ class MemoryCursor:
             return  # it has them already
         try:
             try:
+                is_psycopg = getattr(cursor, "pgresult", None) is not None
                 self._fetched = cursor.fetchall()
+                if is_psycopg and self._rowcount is None:
+                    self._rowcount = len(self._fetched)  # it forgets when it is closed
             except BaseException as error:
                 strategy.handle_exception(result, cursor, error)
         except Exception as error:
