@@ -176,7 +176,7 @@ class MemoryCursor:
         if hasattr(cursor, "lastrowid"):  # some drivers have none
             self.lastrowid = cursor.lastrowid
         self.arraysize = getattr(cursor, "arraysize", 1)
-        # Of a SELECT the driver is asked when somebody wants to know, since some drivers
+        # Of a SELECT the driver is asked when somebody wants to know: some drivers
         # have to count.  Of others it may say something else once the cursor is closed.
         is_select = context.compiled and not (context.is_text or context.is_crud)
         self._rowcount = None if is_select else getattr(cursor, "rowcount", -1)
@@ -203,7 +203,7 @@ class MemoryCursor:
                 is_psycopg = getattr(cursor, "pgresult", None) is not None
                 self._fetched = cursor.fetchall()
                 if is_psycopg and self._rowcount is None:
-                    self._rowcount = len(self._fetched)  # it forgets when it is closed
+                    self._rowcount = len(self._fetched)  # lost at its close
             except BaseException as error:
                 strategy.handle_exception(result, cursor, error)
         except Exception as error:
@@ -406,115 +406,6 @@ def find_unexpired(identity_map: Any, key: Any) -> Any:
     except TypeError:
         return None  # a key that cannot be one
     return None if state is None or state.expired else state.obj()
-
-
-def add_all(session: Any, instances: Any) -> None:
-    """Like ``Session.add_all()``, but calls nobody's ``add()`` other than Session's."""
-    if session._warn_on_events:
-        session._flush_warning("Session.add_all()")
-    for instance in instances:
-        _Session.add(session, instance, _warn=False)
-
-
-class InFewerSteps:
-    """Methods of ``Session``: what they leave out finds nothing to do."""
-
-    def _execute_internal(
-        session: Any,
-        statement: Any,
-        params: Any = None,
-        *,
-        execution_options: Any = sa.util.EMPTY_DICT,
-        bind_arguments: Any = None,
-        _parent_execute_state: Any = None,
-        _add_event: Any = None,
-        _scalar_result: bool = False,
-    ) -> Any:
-        """For a statement of Core's: it concerns no mapped class, nor does it become
-        another one first, there are no options, and nobody listens."""
-        if (
-            type(statement) not in _AS_THEY_ARE
-            or statement._propagate_attrs
-            or execution_options
-            or session.execution_options
-            or bind_arguments
-            or _parent_execute_state is not None
-            or _add_event is not None
-            or session.dispatch.do_orm_execute
-        ):
-            return _Session._execute_internal(
-                session,
-                statement,
-                params,
-                execution_options=execution_options,
-                bind_arguments=bind_arguments,
-                _parent_execute_state=_parent_execute_state,
-                _add_event=_add_event,
-                _scalar_result=_scalar_result,
-            )
-        session._autoflush()
-        connection = session._connection_for_bind(session.get_bind(clause=statement))
-        options = sa.util.EMPTY_DICT
-        if _scalar_result:
-            return connection.scalar(statement, params or {}, execution_options=options)
-        return connection.execute(statement, params, execution_options=options)
-
-    def _save_or_update_state(session: Any, state: Any) -> None:
-        """For an object without others that come with it."""
-        state._orphaned_outside_of_session = False
-        session._save_or_update_impl(state)
-        mapper = state.manager.mapper
-        cascading = vars(mapper).get(_CASCADING)
-        if cascading is None:
-            cascading = _find_cascading(mapper)
-        if not cascading.isdisjoint(state.dict):
-            has = session._contains_state
-            search = mapper.cascade_iterator("save-update", state, halt_on=has)
-            for _, _, found, _ in search:
-                session._save_or_update_impl(found)
-
-
-_AS_THEY_ARE = frozenset(
-    {sa.CompoundSelect, sa.Delete, sa.Insert, sa.Select, sa.TextClause, sa.Update}
-)
-
-_CASCADING = "_sharedsession_cascading"
-
-
-class _All(frozenset[str]):
-    """Stands for whatever names there may be."""
-
-    def isdisjoint(self, other: Any) -> bool:
-        return False
-
-
-def _find_cascading(mapper: Any) -> frozenset[str]:
-    """The attributes whose objects are added with the one that has them.
-
-    What is not among an object's values cascades nothing, but if an application has
-    made an attribute that says otherwise.  The mapper forgets it with what else it has
-    found out, when it gets another attribute.
-    """
-    of_others = sa_orm.RelationshipProperty
-    cascading = {
-        name: it
-        for name, it in mapper._props.items()
-        if it.cascade or isinstance(it, of_others)  # which may be given a cascade later
-    }
-    usual = [type(it).cascade_iterator is _cascade for it in cascading.values()]
-    names = frozenset(cascading) if all(usual) else _All()
-    if mapper.configured:
-        mapper._set_memoized_attribute(_CASCADING, names)
-    return names
-
-
-_cascade = sa_orm.RelationshipProperty.cascade_iterator
-
-#: Where methods of ``Session`` are in fewer steps, by what they were when this was
-#: imported.  In 2.0 executing has others: no options of a session, fewer flushes.
-quicker: dict[Any, Any] = {_Session._save_or_update_state: InFewerSteps}
-if hasattr(_Session, "execution_options"):
-    quicker[_Session._execute_internal] = InFewerSteps
 
 
 def is_clean(session: Any) -> bool:
@@ -777,74 +668,8 @@ begins_within: Callable[[Any], Any] = _state_changes._StateChange.declare_states
 )
 
 
-def makes_connection(transaction: Any, bind: Any) -> bool:
-    """Whether a transaction that needs a connection does ``bind.connect()`` next.
-
-    And that only makes an object of :func:`connection_class`.
-    """
-    if transaction._parent is not None or bind in transaction._connections:
-        return False
-    return getattr(type(bind), "connect", None) is _connect
-
-
-_connect = sa.Engine.connect
-
-
-def connection_class(engine: Any) -> Any:
-    return engine._connection_cls
-
-
-def begin(connection: Any, root_class: Any) -> Any:
-    """Like ``Connection.begin()``, with a transaction of that class.
-
-    One that changes its class later is slower for good.
-    """
-    if connection._transaction is None:
-        return root_class(connection)  # which notes itself there
-    return sa.Connection.begin(connection)  # raises
-
-
 #: The state of a transaction that is neither beginning nor ending.
 ACTIVE = _session.SessionTransactionState.ACTIVE
-
-
-def commit_part(transaction: Any) -> bool:
-    """Like ``SessionTransaction.commit()`` of the part of a flush, in fewer steps.
-
-    All that is left to do then is to hand over to the level around it, which has the
-    connections.  False, and nothing done, if there is more to it.
-    """
-    session = transaction.session
-    if (
-        transaction._state is not ACTIVE
-        or transaction._next_state is not _ANY_STATE
-        or session._transaction is not transaction
-        or not session._flushing
-        or session.dispatch.after_transaction_end
-    ):
-        return False
-    # No call is in between, if the session has no __setattr__() of Python's.
-    session._transaction, transaction._state = transaction._parent, _CLOSED
-    return True
-
-
-_ANY_STATE = _state_changes._StateChangeStates.ANY
-_CLOSED = _session.SessionTransactionState.CLOSED
-
-
-def connection_at_hand(transaction: Any, bind: Any, options: Any) -> Any:
-    """The connection that a transaction has already, if there is nothing to check.
-
-    What ``SessionTransaction._connection_for_bind()`` returns then, in fewer steps.
-    """
-    while transaction._state is ACTIVE and not options:
-        found = transaction._connections.get(bind)
-        if found is not None:
-            return found[0]
-        if transaction.nested or transaction._parent is None:
-            break
-        transaction = transaction._parent  # which the part of a flush does not have
-    return None
 
 
 def boundary(transaction: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, Callable, Iterable, NoReturn
 
-from sqlalchemy.engine import Connection, Engine, RootTransaction
+from sqlalchemy.engine import Connection
 
 from . import alchemy, rows
 from .aborts import Abort, abort_after
@@ -48,25 +48,6 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
     return connection
 
 
-class Connecting:
-    """Stands for an engine that is to connect, with a connection guarded from birth.
-
-    One that changes its class later is slower for good.
-    """
-
-    __slots__ = ("_engine", "_guard")
-
-    def __init__(self, engine: Engine, guard: Guard) -> None:
-        self._engine = engine
-        self._guard = guard
-
-    def connect(self) -> Any:
-        engine = self._engine
-        connection = _guarded_class(alchemy.connection_class(engine))(engine)
-        connection._sharedsession_guard = weakref.ref(self._guard)
-        return connection
-
-
 def guard_of_connection(connection: Any) -> Guard | None:
     try:
         return connection._sharedsession_guard()  # type: ignore[no-any-return]
@@ -96,9 +77,7 @@ def _guarded_class(base: Any) -> Any:
             member = like(_ACCOUNTED_FOR[name](member), member)
         if access is None or member is None:
             continue
-        if member is _plain_begin:
-            member = like(_begin, member)
-        elif name in HAND_OUT_TRANSACTIONS:
+        if name in HAND_OUT_TRANSACTIONS:
             member = _handing_out(member)
         if hasattr(member, "fget"):
             members[name] = property(guarded(member.fget, access, _GUARD))
@@ -255,13 +234,6 @@ def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
         connection._sharedsession_savepoints[-1].workers.add(guard.asker().party)
 
 
-_plain_begin = Connection.begin
-
-
-def _begin(self: Any) -> Any:
-    return alchemy.begin(self, _GuardedRoot)
-
-
 def _handing_out(function: Any) -> Any:
     def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
         transaction = function(self, *args, **kw)
@@ -290,8 +262,6 @@ def _guarded_transaction(base: Any) -> Any:
 
 #: To the guard of the connection that a transaction is of.
 _GUARD_BEHIND = Path(("connection", *_GUARD.names), is_called=True)
-
-_GuardedRoot = _guarded_transaction(RootTransaction)
 
 
 _EXECUTE = f"_guard = {_GUARD.source()}" + """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from types import FunctionType
-from typing import Any, Callable, Iterable, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
@@ -168,16 +168,6 @@ class SharedSessionMixin(Session):
                 root.begun_by = self.guard.asker().party
                 return root
         return super().begin(nested)
-
-    def _add_all(self, instances: Iterable[object]) -> None:
-        """Like ``Session.add_all()``, without asking for each whether it may."""
-        cls = type(self)
-        base = _add_all_of[cls]
-        is_ours = getattr(self.add, "__func__", None) is _add
-        if base is Session and is_ours and _add_of[cls] is Session:
-            alchemy.add_all(self, instances)
-        else:
-            base.add_all(self, instances)
 
     def _has_savepoint_of_mine(self) -> bool:
         """Whether a plain ``begin()`` would raise for what this thread itself did."""
@@ -510,10 +500,7 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
 
 
 class _NextInLine(ByClass):
-    """For each class the one behind the mixin that has the method.
-
-    Or the one that has it in fewer steps, if it is SQLAlchemy's own.
-    """
+    """By session class, the class after the mixin in its MRO that has the method."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -521,7 +508,7 @@ class _NextInLine(ByClass):
     def find_out(self, cls: type) -> Any:
         line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
         base = next(base for base in line if self._name in vars(base))
-        return alchemy.quicker.get(vars(base)[self._name], base)
+        return base
 
 
 class _NextMethod(_NextInLine):
@@ -571,7 +558,7 @@ def _executing(steps: str, **names: Any) -> Any:
     )
 
 
-_add_of, _add_all_of, _flush_of = map(_NextInLine, ("add", "add_all", "flush"))
+_flush_of = _NextInLine("flush")
 _execute_of_base = _NextMethod("_execute_internal")
 _Mixin: Any = SharedSessionMixin
 _Mixin._execute_internal = _executing(
@@ -603,7 +590,6 @@ def _to_the_end(throw_away: Callable[[], None]) -> None:
 
 _OWN = {
     "__exit__": SharedSessionMixin._exit,
-    "add_all": SharedSessionMixin._add_all,
     "begin": SharedSessionMixin._begin,
     "close": SharedSessionMixin._close,
     "expunge": SharedSessionMixin._expunge,
@@ -642,7 +628,7 @@ def _put_operations_on(cls: Any) -> None:
 
 
 _put_operations_on(SharedSessionMixin)
-_add, _flush = vars(SharedSessionMixin)["add"], vars(SharedSessionMixin)["flush"]
+_flush = vars(SharedSessionMixin)["flush"]
 
 
 def _show_operations_on(cls: Any) -> None:

@@ -12,11 +12,12 @@ import sys
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import sqlalchemy.orm as sa_orm
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import alchemy
 from .affinity import check_engine
-from .connections import Connecting, guard_connection, guard_of_connection
+from .connections import guard_connection, guard_of_connection
 from .errors import LockTimeout
 from .guard import Guard
 from .holds import Hold
@@ -161,8 +162,6 @@ class GuardedTransaction(_Plain):
     def _commit(self, _to_root: bool = False) -> None:
         if self.origin is _OF_FLUSH:
             self.session._note_flushed(self)
-        if self.origin is _OF_FLUSH and not _to_root and alchemy.commit_part(self):
-            return
         try:
             with _ending(self.session):
                 _Plain.commit(self, _to_root=_to_root)
@@ -210,28 +209,19 @@ class GuardedTransaction(_Plain):
         origin = origins.BEGIN_NESTED if nested else origins.SUBTRANSACTION
         return GuardedTransaction(self.session, origin, self)
 
-    def _provide_connection(self, bind: Any, execution_options: Any) -> Any:
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         guard: Any = self.session.guard
-        guard.check_may_execute()
-        plain: Any = super()._connection_for_bind
+        if guard is not None:
+            guard.check_may_execute()
+            if guard.is_shared and isinstance(bind, Engine):
+                self._check_engine(bind, guard)  # before it connects
         if self.unit is not None and not alchemy.has_connection(self, bind):
             check_savepoint(self, bind, execution_options)
             execution_options = None  # they are applied
-        if alchemy.makes_connection(self, bind):
-            if guard.is_shared:
-                self._check_engine(bind, guard)
-            return plain(Connecting(bind, guard), execution_options)
+        plain: Any = super()._connection_for_bind
         connection = plain(bind, execution_options)
         if guard_of_connection(connection) is None:
             return self._guard(connection)
-        return connection
-
-    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
-        connection = alchemy.connection_at_hand(self, bind, execution_options)
-        if connection is None or guard_of_connection(connection) is None:
-            return self._provide_connection(bind, execution_options)
-        if self.session.guard is not None:
-            self.session.guard.check_may_execute()
         return connection
 
     def _guard(self, connection: Any) -> Any:

@@ -47,7 +47,6 @@ MATRIX = "tests/test_matrix.py"
 MENDED = "tests/test_mended.py"
 READS = "tests/test_reads.py"
 WINDOWS = "tests/test_windows.py"
-FEWER_STEPS = "tests/test_fewer_steps.py"
 TASKS = "tests/test_asyncio.py"
 NOT_AWAITED = "tests/test_asyncio_not_awaited.py"
 TASK_SCHEDULES = "tests/test_aio_schedules.py"
@@ -482,48 +481,6 @@ MUTANTS = [
         "        if self._process != os.getpid():\n",
         "        if False:\n",
         "tests/test_sequences.py tests/test_faults.py -k fork",
-    ),
-    Mutant(
-        "a statement of Core's flushes nothing first",
-        "alchemy",
-        "        session._autoflush()\n        connection = ",
-        "        connection = ",
-        FEWER_STEPS,
-    ),
-    Mutant(
-        "what comes with an object is not added",
-        "alchemy",
-        "        if not cascading.isdisjoint(state.dict):\n",
-        "        if False:\n",
-        FEWER_STEPS,
-    ),
-    Mutant(
-        "who listens is not told that the part of a flush ends",
-        "alchemy",
-        "        or session.dispatch.after_transaction_end\n",
-        "",
-        FEWER_STEPS,
-    ),
-    Mutant(
-        "a savepoint begun in a flush is left open",
-        "alchemy",
-        "        or session._transaction is not transaction\n",
-        "",
-        FEWER_STEPS,
-    ),
-    Mutant(
-        "the part of a flush is committed while it begins a savepoint",
-        "alchemy",
-        "        or transaction._next_state is not _ANY_STATE\n",
-        "",
-        FEWER_STEPS,
-    ),
-    Mutant(
-        "a mapper that gets a relationship does not look at it",
-        "alchemy",
-        "        mapper._set_memoized_attribute(_CASCADING, names)\n",
-        "        vars(mapper)[_CASCADING] = names\n",
-        FEWER_STEPS,
     ),
 ]
 

@@ -6,7 +6,6 @@ connection begin.
 
 from __future__ import annotations
 
-import re
 import unittest.mock
 from typing import Any, Callable, Iterator
 
@@ -25,7 +24,6 @@ from sharedsession import (
     SharedSessionMixin,
     UpgradeError,
     WorkLostError,
-    alchemy,
 )
 
 from .models import Address, Log, Tag, User, Visit, make_user
@@ -339,98 +337,6 @@ def test_an_autoflush_calls_the_flush_of_the_application(engine: sa.Engine) -> N
     with _Flushing(engine) as session:
         session.scalars(sa.select(User)).all()
         assert session.flushes == 1
-
-
-# -- executing a statement
-
-
-class _Recorder:
-    """A connection that says what it is asked to execute."""
-
-    def execute(self, *args: Any, **kw: Any) -> Any:
-        return "execute", args, kw
-
-    def scalar(self, *args: Any, **kw: Any) -> Any:
-        return "scalar", args, kw
-
-
-class _Recording(Session):
-    """A session that does so of the steps, and goes no further."""
-
-    def __init__(self, *args: Any, **kw: Any) -> None:
-        super().__init__(*args, **kw)
-        self.steps: list[Any] = []
-
-    def _autoflush(self) -> None:
-        self.steps.append("autoflush")
-
-    def get_bind(self, *args: Any, **kw: Any) -> Any:
-        self.steps.append((args, kw))
-        return "bind"
-
-    def _connection_for_bind(self, *args: Any, **kw: Any) -> Any:
-        self.steps.append((args, kw))
-        return _Recorder()
-
-
-STATEMENTS: dict[str, Any] = {
-    "text": sa.text("SELECT 1"),
-    "text with options": sa.text("SELECT 1").execution_options(some="thing"),
-    "select": sa.select(User.__table__),
-    "select of objects": sa.select(User),
-    "union": sa.union(sa.select(sa.literal(1)), sa.select(sa.literal(2))),
-    "insert": sa.insert(User.__table__),
-    "insert of objects": sa.insert(User),
-    "update": sa.update(User.__table__),
-    "delete": sa.delete(User.__table__),
-    "function": sa.func.now(),
-    "lambda": lambda: sa.select(User.__table__),
-    "string": "SELECT 1",
-    "no statement": object(),
-}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "scalar": {"_scalar_result": True},
-    "options": {"execution_options": {"some": "thing"}},
-    "no options": {"execution_options": {}},
-    "bind": {"bind_arguments": {"bind": "another"}},
-    "event": {"_add_event": lambda state: None},
-}
-
-
-def _listening() -> _Recording:
-    session = _Recording()
-    sa.event.listen(session, "do_orm_execute", lambda state: None)
-    return session
-
-
-SESSIONS: dict[str, Any] = {"plain": _Recording, "listening": _listening}
-if Session._execute_internal in alchemy.quicker:
-    SESSIONS["options"] = lambda: _Recording(execution_options={"of": "session"})
-
-
-PARAMS: list[Any] = [None, {}, {"a": 1}, [{"a": 1}, {"a": 2}]]
-
-
-@pytest.mark.parametrize("session", SESSIONS)
-@pytest.mark.parametrize("arguments", ARGUMENTS)
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_a_statement_is_executed_as_sqlalchemy_executes_it(
-    statement: str, arguments: str, session: str
-) -> None:
-    def outcome(execute: Any, params: Any) -> Any:
-        recording = SESSIONS[session]()
-        keywords = ARGUMENTS[arguments]
-        try:
-            done = execute(recording, STATEMENTS[statement], params, **keywords)
-        except Exception as error:
-            done = type(error)
-        return re.sub("0x[0-9a-f]+", "somewhere", repr([done, recording.steps]))
-
-    quicker = alchemy.quicker.get(Session._execute_internal, Session)
-    for params in PARAMS:
-        expected = outcome(Session._execute_internal, params)
-        assert outcome(quicker._execute_internal, params) == expected
 
 
 # -- the part of a flush that a transaction is

@@ -251,25 +251,6 @@ def test_what_subclasses_override_is_there() -> None:
     assert kept <= set(vars(Session()))
 
 
-def test_a_connection_at_hand_is_the_one_that_a_transaction_hands_out(
-    engine: sa.Engine,
-) -> None:
-    with Session(engine) as session:
-        transaction: Any = session.begin()
-        find = alchemy.connection_at_hand
-        assert find(transaction, engine, None) is None  # there is none yet
-        connection = session.connection()
-        assert find(transaction, engine, None) is connection
-        assert transaction._connection_for_bind(engine, None) is connection
-        assert find(transaction, engine, {"option": 1}) is None  # has to warn
-        savepoint: Any = session.begin_nested()
-        assert find(savepoint, engine, None) is None  # has to begin it there
-        session.rollback()
-        assert find(savepoint, engine, None) is None  # has to refuse
-        with pytest.raises(sa.exc.InvalidRequestError):
-            savepoint._connection_for_bind(engine, None)
-
-
 def test_a_change_can_be_hidden_and_shown_again(engine: sa.Engine) -> None:
     with Session(engine) as session:
         user = session.get_one(User, 1)
