@@ -52,12 +52,11 @@ from sqlalchemy.util import IdentitySet
 
 from . import alchemy
 from .coroutines import AsyncSection
-from .disguise import like
 from .errors import SharedSessionError
 from .locks import LockArgument
 from .registry import OneForAll, check_factory, refuse_to_pickle
 from .sections import CriticalSection, ReadSection
-from .signatures import with_signature_of
+from .signatures import as_function
 from .taskguard import PutOff, TaskGuard
 from .tasks import current_task_owner, to_the_end
 from .tasksession import TaskSession, task_session_class
@@ -288,12 +287,10 @@ def _is_new(instance: Any) -> bool:
 
 
 def _put_off_if_need_be(name: str) -> Any:
-    plain = getattr(AsyncSession, name)
-
-    def operation(self: AsyncSharedSession, *args: Any, **kw: Any) -> Any:
+    def operation(plain: Any, self: AsyncSharedSession, *args: Any, **kw: Any) -> Any:
         return self._do_or_put_off(name, plain, args, kw)
 
-    return with_signature_of(plain, like(operation, plain))
+    return as_function(getattr(AsyncSession, name), operation)
 
 
 for _name in ("add", "add_all", "expire", "expire_all", "expunge", "expunge_all"):

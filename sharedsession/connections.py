@@ -21,11 +21,10 @@ from .operations import (
     CONNECTION,
     CONNECTION_TRANSACTION,
     HAND_OUT_TRANSACTIONS,
-    Path,
     guarded,
     run,
 )
-from .signatures import with_parameters_of
+from .signatures import as_function
 from .statements import access_of, has_changes_within, is_known_change
 from .terms import CHANGE, LOAD, WRITE
 from .work import Savepoint
@@ -59,8 +58,9 @@ def _no_guard() -> None:
     """For a connection of a guarded class that was given no guard of its own."""
 
 
-#: To the guard of one that has changed its class.
-_GUARD = Path(("_sharedsession_guard",), is_called=True)
+def _guard_of(connection: Any) -> Guard | None:
+    """The guard of a connection that has changed its class."""
+    return connection._sharedsession_guard()  # type: ignore[no-any-return]
 
 
 @per_class
@@ -80,15 +80,13 @@ def _guarded_class(base: Any) -> Any:
         if name in HAND_OUT_TRANSACTIONS:
             member = _handing_out(member)
         if hasattr(member, "fget"):
-            members[name] = property(guarded(member.fget, access, _GUARD))
+            members[name] = property(guarded(member.fget, access, _guard_of))
         else:
-            members[name] = guarded(member, access, _GUARD)
+            members[name] = guarded(member, access, _guard_of)
     members["_safe_close_cursor"] = _closing_cursor(members["_safe_close_cursor"], base)
     for name in ("execute", "exec_driver_sql", "scalar"):
         function = getattr(base, name)
-        members[name] = with_parameters_of(
-            function, _EXECUTE, _function=function, **_EXECUTES
-        )
+        members[name] = as_function(function, _executing)
     return subclass(base, members)
 
 
@@ -253,28 +251,30 @@ def _guarded_transaction(base: Any) -> Any:
         member = getattr(base, name, None)
         if access is not None and member is not None:
             if hasattr(member, "fget"):
-                getter = guarded(member.fget, access, _GUARD_BEHIND)
+                getter = guarded(member.fget, access, _guard_behind)
                 members[name] = property(getter)
             else:
-                members[name] = guarded(member, access, _GUARD_BEHIND)
+                members[name] = guarded(member, access, _guard_behind)
     return subclass(base, members)
 
 
-#: To the guard of the connection that a transaction is of.
-_GUARD_BEHIND = Path(("connection", *_GUARD.names), is_called=True)
+def _guard_behind(transaction: Any) -> Guard | None:
+    return _guard_of(transaction.connection)
 
 
-_EXECUTE = f"_guard = {_GUARD.source()}" + """
-if _guard is None:
-    return _function({parameters})
-if {self}._sharedsession_savepoints:
-    _note_in_savepoint(_guard, {self}, statement)
-_access = _access_now(_guard, statement)
-if _access is None:
-    return _settle(_guard, _function({parameters}))
-if _access is _WINDOW:
-    return _in_window(_guard, _function, {parameters})
-return _run(_guard, _access, _execute, _guard, _function, {parameters})"""
+def _executing(function: Any, self: Any, *args: Any, **kw: Any) -> Any:
+    """Execute a statement, the first argument, as an operation or a part of one."""
+    guard = _guard_of(self)
+    if guard is None:
+        return function(self, *args, **kw)
+    if self._sharedsession_savepoints:
+        _note_in_savepoint(guard, self, args[0])
+    access = _access_now(guard, args[0])
+    if access is None:
+        return rows.settle(guard, function(self, *args, **kw))
+    if access is _WINDOW:
+        return _in_window(guard, function, self, *args, **kw)
+    return run(guard, access, _execute, guard, function, self, *args, **kw)
 
 
 _WINDOW = object()
@@ -318,10 +318,3 @@ def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
 def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
     guard.check_may_execute()
     return rows.settle(guard, function(*args, **kw))
-
-
-_EXECUTES: dict[str, Any] = {
-    **{"_access_now": _access_now, "_WINDOW": _WINDOW},
-    **{"_settle": rows.settle, "_in_window": _in_window, "_execute": _execute},
-    **{"_run": run, "_note_in_savepoint": _note_in_savepoint},
-}

@@ -23,7 +23,6 @@ from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import become, is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import COLLECTION_ADAPTER, COMPARES, LOOKS, guarded, look, run
-from .signatures import with_parameters_of
 from .terms import LOAD, READ, WRITE
 
 _FindGuard = Callable[[Any], "Guard | None"]
@@ -205,10 +204,10 @@ def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
         return _QUICK_LOOKS[name](function)
     # An association proxy's collection reads through to attributes that may load.
     if name in LOOKS and find_guard is not _guard_of_association:
-        return guarded(_snapshot_of(function), READ, find_guard)
+        return guarded(function, READ, find_guard, calls=_snapshot_of(function))
     if name in LOOKS or name in COMPARES:
-        return guarded(_snapshot_of(function), LOAD, find_guard)
-    write = guarded(_snapshot_of(function), WRITE, find_guard)
+        return guarded(function, LOAD, find_guard, calls=_snapshot_of(function))
+    write = guarded(function, WRITE, find_guard, calls=_snapshot_of(function))
     if find_guard is _guard_of_mutable:
         return _explained(write)
     if find_guard is _guard_of_collection:
@@ -317,8 +316,7 @@ def _unless_loading(function: Any, write: Any, find_guard: _FindGuard) -> Any:
 
 
 def _snapshot_of(function: Any) -> Any:
-    body = "return _snapshot(_function({parameters}))"
-    return with_parameters_of(function, body, _function=function, _snapshot=_snapshot)
+    return lambda *args, **kw: _snapshot(function(*args, **kw))
 
 
 def _snapshot(result: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from . import alchemy, instances
 from .guard import Guard
-from .operations import IDENTITY_MAP, Path, guarded
+from .operations import IDENTITY_MAP, guarded
 
 _Plain: Any = alchemy.WeakInstanceDict
 _add: Any = _Plain._add_unpresent
@@ -41,7 +42,9 @@ for _name, _access in IDENTITY_MAP.items():
     if _access is not None:
         _function = _OWN.get(_name) or getattr(_Plain, _name)
         setattr(
-            _GuardedIdentityMap, _name, guarded(_function, _access, Path(("_guard",)))
+            _GuardedIdentityMap,
+            _name,
+            guarded(_function, _access, operator.attrgetter("_guard")),
         )
 
 

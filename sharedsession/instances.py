@@ -23,14 +23,14 @@ from sqlalchemy.ext.associationproxy import AssociationProxy
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
 from . import alchemy, changes, containers, pickles, reads
-from .attachment import guard_of_instance, guards
+from .attachment import guard_of_instance, guard_of_state, guards
 from .disguise import is_ours, like, per_class, subclass
 from .guard import Guard
 from .operations import (
     ATTRIBUTE_IMPL,
     ATTRIBUTE_STATE,
     STATE,
-    Path,
+    FindGuard,
     Table,
     guarded,
     look,
@@ -121,12 +121,8 @@ def _guarded_impl(impl_class: Any) -> Any:
     return subclass(impl_class, members)
 
 
-#: To the guard of the object whose state it is.
-_GUARD = Path(("session_id",), table=guards)
-
-
 def _for_state(function: Any, access: Access) -> Any:
-    return guarded(function, access, _GUARD, which=1)
+    return guarded(function, access, guard_of_state, which=1)
 
 
 def _for_related_state(function: Any, access: Access) -> Any:
@@ -253,12 +249,8 @@ def _attrs(state: Any) -> Any:
     return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
 
 
-def _guarded_members(base: Any, table: Table, *state: str) -> dict[str, Any]:
-    """The guarded properties and methods that *table* names.
-
-    :param state: the names of the attributes that lead to the object's state.
-    """
-    find_guard = Path((*state, "session_id"), table=guards)
+def _guarded_members(base: Any, table: Table, find_guard: FindGuard) -> dict[str, Any]:
+    """The guarded properties and methods that *table* names."""
     members: dict[str, Any] = {}
     for name, access in table.items():
         member = getattr(base, name, None)
@@ -274,7 +266,11 @@ def _guarded_members(base: Any, table: Table, *state: str) -> dict[str, Any]:
 
 _AttributeState = subclass(
     alchemy.AttributeState,
-    _guarded_members(alchemy.AttributeState, ATTRIBUTE_STATE, "state"),
+    _guarded_members(
+        alchemy.AttributeState,
+        ATTRIBUTE_STATE,
+        lambda attribute: guard_of_state(attribute.state),
+    ),
 )
 
 
@@ -282,7 +278,7 @@ _AttributeState = subclass(
 GuardedState = subclass(
     alchemy.InstanceState,
     {
-        **_guarded_members(alchemy.InstanceState, STATE),
+        **_guarded_members(alchemy.InstanceState, STATE, guard_of_state),
         "_modified_event": _modified_event,
         alchemy.CHANGERS: None,
         "_expire": _discarding("_expire", _every_other_value),

@@ -49,7 +49,7 @@ def quick_get(operation: _Operation) -> _Operation:
     """``Session.get()`` that first looks whether the object is there, loaded."""
     defaults = Session.get.__kwdefaults__
 
-    def get(self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
+    def get(_: Any, self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
         if self.guard is not None and kw == defaults and is_plain(type(self), "get"):
             found = _find_loaded(self, entity, ident)
             if found is not None:
@@ -79,7 +79,7 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
 def quick_contains(operation: _Operation) -> _Operation:
     """``instance in session`` as a mere look."""
 
-    def __contains__(self: Any, instance: object) -> Any:
+    def __contains__(_: Any, self: Any, instance: object) -> Any:
         guard = self.guard
         if guard is None:
             return operation(self, instance)

@@ -7,13 +7,13 @@ Tests walk the classes and fail on a name that is not listed.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping
 
 from .errors import SharedSessionError
 from .guard import Guard
 from .holds import Hold, WindowOpened
 from .owners import Owner
-from .signatures import with_parameters_of
+from .signatures import as_function
 from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 
 
@@ -202,120 +202,46 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
         me.is_patient = False
 
 
-class Path(NamedTuple):
-    """Where the guard is, from the object that an operation is a method of.
-
-    :ivar names: the attributes that lead there.
-    :ivar is_called: whether what is found has to be called.
-    :ivar table: of guards, if what is found is the number of a session.
-    """
-
-    names: tuple[str, ...]
-    is_called: bool = False
-    table: dict[int | None, Guard] | None = None
-
-    def source(self) -> str:
-        found = ".".join(["{self}", *self.names]) + "()" * self.is_called
-        return found if self.table is None else f"_guards.get({found})"
-
-
-def next_call(name: str) -> str:
-    """The source of a call of the method of the class in ``_line``."""
-    return (
-        f"(_line.get(_type({{self}})) or _line[_type({{self}})]).{name}({{parameters}})"
-    )
+FindGuard = Callable[[Any], "Guard | None"]
 
 
 def guarded(
     function: Callable[..., Any],
     access: Access,
-    find_guard: Callable[[Any], Guard | None] | Path,
+    find_guard: FindGuard,
     *,
     refused: bool = False,
-    line: Mapping[type, Any] | None = None,
+    calls: Callable[..., Any] | None = None,
     which: int = 0,
 ) -> Callable[..., Any]:
     """Return *function*, a method, as an operation with the same signature.
 
-    As a part of an operation it is called right away, if :func:`run` would do nothing
-    else.
-
-    :param refused: whether it is not in a read section, whatever it is a part of.
-    :param line: by class, the one behind it that has the method, if it is not always
-        this one.
-    :param which: the number of the argument that has the guard, usually the first.
+    :param find_guard: finds the guard of an argument; ``None`` if it has none.
+    :param refused: whether a read section refuses it even as a part of an operation.
+    :param calls: what is called in the place of *function*.
+    :param which: the position of the argument that has the guard, usually the first.
     """
-    steps = (
-        _LOOK if access is READ else _FIND + _REFUSE * refused + _PART[access] + _RUN
-    )
-    call = "_function({parameters})"
-    names: dict[str, Any] = {"_function": function}
-    if line is not None:
-        call = next_call(function.__name__)
-        names.update(_line=line, _type=type)
-    if isinstance(find_guard, Path):
-        source = find_guard.source()
-        names["_guards"] = find_guard.table
-    else:
-        source = "_find_guard({self})"
-        names["_find_guard"] = find_guard
-    return with_parameters_of(
-        function,
-        steps.replace("{guard}", source).replace("{call}", call),
-        which=which,
-        _access=access,
-        _look=look,
-        _run=run,
-        **names,
-    )
+    if access is READ:
 
+        def look_at(function: Any, *args: Any, **kw: Any) -> Any:
+            do = calls or function
+            guard = find_guard(args[which])
+            if guard is None:
+                return do(*args, **kw)
+            return look(guard, do, *args, **kw)
 
-_LOOK = """\
-_guard = {guard}
-if _guard is None or (_guard.version is None and _guard.running is _guard.asker()):
-    return {call}
-return _look(_guard, _function, {parameters})"""
+        return as_function(function, look_at)
 
-_FIND = """\
-_guard = {guard}
-if _guard is None:
-    return {call}
-"""
+    def operate(function: Any, *args: Any, **kw: Any) -> Any:
+        do = calls or function
+        guard = find_guard(args[which])
+        if guard is None:
+            return do(*args, **kw)
+        if refused and guard.reads_only():
+            guard.refuse_write()
+        return run(guard, access, do, *args, **kw)
 
-#: ``reads_only()`` is asked only if anybody reads at all.
-_REFUSE = """\
-if (_guard.restricted or _guard.reading) and _guard.reads_only():
-    _guard.refuse_write()
-"""
-
-_PART_OF_LOAD = """\
-if _guard.running is _guard.asker():
-    return {call}
-"""
-
-_PART_OF_CHANGE = """\
-if _guard.running is _guard.asker() and not _guard.may_open:
-    return {call}
-"""
-
-_PART_OF_WRITE = """\
-_me = _guard.running
-if _me is _guard.worker and _me is _guard.asker() and not _guard.may_open:
-    if not (_guard.restricted or _guard.reading) or not _guard.reads_only():
-        _result = {call}
-        if _guard.worker is not _me:
-            _guard.note_work(_me)
-        return _result
-"""
-
-_RUN = "return _run(_guard, _access, _function, {parameters})"
-
-_PART = {
-    LOAD: _PART_OF_LOAD,
-    CHANGE: _PART_OF_CHANGE,
-    WRITE: _PART_OF_WRITE,
-    END: _PART_OF_CHANGE,
-}
+    return as_function(function, operate)
 
 
 Table = Mapping[str, "Access | None"]

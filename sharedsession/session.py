@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
@@ -24,14 +25,12 @@ from .operations import (
     SESSION,
     SESSION_INTERNAL,
     SESSION_SETTINGS,
-    Path,
     guarded,
-    next_call,
     run,
 )
 from .owners import Owner
 from .sections import CriticalSection, ReadSection
-from .signatures import with_parameters_of, with_signature_of
+from .signatures import as_function
 from .statements import access_of, has_changes_within
 from .terms import CHANGE, END, LOAD, READ, Access, check_wait_in_loop
 from .transactions import GuardedTransaction
@@ -184,6 +183,23 @@ class SharedSessionMixin(Session):
             super().rollback()
 
     # -- where all statements meet
+
+    def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
+        """Execute a statement as one operation, its rows and objects included."""
+        guard = self.guard
+        execute: Any = super()._execute_internal
+        if guard is None:
+            return execute(statement, *args, **kw)
+        options = kw.get("execution_options")
+        access = _access_to_execute(guard, statement, options)
+        return run(guard, access, self._execute, execute, options, statement, args, kw)
+
+    def _execute(
+        self, execute: Any, options: Any, statement: Any, args: Any, kw: Any
+    ) -> Any:
+        self._note_statement(statement, options)
+        guard: Any = self.guard
+        return rows.settle(guard, execute(statement, *args, **kw))
 
     def _note_statement(self, statement: Any, options: Any) -> None:
         """Called inside the guard, before a statement is executed."""
@@ -511,18 +527,14 @@ class _NextInLine(ByClass):
         return base
 
 
-class _NextMethod(_NextInLine):
-    """The method itself."""
-
-    def find_out(self, cls: type) -> Any:
-        return getattr(super().find_out(cls), self._name)
-
-
-def _next_in_line(name: str, line: _NextInLine) -> Any:
+def _calling_next(name: str) -> Any:
     """Call the method of the class that the mixin stands before."""
-    plain = getattr(Session, name)
-    body = f"return {next_call(name)}"
-    return with_parameters_of(plain, body, _line=line, _type=type)
+    next_class = _NextInLine(name)
+
+    def call_next(self: Any, *args: Any, **kw: Any) -> Any:
+        return getattr(next_class[type(self)], name)(self, *args, **kw)
+
+    return call_next
 
 
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
@@ -533,45 +545,14 @@ def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
     return access
 
 
-_EXECUTE = """\
-_guard = {self}.guard
-if _guard is None:
-    return _next[_type({self})]({parameters})
-_access = _access_to_execute(_guard, statement, execution_options)
-return _run(_guard, _access, _step, {parameters})"""
-
-_STEP = """\
-{self}._note_statement(statement, execution_options)
-_result = _next[_type({self})]({parameters})
-return _settle({self}.guard, _result)"""
-
-
-def _executing(steps: str, **names: Any) -> Any:
-    return with_parameters_of(
-        Session._execute_internal,
-        steps,
-        _access_to_execute=_access_to_execute,
-        _next=_execute_of_base,
-        _run=run,
-        _type=type,
-        **names,
-    )
-
-
 _flush_of = _NextInLine("flush")
-_execute_of_base = _NextMethod("_execute_internal")
-_Mixin: Any = SharedSessionMixin
-_Mixin._execute_internal = _executing(
-    _EXECUTE,
-    _step=_executing(_STEP, _settle=rows.settle),
-)
 
 
 def _next_property(name: str) -> Any:
     return lambda self: getattr(super(SharedSessionMixin, self), name)
 
 
-_GUARD = Path(("guard",))
+_guard_of = operator.attrgetter("guard")
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -602,12 +583,8 @@ _OWN = {
 
 def _operation(name: str, plain: Any, access: Access) -> Any:
     refused = name in SESSION and access not in (READ, LOAD)
-    own: Any = _OWN.get(name)
-    if own:
-        return guarded(like(own, plain), access, _GUARD, refused=refused)
-    line = _NextInLine(name)
-    function = _next_in_line(name, line)
-    return guarded(function, access, _GUARD, refused=refused, line=line)
+    calls: Any = _OWN.get(name) or _calling_next(name)
+    return guarded(plain, access, _guard_of, refused=refused, calls=calls)
 
 
 def _put_operations_on(cls: Any) -> None:
@@ -616,14 +593,14 @@ def _put_operations_on(cls: Any) -> None:
         if access is None or plain is None:
             continue  # free, or only in another release of SQLAlchemy
         if isinstance(plain, property):
-            getter = guarded(_next_property(name), access, _GUARD)
+            getter = guarded(_next_property(name), access, _guard_of)
             setattr(cls, name, property(getter, doc=plain.__doc__))
         else:
             operation = _operation(name, plain, access)
             if name == "get":
-                operation = with_signature_of(plain, looks.quick_get(operation))
+                operation = as_function(plain, looks.quick_get(operation))
             elif name == "__contains__":
-                operation = with_signature_of(plain, looks.quick_contains(operation))
+                operation = as_function(plain, looks.quick_contains(operation))
             setattr(cls, name, operation)
 
 

@@ -21,7 +21,7 @@ from .connections import guard_connection, guard_of_connection
 from .errors import LockTimeout
 from .guard import Guard
 from .holds import Hold
-from .operations import Path, guarded, run
+from .operations import guarded, run
 from .owners import Owner
 from .savepoints import Unit, check_savepoint
 from .terms import CHANGE, END, LOAD, READ
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
-_GUARD = Path(("session", "guard"))
 
 _Plain = sa_orm.SessionTransaction
 #: What is done in such a one is work of the level around it.
@@ -190,16 +189,16 @@ class GuardedTransaction(_Plain):
         finally:
             self.session._note_failure(sys.exc_info()[1])
 
-    close = guarded(_close, END, _GUARD)
-    commit = guarded(_commit, CHANGE, _GUARD)
-    rollback = guarded(_rollback, END, _GUARD)
-    is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _GUARD))
-    prepare = guarded(_Plain.prepare, CHANGE, _GUARD)
-    connection = guarded(_Plain.connection, LOAD, _GUARD)
+    close = guarded(_close, END, _guard_of)
+    commit = guarded(_commit, CHANGE, _guard_of)
+    rollback = guarded(_rollback, END, _guard_of)
+    is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _guard_of))
+    prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
+    connection = guarded(_Plain.connection, LOAD, _guard_of)
     if hasattr(_Plain, "connections"):
-        _connections_seen = guarded(vars(_Plain)["connections"].fget, READ, _GUARD)
+        _connections_seen = guarded(vars(_Plain)["connections"].fget, READ, _guard_of)
         connections = property(_connections_seen)
-        bound_connection = guarded(_Plain.bound_connection, READ, _GUARD)
+        bound_connection = guarded(_Plain.bound_connection, READ, _guard_of)
 
     # -- what it is made of
 
