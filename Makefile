@@ -7,6 +7,7 @@ STRESS_FLAGS ?=
 BENCH_FLAGS ?=
 TORTURE_FLAGS ?=
 TASK_TORTURE_FLAGS ?=
+VALUES_TORTURE_FLAGS ?=
 
 # Of `make conformance`; see conformance/run.py
 SQLALCHEMY ?= 2.1 2.0
@@ -41,6 +42,7 @@ format: .venv/.ready
 torture: .venv/.ready
 	$(run) -m tests.torture $(TORTURE_FLAGS)
 	$(run) -m tests.aio_torture $(TASK_TORTURE_FLAGS)
+	$(run) -m tests.values_torture $(VALUES_TORTURE_FLAGS)
 
 mutants: .venv/.ready
 	$(run) -m tests.mutants

@@ -25,6 +25,7 @@ from sqlalchemy.ext import mutable as _mutable
 from sqlalchemy.orm import attributes as _attributes
 from sqlalchemy.orm import base as _base
 from sqlalchemy.orm import collections as _collections
+from sqlalchemy.orm import dynamic as _dynamic
 from sqlalchemy.orm import identity as _identity
 from sqlalchemy.orm import instrumentation as _instrumentation
 from sqlalchemy.orm import session as _session
@@ -148,6 +149,11 @@ def stands_before_others(attribute: Any) -> bool:
 
 #: Where a tracked mutable value meets its parents.
 MutableBase: type[Any] = _mutable.MutableBase
+#: What the query of a dynamic relationship is mixed with; 2.1 calls it private.
+DynamicHandle: Any = getattr(_dynamic, "_AppenderMixin", None) or getattr(
+    _dynamic, "AppenderMixin"
+)
+has_identity = sa_orm.util.has_identity
 AssociationCollection: type[Any] = _associationproxy._AssociationCollection
 
 CursorResult: type[Any] = _cursor.CursorResult

@@ -114,8 +114,9 @@ class _ParentsOfMutable:
 
 
 def install() -> None:
-    """Learn of every mutable value that meets a parent from now on."""
+    """Learn of every mutable value that meets a parent, and of dynamic handles."""
     alchemy.MutableBase._parents = _ParentsOfMutable()
+    alchemy.DynamicHandle.session = property(_session_of_dynamic, _plain_session.fset)
 
 
 def guard_mutable(value: Any) -> None:
@@ -150,6 +151,20 @@ def _guard_of_mutable(value: Any) -> Guard | None:
         if guard is not None:
             return guard
     return None
+
+
+# -- dynamic handles
+
+_plain_session = alchemy.DynamicHandle.session
+
+
+def _session_of_dynamic(handle: Any) -> Any:
+    """Like SQLAlchemy's, which flushes; a read section has flushed on the way in."""
+    guard = guard_of_instance(handle.instance)
+    if guard is None or not guard.reads_only():
+        return _plain_session.fget(handle)
+    session = guard.session()
+    return session if alchemy.has_identity(handle.instance) else None
 
 
 # -- association proxies

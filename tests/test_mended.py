@@ -28,7 +28,7 @@ from sharedsession.locks import make_guard
 from sharedsession.operations import run
 from sharedsession.terms import LOAD, WRITE, Kind
 
-from .models import Address, Note, User
+from .models import Address, Note, User, Visit
 from .threads import Worker, inside, passes, wait_for, wait_until
 
 
@@ -544,3 +544,20 @@ def test_what_an_application_puts_in_a_keyed_collection_is(session: Any) -> None
     Worker(session.rollback).result()
     with pytest.raises(WorkLostError):
         user.notes
+
+
+@pytest.mark.parametrize("new", [0, 2])
+def test_a_dynamic_handle_may_be_read_in_a_read_section(session: Any, new: int) -> None:
+    """SQLAlchemy has it flush, which was refused though there was nothing to flush."""
+    user = session.get_one(User, 1)
+    user.visits.add_all(Visit() for _ in range(new))
+    with session.read_section():
+        assert user.visits.count() == 1 + new
+        assert len(user.visits.all()) == len(list(user.visits)) == 1 + new
+        assert user.visits.first().user_id == 1
+        with pytest.raises(UpgradeError):
+            user.visits.append(Visit())
+        with pytest.raises(UpgradeError):
+            session.flush()
+    user.visits.append(Visit())
+    assert user.visits.count() == 2 + new
