@@ -13,6 +13,8 @@ VALUES_TORTURE_FLAGS ?=
 SQLALCHEMY ?= 2.1 2.0
 KINDS ?= rlock rw
 PARTS ?= test/orm test/ext test/base
+# Of `make conformance-connections`: engine, dialect, reflection, SQL
+DATABASES ?= sqlite
 GREENLET ?= without with
 DBURI ?= sqlite
 JOBS ?= auto
@@ -21,7 +23,8 @@ FLAGS ?=
 run := .venv/bin/python
 sources := sharedsession tests benchmarks conformance examples setup.py
 
-.PHONY: demo test lint format torture mutants bench conformance conformance-others clean
+.PHONY: demo test lint format torture mutants bench conformance \
+    conformance-connections conformance-faults conformance-others clean
 
 demo: .venv/.ready
 	$(run) -m sharedsession stress $(STRESS_FLAGS)
@@ -53,6 +56,19 @@ bench: .venv/.ready
 conformance:
 	$(PYTHON) -m conformance.run --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
 	    --parts $(PARTS) --greenlet $(GREENLET) --db $(DBURI) --jobs $(JOBS) $(FLAGS)
+
+conformance-connections:
+	$(PYTHON) -m conformance.run --connections --sqlalchemy $(SQLALCHEMY) \
+	    --kinds $(KINDS) --greenlet $(GREENLET) --db $(DATABASES) --jobs $(JOBS) $(FLAGS)
+
+# Faults that the tests of the engine must find
+conformance-faults:
+	$(PYTHON) -m conformance.run --connections --sqlalchemy 2.1 --kinds rlock \
+	    --greenlet without --jobs $(JOBS) --fault soft-closed \
+	    --parts test/engine/test_reflection.py
+	$(PYTHON) -m conformance.run --connections --sqlalchemy 2.1 --kinds rlock \
+	    --greenlet without --jobs $(JOBS) --fault facts \
+	    --parts test/sql/test_resultset.py
 
 conformance-others:
 	$(PYTHON) -m conformance.others --sqlalchemy $(SQLALCHEMY) --kinds $(KINDS) \
