@@ -38,11 +38,14 @@ from sharedsession import (
     SharedSession,
     SharedSessionError,
     critical_section,
+    holds,
+    monitor,
+    operations,
     owners,
     shared_session,
 )
 
-from . import faults
+from . import faults, threads
 from .conftest import make_engine
 from .faults import Agent, Interrupt, Wrong, _is_ours, _lock, _module, check, check_free
 from .models import User
@@ -53,9 +56,6 @@ CORE = {
     *("guard", "monitor", "holds", "operations", "owners", "sections", "units"),
     *("locks", "waiting", "registry", "tasks", "reads", "writes", "transactions"),
 }
-
-#: As if in one of those modules: what a control plants there.
-PLANTED = os.path.join(faults.PACKAGE, "holds.py")
 
 #: Seconds that a thread may take for what never waits long.
 PATIENCE = 20.0
@@ -762,6 +762,7 @@ def finish(worker: Worker, what: str) -> None:
 
 def wait_within_patience(event: threading.Event, what: str) -> None:
     if not event.wait(PATIENCE):
+        assert sys.__stderr__ is not None
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         raise Stuck(f"{what} waits for what never comes")
 
@@ -822,8 +823,8 @@ def everywhere(
         counted = try_at(0)
         for at in counted.new[first % every :: every]:
             try_at(at)
-            if len(report.wrong) > 20:
-                break
+            if report.wrong and "what never comes" in report.wrong[-1]:
+                break  # nothing that follows would be more than waiting
     return report
 
 
@@ -847,15 +848,77 @@ KINDS: dict[str, tuple[type[Steps], Callable[[int], Event]]] = {
 }
 
 
+# -- controls: faults that are planted, and have to be noticed
+
+
+def _wake_late() -> None:
+    """A waiter counts as woken before it is: after an interrupt it sleeps on."""
+
+    def wake(waiter: Any) -> None:
+        if not waiter.woken:
+            waiter.woken = True
+            waiter.guard.clock()  # an interrupt may come at a call
+            waiter.parked.release()
+
+    wake.__code__ = wake.__code__.replace(co_filename=holds.__file__)
+    setattr(holds.Waiter, "wake", wake)
+
+
+def _plain_mutex() -> None:
+    """A finalizer in the middle of the bookkeeping waits for its own thread."""
+    plain = monitor.Monitor._set_mutex
+
+    def set_mutex(guard: Any, mutex: Any) -> None:
+        plain(guard, threading.Lock())
+
+    setattr(monitor.Monitor, "_set_mutex", set_mutex)
+
+
+def _leave_once() -> None:
+    """Nobody ends an operation whose end was interrupted."""
+    setattr(operations, "_leave_again", lambda *args: None)
+
+
+#: What each is noticed by, what it plants, and where: a scenario and what happens.
+CONTROLS: dict[str, tuple[str, Callable[[], None], str, str]] = {
+    "a lost wake-up": (
+        *("one, which waited, waits for what never comes", _wake_late),
+        *("leave to two that wait", "interrupt"),
+    ),
+    "a thread that waits for itself": (
+        *("the thread waits for what never comes", _plain_mutex),
+        *("leave a read section to a writer", "finalizer"),
+    ),
+    "a guard that is not given back": (
+        *("somebody is inside", _leave_once, "add", "interrupt"),
+    ),
+}
+
+
+def control(name: str) -> None:
+    """Plant a fault, print what is noticed, and end the process, stuck as it is."""
+    global PATIENCE
+    PATIENCE = threads.PATIENCE = 0.5
+    _, plant, scenario_name, kind = CONTROLS[name]
+    plant()
+    scenario = next(it for it in SCENARIOS if it.name == scenario_name)
+    report = everywhere(scenario, "rlock", *KINDS[kind])
+    print(report, flush=True)
+    os._exit(1 if report.wrong else 0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="try each n-th step only")
     parser.add_argument("--scenario", default="", help="only those with this in it")
     parser.add_argument("--kind", default="", help="the same for what happens")
+    parser.add_argument("--control", choices=CONTROLS, help="plant that fault")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     # The interpreter tells of errors in finalizers, which is where some of these come.
     sys.unraisablehook = lambda unraisable: None
+    if arguments.control:
+        control(arguments.control)
     failed = 0
     for scenario in SCENARIOS:
         for kind, (steps, event) in KINDS.items():
