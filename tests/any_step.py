@@ -743,7 +743,8 @@ class Try:
         whole = {*self.scenario.makes, *self.scenario.others}
         if self.event.wrote:
             whole.add("guest")
-        if not self.event.comes_out or not self.event.happened:
+        all_is_done = not self.event.comes_out or not self.event.happened
+        if all_is_done and not self.event.ends_thread:
             check(found == whole, f"{found}, and not {whole}")
         else:
             mine = {*self.scenario.makes}
@@ -790,6 +791,7 @@ def everywhere(
     lock: Any,
     make_steps: type[Steps],
     make_event: Callable[[int], Event],
+    directory: str,
     every: int = 1,
     first: int = 0,
 ) -> faults.Report:
@@ -801,30 +803,29 @@ def everywhere(
     :param every: try each n-th of them only, from the one numbered *first* on.
     """
     report = faults.Report()
-    with quick_collector() as directory:
 
-        def try_at(at: int) -> Steps:
-            event = make_event(at)
-            gc.collect()
-            gc.freeze()  # so that there is little to look at when the event collects
-            place = Place(lock, directory)
-            steps = make_steps(at, lambda: event(place), place.guard)
-            error: Exception | None = None
-            try:
-                Try(scenario, steps, event, place).run()
-                place.end()
-            except Exception as wrong:
-                error = wrong.with_traceback(None)
-            if not (at and steps.at_a_limit):
-                where = f"{scenario.name}, {faults._name(lock)}, {at}: {steps.place}"
-                report.note(make_steps.__name__, where, error)
-            return steps
+    def try_at(at: int) -> Steps:
+        event = make_event(at)
+        gc.collect()
+        gc.freeze()  # so that there is little to look at when the event collects
+        place = Place(lock, directory)
+        steps = make_steps(at, lambda: event(place), place.guard)
+        error: Exception | None = None
+        try:
+            Try(scenario, steps, event, place).run()
+            place.end()
+        except Exception as wrong:
+            error = wrong.with_traceback(None)
+        if not (at and steps.at_a_limit):
+            where = f"{scenario.name}, {faults._name(lock)}, {at}: {steps.place}"
+            report.note(make_steps.__name__, where, error)
+        return steps
 
-        counted = try_at(0)
-        for at in counted.new[first % every :: every]:
-            try_at(at)
-            if report.wrong and "what never comes" in report.wrong[-1]:
-                break  # nothing that follows would be more than waiting
+    counted = try_at(0)
+    for at in counted.new[first % every :: every]:
+        try_at(at)
+        if report.wrong and "what never comes" in report.wrong[-1]:
+            break  # nothing that follows would be more than waiting
     return report
 
 
@@ -902,9 +903,10 @@ def control(name: str) -> None:
     _, plant, scenario_name, kind = CONTROLS[name]
     plant()
     scenario = next(it for it in SCENARIOS if it.name == scenario_name)
-    report = everywhere(scenario, "rlock", *KINDS[kind])
-    print(report, flush=True)
-    os._exit(1 if report.wrong else 0)
+    with quick_collector() as directory:
+        report = everywhere(scenario, "rlock", *KINDS[kind], directory)
+        print(report, flush=True)
+        os._exit(1 if report.wrong else 0)
 
 
 def main() -> int:
@@ -919,14 +921,20 @@ def main() -> int:
     sys.unraisablehook = lambda unraisable: None
     if arguments.control:
         control(arguments.control)
+    chosen = [
+        (scenario, kind, lock)
+        for scenario in SCENARIOS
+        for kind in KINDS
+        for lock in scenario.locks
+        if arguments.scenario in scenario.name and arguments.kind in kind
+    ]
     failed = 0
-    for scenario in SCENARIOS:
-        for kind, (steps, event) in KINDS.items():
-            if arguments.scenario in scenario.name and arguments.kind in kind:
-                for lock in scenario.locks:
-                    report = everywhere(scenario, lock, steps, event, arguments.every)
-                    print(f"{scenario.name}, {kind}, {lock}:\n{report}", flush=True)
-                    failed += len(report.wrong)
+    with quick_collector() as directory:
+        for scenario, kind, lock in chosen:
+            every = arguments.every
+            report = everywhere(scenario, lock, *KINDS[kind], directory, every)
+            print(f"{scenario.name}, {kind}, {lock}:\n{report}", flush=True)
+            failed += len(report.wrong)
     return 1 if failed else 0
 
 

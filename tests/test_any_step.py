@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 
 from . import any_step
-from .any_step import KINDS, SCENARIOS, everywhere
+from .any_step import KINDS, SCENARIOS, everywhere, quick_collector
 
 #: Every how many steps something happens; ``python -m tests.any_step`` tries all.
 EVERY = int(os.environ.get("SHAREDSESSION_STEPS_EVERY", "23"))
@@ -20,17 +20,23 @@ THROUGHOUT = {"set", "leave a read section to a writer"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(scope="module")
+def directory() -> Iterator[str]:
+    with quick_collector() as directory:
+        yield directory
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda it: it.name)
-def test_it_gets_on(scenario: Any, kind: str) -> None:
+def test_it_gets_on(scenario: Any, kind: str, directory: str) -> None:
     steps, event = KINDS[kind]
-    every = 1 if scenario.name in THROUGHOUT and "instruction" not in kind else EVERY
-    if "instruction" in kind:
-        every *= 5
-    number = SCENARIOS.index(scenario)
-    for first, lock in enumerate(scenario.locks, number):
-        report = everywhere(scenario, lock, steps, event, every, first * 7)
-        assert report.tried.total() and not report.wrong, str(report)
+    number = SCENARIOS.index(scenario) + [*KINDS].index(kind)
+    lock = scenario.locks[number % len(scenario.locks)]
+    every = EVERY * 9 if steps is any_step.Opcodes else EVERY
+    if scenario.name in THROUGHOUT and steps is not any_step.Opcodes:
+        every = 1
+    report = everywhere(scenario, lock, steps, event, directory, every, number * 7)
+    assert report.tried.total() and not report.wrong, str(report)
 
 
 @pytest.mark.parametrize("control", any_step.CONTROLS)
