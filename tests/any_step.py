@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, Callable, Iterator
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
 from sharedsession import (
@@ -404,7 +404,7 @@ scenario(
     "the thread ends in a section",
     end_thread,
     others=("one",),
-    prepare=enter_before(critical),
+    prepare=impatient(enter_before(critical)),
     meanwhile=waited_for_by("one"),
 )
 
@@ -621,7 +621,8 @@ class Handled(Event):
                 self.error = self.error or error
                 if not isinstance(error, SharedSessionError):
                     self.error = error
-                if self.comes_out:
+                # One that had to wait for what its own thread is ending goes without.
+                if self.comes_out and not isinstance(error, LockTimeout):
                     raise
 
 
@@ -713,8 +714,10 @@ class Try:
     def _check_outcome(self) -> None:
         event, error = self.event, self.place.error
         if event.error is not None:
-            refused = isinstance(event.error, SharedSessionError)
+            # The latter from SQLAlchemy, in the middle of its own work, as ever.
+            refused = isinstance(event.error, (SharedSessionError, InvalidRequestError))
             check(refused, f"what came in got {event.error!r}")
+            event.error = None  # which keeps the frames that it struck
         if error is not None:
             check(event.happened and event.comes_out, f"it became {error!r}")
         stays_open = self.scenario.stays_open and error is not None
