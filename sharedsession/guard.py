@@ -120,6 +120,8 @@ class Guard(Monitor):
         if self.come_in(me):
             self.since = self.clock()
         else:
+            if self._is_in_mutex():
+                self.refuse_nested(me)  # a finalizer, in the middle of a change
             mine = self._owner is me or self._loader is me
             reads = self._is_reading(me)
             joins = mine or self._may_join(me)
@@ -232,7 +234,7 @@ class Guard(Monitor):
 
     def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
         me, mode = hold.owner, hold.mode
-        if me.busy:
+        if me.busy or self._is_in_mutex():
             hold.is_open = False
             self.refuse_nested(me)
         anew = False

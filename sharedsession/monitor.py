@@ -285,8 +285,8 @@ class Monitor:
         """Let nobody look any more; nothing if the window was closed meanwhile."""
         if self.window is me:
             self.version = None
+            self.running = me  # first: a finalizer in between must find it inside
             self.window = None
-            self.running = me
 
     def is_still(self, version: int | None) -> bool:
         """Whether nothing has changed since there was that version.
@@ -370,6 +370,11 @@ class Monitor:
     def _leave_late(self, me: Owner) -> None:
         """The end of an operation that somebody waits for, or that did not come by the
         gate."""
+        if self._is_in_mutex() and self.gate.get(0) is not me:
+            # A finalizer in the middle of a change, which sees to the rest itself.
+            if self.running is me:
+                self.running = None
+            return
         with self._mutex:
             if self.gate.get(0) is me:
                 self._move_in(me)
@@ -487,7 +492,7 @@ class Monitor:
         :param begins: whether an operation of the caller begins with it.
         """
         me = self.asker()
-        if me.busy:
+        if me.busy or self._is_in_mutex():
             self.refuse_nested(me)
         me.busy = True
         try:

@@ -16,19 +16,21 @@ database holds all of the operation or nothing.
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import gc
 import os
 import sys
 import tempfile
 import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Callable, Iterator
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
 from sharedsession import (
@@ -36,11 +38,14 @@ from sharedsession import (
     SharedSession,
     SharedSessionError,
     critical_section,
+    holds,
+    monitor,
+    operations,
     owners,
     shared_session,
 )
 
-from . import faults
+from . import faults, threads
 from .conftest import make_engine
 from .faults import Agent, Interrupt, Wrong, _is_ours, _lock, _module, check, check_free
 from .models import User
@@ -249,6 +254,16 @@ def until_it_gave_up(place: Place) -> None:
         wait_within_patience(place.acted, "the thread")
 
 
+def impatient(act: Act) -> Act:
+    """Where what comes in would wait for what its own thread is about to end."""
+
+    def prepare(place: Place) -> None:
+        act(place)
+        place.guard.timeout = 0.002
+
+    return prepare
+
+
 def in_another_thread(act: Act) -> Act:
     """That goes on to live: its end would release what it holds."""
 
@@ -300,7 +315,11 @@ def stream(place: Place) -> None:
 
 
 def end_thread(place: Place) -> None:
-    """What becomes of a thread's local storage at its end."""
+    """What becomes of a thread's local storage at its end.
+
+    This one lives on, unlike others, and would wait for what it held before.
+    """
+    place.guard.timeout = 0.002
     owners._local.__dict__.pop("life", None)
 
 
@@ -318,7 +337,10 @@ def forget_section(place: Place) -> None:
 def close_forgotten(place: Place) -> None:
     """The collector closes generators that everybody forgot, in whatever thread."""
     while place.forgotten:
-        collect(place.forgotten.pop())
+        try:
+            place.forgotten.pop()
+        except IndexError:  # another thread was first
+            pass
 
 
 def waiting_for_the_forgotten(place: Place) -> None:
@@ -363,18 +385,20 @@ scenario(
     prepare=enter_before(reading),
     meanwhile=waited_for_by("one"),
 )
-scenario("time out", time_out, meanwhile=until_it_gave_up)
+scenario(
+    *("time out", time_out), prepare=impatient(nothing), meanwhile=until_it_gave_up
+)
 scenario(
     "leave another thread's begin block",
     leave,
     "mine",
-    prepare=in_another_thread(begin_block),
+    prepare=impatient(in_another_thread(begin_block)),
 )
 scenario(
     "go on with another thread's generator",
     go_on,
     "mine",
-    prepare=in_another_thread(begin_generator),
+    prepare=impatient(in_another_thread(begin_generator)),
     stays_open=True,
 )
 scenario("unit of work", unit, "mine")
@@ -392,22 +416,66 @@ scenario(
 # -- steps
 
 
-class Lines:
-    """Calls *happen* before the n-th line of the guard's modules; counts with 0."""
+class Steps:
+    """Calls *happen* at the n-th step of a thread; counts with 0."""
 
-    opcodes = False
-
-    def __init__(self, at: int, happen: Callable[[], Any]) -> None:
-        self.at, self.happen = at, happen
+    def __init__(self, at: int, happen: Callable[[], Any], guard: Any) -> None:
+        self.at, self.happen, self.guard = at, happen, guard
         self.steps = 0
         self.place = ""
         self.at_an_end = self.at_a_limit = False
+        #: While it counts: the steps at which the library is where it was not before.
+        self.new: list[int] = []
+        self._seen: set[Any] = set()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Any:
         sys.settrace(self._trace)
+        return self
 
     def __exit__(self, *exc_info: Any) -> None:
         sys.settrace(None)
+        sys.setprofile(None)
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        raise NotImplementedError
+
+    def come_to(self, frame: FrameType, what: str = "") -> None:
+        self.steps += 1
+        if self.at:
+            if self.steps == self.at:
+                self.place = f"{what} {_place(frame)}"
+                self.happen()
+            return
+        where = (what, _stack(frame), _state(self.guard))
+        if where not in self._seen:
+            self._seen.add(where)
+            self.new.append(self.steps)
+
+
+def _stack(frame: FrameType | None) -> tuple[Any, ...]:
+    """The lines of the guard's modules that a thread is at."""
+    lines = []
+    while frame is not None:
+        if _is_core(frame):
+            lines.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(lines)
+
+
+def _state(guard: Any) -> tuple[Any, ...]:
+    """What tells one moment of a guard from another at the same line."""
+    return (
+        *(guard._owner, guard._loader, guard.running, guard.inside, guard.window),
+        *(guard.gate.get(0), guard.restricted, guard.attention, guard.version is None),
+        *(tuple(guard.holds.values()), len(guard.reading), len(guard.queue)),
+        any(waiter.admitted for waiter in tuple(guard.queue)),
+    )
+
+
+class Lines(Steps):
+    """Each line of the guard's modules: the collector may run before it."""
+
+    opcodes = False
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         if not _is_core(frame):
@@ -417,47 +485,43 @@ class Lines:
 
     def _trace_core(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == ("opcode" if self.opcodes else "line"):
-            self.steps += 1
-            if self.steps == self.at:
-                self.place = _place(frame)
-                self.happen()
+            self.come_to(frame)
         return self._trace_core
 
 
 class Opcodes(Lines):
-    """The same before each instruction of the interpreter's."""
+    """Each instruction of the interpreter's."""
 
     opcodes = True
 
 
-class Signals(Interrupt):
-    """The same at each step at which the interpreter runs signal handlers."""
+class Signals(Steps, Interrupt):
+    """Each step at which the interpreter runs signal handlers."""
 
-    def __init__(self, at: int, happen: Callable[[], Any]) -> None:
-        super().__init__(at)
-        self.happen = happen
+    def __enter__(self) -> Any:
+        sys.setprofile(self._profile)
+        return super().__enter__()
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return Interrupt._trace(self, frame, event, arg)
 
     def _step(self, frame: FrameType, what: str, began: bool) -> None:
         if not _is_core(frame) or faults._in_finalizer(frame):
             return
-        self.steps += 1
-        if self.steps == self.at:
+        if self.steps + 1 == self.at:
             module, name = _module(frame.f_code), frame.f_code.co_name
             self.at_an_end = began and (module, name) in faults.ENDS
             self.at_a_limit = (what, module, name) in faults.LIMITS
-            self.place = f"{what}, {_place(frame)}"
-            self.happen()
+        self.come_to(frame, what)
 
 
 class Calls(Signals):
-    """The same before each call of a function that is written in C."""
+    """Each call of a function that is written in C."""
 
-    def __enter__(self) -> Any:
-        sys.setprofile(self._profile)
-        return self
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return None
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
-        # What gives back or looks needs no memory.
         if event == "c_call" and arg.__name__ not in NEVER_FAIL and _is_core(frame):
             self._step(frame, f"{event} of {arg.__name__}", False)
 
@@ -494,15 +558,11 @@ def decorated_generator(place: Place) -> None:
     def generate() -> Iterator[None]:
         yield
 
-    generator = generate()
-    next(generator)
-    collect(generator)
+    next(generate())
 
 
 def forgotten_generator(place: Place) -> None:
-    generator = section_generator(place)
-    next(generator)
-    collect(generator)
+    next(section_generator(place))
 
 
 #: What finalizers and signal handlers do with the session.
@@ -523,17 +583,11 @@ USES: dict[str, Act] = {
 class Garbage:
     """A cycle, whose finalizer runs when the collector finds it."""
 
-    def __init__(self, finalize: Callable[[], Any], *kept: Any) -> None:
-        self.me, self.finalize, self.kept = self, finalize, kept
+    def __init__(self, finalize: Callable[[], Any]) -> None:
+        self.me, self.finalize = self, finalize
 
     def __del__(self) -> None:
         self.finalize()
-
-
-def collect(*kept: Any) -> None:
-    """Have the collector find what only the caller keeps, when it lets go."""
-    Garbage(lambda: None, *kept)
-    gc.collect(0)
 
 
 class Event:
@@ -555,20 +609,25 @@ class Event:
 
 
 class Handled(Event):
-    """A signal handler that uses the session, and lets its error out."""
+    """A signal handler that uses the session, and lets its first error out."""
 
-    def __init__(self, use: str) -> None:
+    def __init__(self, *uses: str) -> None:
         super().__init__()
-        self.use = use
+        self.uses = uses
 
     def __call__(self, place: Place) -> None:
         self.happened = True
-        try:
-            USES[self.use](place)
-            self.wrote = self.use == "write"
-        except Exception as error:
-            self.error = error
-            raise
+        for use in self.uses:
+            try:
+                USES[use](place)
+                self.wrote = self.wrote or use == "write"
+            except Exception as error:
+                self.error = self.error or error
+                if not isinstance(error, SharedSessionError):
+                    self.error = error
+                # One that had to wait for what its own thread is ending goes without.
+                if self.comes_out and not isinstance(error, LockTimeout):
+                    raise
 
 
 class Collected(Handled):
@@ -581,10 +640,7 @@ class Collected(Handled):
         gc.collect(0)
 
     def _finalize(self, place: Place) -> None:
-        try:
-            super().__call__(place)
-        except Exception:
-            pass
+        super().__call__(place)
 
 
 class Raised(Event):
@@ -662,8 +718,10 @@ class Try:
     def _check_outcome(self) -> None:
         event, error = self.event, self.place.error
         if event.error is not None:
-            refused = isinstance(event.error, SharedSessionError)
+            # The latter from SQLAlchemy, in the middle of its own work, as ever.
+            refused = isinstance(event.error, (SharedSessionError, InvalidRequestError))
             check(refused, f"what came in got {event.error!r}")
+            event.error = None  # which keeps the frames that it struck
         if error is not None:
             check(event.happened and event.comes_out, f"it became {error!r}")
         stays_open = self.scenario.stays_open and error is not None
@@ -674,6 +732,7 @@ class Try:
     def _check_others(self) -> None:
         """Whoever waited has had a turn, and whoever comes has one."""
         place = self.place
+        place.guard.timeout = None
         close_forgotten(place)
         for other in place.others:
             finish(other, f"{other.name}, which waited,")
@@ -691,7 +750,8 @@ class Try:
         whole = {*self.scenario.makes, *self.scenario.others}
         if self.event.wrote:
             whole.add("guest")
-        if not self.event.comes_out or not self.event.happened:
+        all_is_done = not self.event.comes_out or not self.event.happened
+        if all_is_done and not self.event.ends_thread:
             check(found == whole, f"{found}, and not {whole}")
         else:
             mine = {*self.scenario.makes}
@@ -710,6 +770,7 @@ def finish(worker: Worker, what: str) -> None:
 
 def wait_within_patience(event: threading.Event, what: str) -> None:
     if not event.wait(PATIENCE):
+        assert sys.__stderr__ is not None
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         raise Stuck(f"{what} waits for what never comes")
 
@@ -735,33 +796,154 @@ def commit(place: Place) -> None:
 def everywhere(
     scenario: Scenario,
     lock: Any,
-    make_steps: Any,
+    make_steps: type[Steps],
     make_event: Callable[[int], Event],
     directory: str,
+    every: int = 1,
+    first: int = 0,
 ) -> faults.Report:
-    """Try *scenario* with an event at each step, until it has no more of them.
+    """Try *scenario* with an event at each step.
 
-    How many there are may differ from run to run: a wait has more of them if it is
-    woken early, for instance.
+    Not at those at which the library is where it was before: at the same lines, with
+    the guard in the same state.
+
+    :param every: try each n-th of them only, from the one numbered *first* on.
     """
     report = faults.Report()
-    happened = True
-    at = 0
-    while happened:
+
+    def try_at(at: int) -> Steps:
         event = make_event(at)
+        gc.collect()
+        gc.freeze()  # so that there is little to look at when the event collects
         place = Place(lock, directory)
-        steps = make_steps(at, lambda event=event, place=place: event(place))
+        steps = make_steps(at, lambda: event(place), place.guard)
         error: Exception | None = None
         try:
             Try(scenario, steps, event, place).run()
-        except Exception as wrong:
-            error = wrong
-        happened = event.happened or not at
-        if happened and not steps.at_a_limit:
-            where = f"{scenario.name}, {faults._name(lock)}, step {at}, {steps.place}"
-            report.note(type(steps).__name__, where, error)
-        if error is None:
             place.end()
-        error = None
-        at += 1
+        except Exception as wrong:
+            error = wrong.with_traceback(None)
+        if not (at and steps.at_a_limit):
+            where = f"{scenario.name}, {faults._name(lock)}, {at}: {steps.place}"
+            report.note(make_steps.__name__, where, error)
+        return steps
+
+    counted = try_at(0)
+    for at in counted.new[first % every :: every]:
+        try_at(at)
+        if report.wrong and "what never comes" in report.wrong[-1]:
+            break  # nothing that follows would be more than waiting
     return report
+
+
+def in_turn(at: int) -> list[str]:
+    """All uses of the session, another one first at each step."""
+    uses = [*USES]
+    first = at % len(uses)
+    return uses[first:] + uses[:first]
+
+
+#: What may happen, by name: at which steps, and what.
+KINDS: dict[str, tuple[type[Steps], Callable[[int], Event]]] = {
+    "finalizer": (Lines, lambda at: Collected(*in_turn(at))),
+    "finalizer at each instruction": (Opcodes, lambda at: Collected(*in_turn(at))),
+    "handler": (Signals, lambda at: Handled(*in_turn(at))),
+    "interrupt": (Signals, lambda at: Raised(KeyboardInterrupt)),
+    "alarm": (Signals, lambda at: Raised(TimeoutError)),
+    "no memory": (Calls, lambda at: Raised(MemoryError)),
+    "no lock": (Calls, lambda at: Raised(RuntimeError)),
+    "end of the thread": (Signals, lambda at: Raised(SystemExit, ends_thread=True)),
+}
+
+
+# -- controls: faults that are planted, and have to be noticed
+
+
+def _wake_late() -> None:
+    """A waiter counts as woken before it is: after an interrupt it sleeps on."""
+
+    def wake(waiter: Any) -> None:
+        if not waiter.woken:
+            waiter.woken = True
+            waiter.guard.clock()  # an interrupt may come at a call
+            waiter.parked.release()
+
+    wake.__code__ = wake.__code__.replace(co_filename=holds.__file__)
+    setattr(holds.Waiter, "wake", wake)
+
+
+def _plain_mutex() -> None:
+    """A finalizer in the middle of the bookkeeping waits for its own thread."""
+    plain = monitor.Monitor._set_mutex
+
+    def set_mutex(guard: Any, mutex: Any) -> None:
+        plain(guard, threading.Lock())
+
+    setattr(monitor.Monitor, "_set_mutex", set_mutex)
+
+
+def _leave_once() -> None:
+    """Nobody ends an operation whose end was interrupted."""
+    setattr(operations, "_leave_again", lambda *args: None)
+
+
+#: What each is noticed by, what it plants, and where: a scenario and what happens.
+CONTROLS: dict[str, tuple[str, Callable[[], None], str, str]] = {
+    "a lost wake-up": (
+        *("one, which waited, waits for what never comes", _wake_late),
+        *("leave to two that wait", "interrupt"),
+    ),
+    "a thread that waits for itself": (
+        *("the thread waits for what never comes", _plain_mutex),
+        *("leave a read section to a writer", "finalizer"),
+    ),
+    "a guard that is not given back": (
+        *("somebody is inside", _leave_once, "add", "interrupt"),
+    ),
+}
+
+
+def control(name: str) -> None:
+    """Plant a fault, print what is noticed, and end the process, stuck as it is."""
+    global PATIENCE
+    PATIENCE = threads.PATIENCE = 0.5
+    _, plant, scenario_name, kind = CONTROLS[name]
+    plant()
+    scenario = next(it for it in SCENARIOS if it.name == scenario_name)
+    with quick_collector() as directory:
+        report = everywhere(scenario, "rlock", *KINDS[kind], directory)
+        print(report, flush=True)
+        os._exit(1 if report.wrong else 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, help="try each n-th step only")
+    parser.add_argument("--scenario", default="", help="only those with this in it")
+    parser.add_argument("--kind", default="", help="the same for what happens")
+    parser.add_argument("--control", choices=CONTROLS, help="plant that fault")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    # The interpreter tells of errors in finalizers, which is where some of these come.
+    sys.unraisablehook = lambda unraisable: None
+    if arguments.control:
+        control(arguments.control)
+    chosen = [
+        (scenario, kind, lock)
+        for scenario in SCENARIOS
+        for kind in KINDS
+        for lock in scenario.locks
+        if arguments.scenario in scenario.name and arguments.kind in kind
+    ]
+    failed = 0
+    with quick_collector() as directory:
+        for scenario, kind, lock in chosen:
+            every = arguments.every
+            report = everywhere(scenario, lock, *KINDS[kind], directory, every)
+            print(f"{scenario.name}, {kind}, {lock}:\n{report}", flush=True)
+            failed += len(report.wrong)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
