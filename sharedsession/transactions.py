@@ -131,7 +131,12 @@ class GuardedTransaction(_Plain):
             run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
             raise
         finally:
-            _release(hold)
+            if hold is not None:
+                try:
+                    hold.release()
+                except BaseException:
+                    hold.release()  # an interrupt at its first line
+                    raise
 
     def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
         """Leave a block that another thread entered: its work goes with it."""
@@ -245,15 +250,6 @@ def _ending(session: Any) -> Iterator[None]:
         yield
     finally:
         session.__dict__["_is_ending"] = before
-
-
-def _release(hold: Hold | None) -> None:
-    if hold is not None:
-        try:
-            hold.release()
-        except BaseException:
-            hold.release()  # an interrupt at its first line
-            raise
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:
