@@ -350,9 +350,10 @@ def is_changed(state: Any, key: str) -> bool:
 
 def is_another_value(state: Any, key: str) -> bool:
     """Whether the present value of a changed attribute is not the one before."""
-    history = state.manager[key].impl.get_history(
-        state, state.dict, _base.PASSIVE_NO_INITIALIZE
-    )
+    impl = state.manager[key].impl
+    if not impl.supports_population:  # a dynamic handle's, which has no value
+        return True
+    history = impl.get_history(state, state.dict, _base.PASSIVE_NO_INITIALIZE)
     return bool(history.added or history.deleted)
 
 
