@@ -59,7 +59,8 @@ conformance:
 
 conformance-connections:
 	$(PYTHON) -m conformance.run --connections --sqlalchemy $(SQLALCHEMY) \
-	    --kinds $(KINDS) --greenlet $(GREENLET) --db $(DATABASES) --jobs $(JOBS) $(FLAGS)
+	    --kinds $(KINDS) --greenlet $(GREENLET) --db $(DATABASES) --jobs $(JOBS) \
+	    $(FLAGS)
 
 # Faults that the tests of the engine must find
 conformance-faults:
