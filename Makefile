@@ -2,7 +2,7 @@
 # Each makes its own environment in .venv first.
 
 PYTHON ?= python3
-PYTEST_FLAGS ?= -n auto
+PYTEST_FLAGS ?= -n auto --dist worksteal
 STRESS_FLAGS ?=
 BENCH_FLAGS ?=
 TORTURE_FLAGS ?=
