@@ -289,11 +289,22 @@ def has_rows_of_its_own(result: Any) -> bool:
     return isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
 
 
-def refuse_identity_map() -> NoReturn:
-    """Raise what SQLAlchemy raises for rows of a session that was closed since."""
+def is_prebuffered(cursor_result: Any) -> bool:
+    """Whether SQLAlchemy, too, makes the objects at once, as some options ask for."""
+    return bool(cursor_result.context.execution_options.get("prebuffer_rows"))
+
+
+def refuse_identity_map(row: Any) -> NoReturn:
+    """Raise what SQLAlchemy raises for a row of a session that was closed since."""
+    values = row if isinstance(row, (tuple, sa.Row)) else (row,)
+    states = [getattr(value, STATE_KEY, None) for value in values]
+    found = next(
+        (described(state) for state in states if state is not None), "of a row"
+    )
     raise sa_exc.InvalidRequestError(
-        "Object cannot be converted to 'persistent' state, as this identity map is no "
-        "longer valid. Has the owning Session been closed?"
+        f"Object {found} cannot be converted to 'persistent' state, as this identity "
+        "map is no longer valid. Has the owning Session been closed?",
+        code="lkrp",
     )
 
 

@@ -41,7 +41,8 @@ def settle(guard: Guard, result: Any) -> Any:
         _stream(guard, result, cursor_result)
         return result
     if cursor_result is not result:
-        _make_objects(guard, result)
+        asked = cursor_result is not None and alchemy.is_prebuffered(cursor_result)
+        _make_objects(guard, result, None if asked else guard.session())
     else:
         alchemy.buffer_rows(result)
     return results.for_all_threads(result)
@@ -64,15 +65,18 @@ def _streams(result: Any, cursor_result: Any) -> bool:
 # -- objects
 
 
-def _make_objects(guard: Guard, result: Any) -> None:
-    """Make the objects of all rows, as SQLAlchemy does at the first fetch."""
+def _make_objects(guard: Guard, result: Any, session: Any) -> None:
+    """Make the objects of all rows, as SQLAlchemy does at the first fetch.
+
+    :param session: refused later if it has another identity map by then; or ``None``.
+    """
     guard.may_open = False  # close the window: half-loaded objects must not be read
     if isinstance(result, alchemy.ChunkedIteratorResult):
         rows = list(itertools.chain.from_iterable(result.chunks(None)))
-        made = _MadeObjects(guard.session(), rows)
+        made = _MadeObjects(session, rows)
         result.chunks = functools.partial(_in_chunks, made)
     else:
-        made = _MadeObjects(guard.session(), list(result.iterator))
+        made = _MadeObjects(session, list(result.iterator))
     result.iterator = made
 
 
@@ -95,9 +99,10 @@ class _MadeObjects:
 
     def __next__(self) -> Any:
         session = self._session
+        row = next(self._rows)
         if session is not None and session.identity_map is not self._identity_map:
-            alchemy.refuse_identity_map()
-        return next(self._rows)
+            alchemy.refuse_identity_map(row)
+        return row
 
 
 def _in_chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:

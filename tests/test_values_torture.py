@@ -74,7 +74,7 @@ def make_objects_later(monkeypatch: pytest.MonkeyPatch, mended: bool) -> None:
     """
     left: list[_Later] = []
 
-    def _make_objects(guard: Any, result: Any) -> None:
+    def _make_objects(guard: Any, result: Any, session: Any) -> None:
         guard.may_open = False
         while left:
             left.pop().finish()
