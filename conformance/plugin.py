@@ -60,7 +60,7 @@ def pytest_sessionstart() -> None:
 def replace_session(names: list[str], lock: str) -> None:
     from sqlalchemy import orm
 
-    from sharedsession import SharedSession, SharedSessionMixin
+    from sharedsession import SharedSession, SharedSessionMixin, shared_session
 
     plain: type = importlib.import_module(names[0]).Session
     if plain is orm.Session:
@@ -69,17 +69,24 @@ def replace_session(names: list[str], lock: str) -> None:
     else:
         shared = type(plain.__name__, (SharedSessionMixin, plain), {})
     replace(names, plain, shared)
+    show_on_registry(orm.scoped_session, shared_session)
     # The classes themselves with another default, for a subclass would be one
     # more step between what the tests expect and what they get
     set_default(SharedSession, "lock", lock)
     set_default(SharedSessionMixin, "lock", lock)
 
 
+def show_on_registry(registry: type, shared_registry: type) -> None:
+    """A test compares what a session and a registry have, and the session is ours."""
+    for name in ("guard", "critical_section", "read_section"):
+        setattr(registry, name, getattr(shared_registry, name))
+
+
 def replace_async_session(names: list[str], lock: str) -> None:
     from sqlalchemy.ext import asyncio
 
     from sharedsession import SharedSession
-    from sharedsession.asyncio import AsyncSharedSession
+    from sharedsession.asyncio import AsyncSharedSession, async_shared_session
 
     plain: type = importlib.import_module(names[0]).AsyncSession
     if plain is asyncio.AsyncSession:
@@ -92,6 +99,7 @@ def replace_async_session(names: list[str], lock: str) -> None:
     else:
         shared = type(plain.__name__, (AsyncSharedSession, plain), {})
     replace(names, plain, shared)
+    show_on_registry(asyncio.async_scoped_session, async_shared_session)
     set_default(AsyncSharedSession, "lock", lock)
 
 

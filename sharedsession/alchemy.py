@@ -289,6 +289,11 @@ def has_rows_of_its_own(result: Any) -> bool:
     return isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
 
 
+def changes_rows(cursor_result: Any) -> bool:
+    """Whether it has the rows that an INSERT, UPDATE or DELETE returned."""
+    return bool(cursor_result.context.is_crud)
+
+
 def is_prebuffered(cursor_result: Any) -> bool:
     """Whether SQLAlchemy, too, makes the objects at once, as some options ask for."""
     return bool(cursor_result.context.execution_options.get("prebuffer_rows"))

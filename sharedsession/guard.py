@@ -63,6 +63,9 @@ class Guard(Monitor):
         *("attend", "_chores", "_process", "__weakref__"),
     )
 
+    #: Whether the consumer of a result can wait for its turn then.
+    consumers_can_wait = True
+
     #: What :meth:`hand_over` takes.
     _flows: type[Any] = threading.Thread
 

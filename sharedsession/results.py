@@ -16,28 +16,37 @@ from .disguise import become, is_ours, like, per_class, subclass
 
 #: Methods that consume rows, and end before they return.
 _CONSUMING = (
-    *("_allrows", "_next_impl", "_only_one_row", "_soft_close"),
-    *("fetchone", "fetchmany", "close"),
+    *("_allrows", "_next_impl", "_only_one_row"),
+    *("fetchone", "fetchmany"),
 )
+#: Methods that give up the rows that are left.
+_ENDING = ("_soft_close", "close")
 #: Methods that return an iterator over the rows.
 _ITERATING = ("_iter_impl", "partitions")
 #: Methods that return another result over the same rows, or this one.
 _FILTERING = ("columns", "mappings", "scalars", "tuples", "unique", "yield_per")
 
 _LOCK = "_sharedsession_lock"
+_PREPARE = "_sharedsession_prepare"
 
 
-def for_all_threads(result: Any) -> Any:
-    """Let several threads consume *result*, whose rows are in memory."""
+def for_all_threads(result: Any, prepare: Callable[[], None] | None = None) -> Any:
+    """Let several threads consume *result*, whose rows are in memory.
+
+    :param prepare: called before rows are consumed, and before the result's lock is
+      taken, since it may wait for the guard.
+    """
     if not is_ours(result):
         vars(result)[_LOCK] = threading.RLock()
+        vars(result)[_PREPARE] = prepare
         become(result, _shared_class(type(result)))
     return result
 
 
-def _filtered(result: Any, lock: Any) -> Any:
+def _filtered(result: Any, whole: Any) -> Any:
     if not is_ours(result) and hasattr(result, "__dict__"):
-        vars(result)[_LOCK] = lock
+        vars(result)[_LOCK] = vars(whole)[_LOCK]
+        vars(result)[_PREPARE] = vars(whole)[_PREPARE]
         become(result, _shared_class(type(result)))
     return result
 
@@ -47,6 +56,7 @@ def _shared_class(base: Any) -> Any:
     members: dict[str, Any] = {"__slots__": ()}
     for names, make in (
         (_CONSUMING, _consuming),
+        (_ENDING, _ending),
         (_ITERATING, _iterating),
         (_FILTERING, _filtering),
     ):
@@ -58,15 +68,31 @@ def _shared_class(base: Any) -> Any:
 
 def _consuming(function: Callable[..., Any]) -> Any:
     def consume(self: Any, *args: Any, **kw: Any) -> Any:
+        _prepare(self)
         with vars(self)[_LOCK]:
             return function(self, *args, **kw)
 
     return like(consume, function)
 
 
+def _ending(function: Callable[..., Any]) -> Any:
+    def end(self: Any, *args: Any, **kw: Any) -> Any:
+        with vars(self)[_LOCK]:
+            return function(self, *args, **kw)
+
+    return like(end, function)
+
+
+def _prepare(result: Any) -> None:
+    prepare = vars(result)[_PREPARE]
+    if prepare is not None:
+        prepare()
+
+
 def _iterating(function: Callable[..., Any]) -> Any:
     def iterate(self: Any, *args: Any, **kw: Any) -> Any:
         lock = vars(self)[_LOCK]
+        _prepare(self)
         with lock:
             return _Iterator(lock, self, function(self, *args, **kw))
 
@@ -75,9 +101,8 @@ def _iterating(function: Callable[..., Any]) -> Any:
 
 def _filtering(function: Callable[..., Any]) -> Any:
     def filtered(self: Any, *args: Any, **kw: Any) -> Any:
-        lock = vars(self)[_LOCK]
-        with lock:
-            return _filtered(function(self, *args, **kw), lock)
+        with vars(self)[_LOCK]:
+            return _filtered(function(self, *args, **kw), self)
 
     return like(filtered, function)
 

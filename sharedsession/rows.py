@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from typing import Any, Callable, Iterator
 
 from . import alchemy, results
 from .disguise import per_class
 from .guard import Guard
 from .holds import Hold
-from .operations import run_in
+from .operations import run, run_in
 from .terms import LOAD, STREAM
 
 
@@ -41,10 +42,8 @@ def settle(guard: Guard, result: Any) -> Any:
         _stream(guard, result, cursor_result)
         return result
     if cursor_result is not result:
-        asked = cursor_result is not None and alchemy.is_prebuffered(cursor_result)
-        _make_objects(guard, result, None if asked else guard.session())
-    else:
-        alchemy.buffer_rows(result)
+        return _see_to_objects(guard, result, cursor_result)
+    alchemy.buffer_rows(result)
     return results.for_all_threads(result)
 
 
@@ -63,6 +62,20 @@ def _streams(result: Any, cursor_result: Any) -> bool:
 
 
 # -- objects
+
+
+def _see_to_objects(guard: Guard, result: Any, cursor_result: Any) -> Any:
+    if cursor_result is None:
+        _make_objects(guard, result, guard.session())
+    elif alchemy.changes_rows(cursor_result) and guard.consumers_can_wait:
+        if not alchemy.is_exhausted(cursor_result):
+            alchemy.buffer_rows(cursor_result)
+        objects = _LaterMade(guard, result)
+        return results.for_all_threads(result, objects.ensure_made)
+    else:
+        asked = alchemy.is_prebuffered(cursor_result)
+        _make_objects(guard, result, None if asked else guard.session())
+    return results.for_all_threads(result)
 
 
 def _make_objects(guard: Guard, result: Any, session: Any) -> None:
@@ -108,6 +121,66 @@ class _MadeObjects:
 def _in_chunks(rows: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
+
+
+class _LaterMade:
+    """The objects of rows that an INSERT, UPDATE or DELETE returned.
+
+    A plain session overwrites its objects with such rows at the first fetch, which
+    programs may see.  So the objects are made at the first fetch, or by the next owner
+    that comes in, if that is earlier; by either as an operation.
+    """
+
+    def __init__(self, guard: Guard, result: Any) -> None:
+        self._guard = guard
+        self._session = guard.session()
+        self._chunks = getattr(result, "chunks", None)
+        self._rows = result.iterator
+        self._made: Iterator[Any] | None = None
+        self._error: Exception | None = None
+        if self._chunks is not None:
+            result.chunks = self._in_chunks
+        result.iterator = self
+        guard.leave_behind(functools.partial(_make_now, weakref.ref(self)))
+
+    def make(self) -> None:
+        """Make the objects, unless they are made; only called inside the guard."""
+        if self._made is not None:
+            return
+        self._guard.may_open = False  # half-loaded objects must not be read
+        rows: list[Any] = []
+        try:
+            if self._chunks is not None:
+                rows += itertools.chain.from_iterable(self._chunks(None))
+            else:
+                rows += self._rows
+        except Exception as error:
+            self._error = error  # for the consumer
+        self._made = _MadeObjects(self._session, rows)
+
+    def ensure_made(self) -> None:
+        if self._made is None:
+            run(self._guard, LOAD, self.make)
+        if self._error is not None:
+            raise self._error
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.ensure_made()
+        assert self._made is not None
+        return next(self._made)
+
+    def _in_chunks(self, size: int | None) -> Iterator[list[Any]]:
+        self.ensure_made()
+        return _in_chunks(self, size)
+
+
+def _make_now(find: Callable[[], _LaterMade | None]) -> None:
+    objects = find()
+    if objects is not None:  # else nobody has the result any more
+        objects.make()
 
 
 # -- streams

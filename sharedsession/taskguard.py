@@ -125,6 +125,7 @@ class TaskGuard(Guard):
     """Decides which task may be inside a session."""
 
     _flows = asyncio.Task
+    consumers_can_wait = False
     _may_have_gate = False  # family must be asked for by the monitor
 
     @classmethod

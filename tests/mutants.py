@@ -365,8 +365,8 @@ MUTANTS = [
     Mutant(
         "objects are made of rows after others came in",
         "rows",
-        "        _make_objects(guard, result)\n",
-        "        pass\n",
+        "        return _see_to_objects(guard, result, cursor_result)\n",
+        "        return result\n",
         "tests/test_rows.py",
     ),
     Mutant(

@@ -14,7 +14,7 @@ from sharedsession import SharedSession
 
 from .databases import alone, url_of
 from .models import Base, User
-from .threads import Worker, together
+from .threads import Worker, passes, together
 
 DATABASES = ["sqlite", "postgresql", "mariadb"]
 
@@ -247,3 +247,60 @@ def test_rows_are_consumed_while_another_thread_is_inside(many: Any) -> None:
             assert len(first.result()) == 3
             assert len(result.all()) == len(numbers) - 3
             result.close()
+
+
+# -- objects of rows that an UPDATE returned
+
+
+def renaming() -> Any:
+    statement = sa.update(User).values(name="new").returning(User)
+    return statement.execution_options(
+        populate_existing=True, synchronize_session=False
+    )
+
+
+@pytest.mark.parametrize("lock", ["rlock", "rw"])
+def test_returned_rows_become_objects_before_another_owner_comes_in(
+    engine: sa.Engine, lock: str
+) -> None:
+    with SharedSession(engine, lock=lock) as session:
+        user = session.get_one(User, 1)
+        before = user.name
+        rows = session.scalars(renaming())
+        assert user.name == before  # as in a plain session, since no row was fetched
+        Worker(lambda: session.scalar(sa.select(sa.func.count(User.id)))).result()
+        assert user.name == "new"
+        assert user in rows.all()
+        session.rollback()
+
+
+def test_returned_rows_become_objects_at_the_first_fetch(engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+        user = session.get_one(User, 1)
+        rows = session.execute(renaming()).scalars()
+        assert rows.first() is not None
+        assert user.name == "new"
+        session.rollback()
+
+
+def test_threads_consume_the_objects_of_returned_rows(engine: sa.Engine) -> None:
+    with SharedSession(engine) as session:
+        count = session.scalar(sa.select(sa.func.count(User.id)))
+        rows = session.scalars(renaming())
+        found = together(*[lambda: list(rows)] * 4)
+        assert len({user for part in found for user in part}) == count
+        assert sum(map(len, found)) == count
+        session.rollback()
+
+
+def test_a_fetch_that_waits_for_a_section_keeps_no_lock(engine: sa.Engine) -> None:
+    """The thread in the section consumes the same result, and must not wait for it."""
+    with SharedSession(engine) as session:
+        count = session.scalar(sa.select(sa.func.count(User.id)))
+        with session.critical_section():
+            rows = session.scalars(renaming())
+            waiting = Worker(rows.all)
+            assert not passes(waiting, session.guard)
+            assert len(rows.fetchmany(1)) == 1
+        assert len(waiting.result()) == count - 1
+        session.rollback()
