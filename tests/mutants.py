@@ -358,8 +358,8 @@ MUTANTS = [
     Mutant(
         "rows are fetched after the operation",
         "rows",
-        "        alchemy.buffer_rows(result)\n",
-        "        pass\n",
+        "    alchemy.buffer_rows(result)\n",
+        "    pass\n",
         "tests/test_rows.py",
     ),
     Mutant(
