@@ -1,6 +1,6 @@
 """Refusals for sessions that threads share, because they could not work.
 
-Refused are engines whose connections work only in the thread that made them, and
+They refuse engines whose connections work only in the thread that made them, and
 sessions that are behind an AsyncSession.
 """
 

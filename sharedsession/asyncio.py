@@ -1,8 +1,8 @@
 """One AsyncSession for several tasks of an event loop.
 
-An awaited operation waits for its turn.  An operation that is not awaited cannot wait.
-If another task is inside, it does the following, under each lock kind that lets tasks
-wait:
+An awaited operation waits for its turn.  An operation that is not awaited cannot wait;
+while another task is inside, such an operation behaves as follows, under each lock kind
+that lets tasks wait:
 
 ==================================== ==================================================
 not awaited                          while another task's operation is in flight
@@ -389,7 +389,7 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
     def __call__(self, **kw: Any) -> _AS:
         """Like calling an ``async_scoped_session``, but all tasks get one session."""
         if kw and self.registry.has():
-            return super().__call__(**kw)  # refuses
+            return super().__call__(**kw)  # raises
         return self.registry(**kw)
 
     __reduce_ex__ = refuse_to_pickle

@@ -204,7 +204,7 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
     def __call__(self, **kw: Any) -> _S:
         """Like calling a ``scoped_session``, but all threads get the same session."""
         if kw and self.registry.has():
-            return super().__call__(**kw)  # refuses
+            return super().__call__(**kw)  # raises
         return self.registry(**kw)
 
     __reduce_ex__ = refuse_to_pickle

@@ -315,7 +315,7 @@ class SharedSessionMixin(Session):
             guard.attention = guard.unsettled = True
 
     def _forget_failure(self) -> None:
-        """Forget the failure if what is still open is sound: a savepoint was broken."""
+        """Forget the failure if the open levels are sound: only a savepoint broke."""
         if not alchemy.is_broken(self._transaction):
             self._failure = None
 
@@ -388,7 +388,7 @@ class SharedSessionMixin(Session):
         guard.attention = guard.unsettled = True
 
     def _note_failure(self, error: BaseException | None) -> None:
-        """If the transaction is broken, remember that the caller broke it."""
+        """If the transaction is broken, note the caller as the owner that broke it."""
         guard = self.guard
         if guard is not None:
             what = type(error).__name__ if error else "an error"
@@ -637,8 +637,8 @@ def _guard_methods_of_base(cls: Any) -> None:
 def _as_one_operation(function: Any) -> Any:
     """Run a method of an application's session class as one critical section.
 
-    In a read section the method is called as it is, and each operation within it is
-    let in or refused by itself.
+    In a read section the method is called without a critical section, and each
+    operation within the method is let in or refused by itself.
     """
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:
@@ -711,9 +711,10 @@ class SharedSession(SharedSessionMixin, Session):
 
         Session = sessionmaker(engine, class_=SharedSession, lock="rw")
 
-    Every operation on it, on the objects attached to it, and on the rows, connections
-    and transactions that it returns goes through one guard, which lets in one thread
-    at a time.  If only one thread uses it, it behaves like a plain ``Session``.
+    Every operation on the session, on the objects attached to it, and on the rows,
+    connections and transactions that it returns goes through one guard, which lets in
+    one thread at a time, or several readers under ``"rw"``.  If only one thread uses
+    the session, it behaves like a plain ``Session``.
 
     :param bind: the engine or connection, as for ``Session``.
     :param lock: the lock kind, or a lock object.  ``"rlock"``, the default: operations

@@ -64,8 +64,8 @@ class Plan:
     :param threads: the number of threads, or of tasks; 8 by default.
     :param units: the number of units of work, 400 by default.
     :param seed: determines the transfers, 0 by default.
-    :param patience: a run ends early if no unit has ended for so many seconds; 30 by
-      default.
+    :param patience: seconds without the end of any unit after which a run ends early;
+      30 by default.
     """
 
     url: sa.URL

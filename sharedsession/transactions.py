@@ -70,7 +70,7 @@ class GuardedTransaction(_Plain):
         guard.worker = None  # each level notes the owners of its work anew
 
     def was_autobegun_by_another(self) -> bool:
-        """Whether another owner autobegan this transaction, and it is no block now."""
+        """Whether another owner autobegan this transaction and no block holds it."""
         guard = _guard_of(self)
         assert guard is not None
         autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
@@ -94,7 +94,7 @@ class GuardedTransaction(_Plain):
             raise
 
     def _still_open(self) -> GuardedTransaction:
-        """Return self, or a new one if another thread ended it before its block."""
+        """Return self, or a new transaction if another owner has ended this one."""
         if self.ended_by in (None, self.session._asker()):
             return self
         successor = self.session.begin(nested=self.nested)
@@ -129,8 +129,8 @@ class GuardedTransaction(_Plain):
         except LockTimeout:
             raise
         except BaseException:
-            # Call it again: if the transaction is still open, this rolls it back; if
-            # it has ended, this does nothing.
+            # Call __exit__() again: this rolls back a transaction that is still open,
+            # and does nothing if the transaction has ended.
             run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
             raise
         finally:
@@ -143,7 +143,7 @@ class GuardedTransaction(_Plain):
         if me is not None and former.party is not me:
             self.session._ledger.hand_over(transaction, former.party, me)
 
-    # -- its ends
+    # -- how the transaction ends
 
     def _close(self, invalidate: bool = False) -> None:
         if self.origin is _OF_FLUSH:
@@ -154,7 +154,7 @@ class GuardedTransaction(_Plain):
             with _ending(self.session):
                 _Plain.close(self, invalidate)
         finally:
-            if self.session._transaction is not self:  # else it is still open
+            if self.session._transaction is not self:  # otherwise still open
                 try:
                     self.session._account_for(self, committed)
                 except BaseException:
@@ -184,7 +184,7 @@ class GuardedTransaction(_Plain):
             raise
         except BaseException:
             if self.session._transaction is None:
-                _Plain.close(self)  # it was closing already
+                _Plain.close(self)  # the rollback had begun to close it
             elif not alchemy.is_closed(self):
                 # Interrupted half way: restore the objects, then roll back again.
                 alchemy.restore_snapshot(self)

@@ -133,7 +133,7 @@ def tripwire(engine: sa.Engine, *, fuse: bool = False) -> Tripwire:
         PyMySQL, preferably before its first connection.
     :param fuse: if True, raise :class:`OverlapError` for an overlapping call instead of
         passing the call to the driver, which might crash. False by default.
-    :raises sqlalchemy.exc.ArgumentError: if the driver is another one.
+    :raises sqlalchemy.exc.ArgumentError: if the driver is not one of these.
     """
     return Tripwire(engine, fuse=fuse)
 

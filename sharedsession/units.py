@@ -66,7 +66,7 @@ class _SectionOf:
 
     async def __aenter__(self) -> Any:
         if isinstance(self._target, str) or self._open is not None:
-            self.__enter__()  # refuses
+            self.__enter__()  # raises
         section = self._async_section(session_of(self._target))
         session = await section.__aenter__()
         self._open = section
@@ -75,7 +75,7 @@ class _SectionOf:
     async def __aexit__(self, *exc_info: Any) -> None:
         section, self._open = self._open, None
         if section is None:
-            self.__exit__()  # refuses
+            self.__exit__()  # raises
         await section.__aexit__(*exc_info)
 
     def _async_section(self, session: SharedSessionMixin) -> Any:
@@ -322,8 +322,8 @@ class _UnitOfWork:
         try:
             self._end(type_, value, traceback)
         except BaseException as error:
-            # Call it again: if the savepoint is still open, this undoes it; if it has
-            # ended, this does nothing.
+            # Call _end() again: this undoes what is still open, and leaves what has
+            # ended.
             self._end(type(error), error, error.__traceback__)
             raise
         finally:

@@ -1,4 +1,4 @@
-"""Work in a transaction: which owners have it, and how they are told of its loss.
+"""Work in a transaction: its owners, and the errors that tell owners of a loss.
 
 Each level of the transaction (the outer transaction, and each savepoint) notes the
 owners that left work in it.  If a level ends without a commit, each noted owner except
@@ -104,7 +104,7 @@ class Ledger:
         if parent is not None:
             workers = self._workers.get(level, ())
             self._workers.setdefault(parent, set()).update(workers)
-        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+        self._workers.pop(level, None)  # last: an interrupt must lose nothing
 
     def concerns_others(self, level: Any, me: Owner) -> bool:
         """Whether an owner other than *me* has work in the level."""
@@ -115,7 +115,7 @@ class Ledger:
 
     def thrown_away(self, level: Any, loss: Loss) -> None:
         self.lose(self._workers.get(level, ()), loss)
-        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+        self._workers.pop(level, None)  # last: an interrupt must lose nothing
 
     def lose(self, owners: Iterable[Owner], loss: Loss) -> None:
         """Have all *owners* told of *loss*, except the owner that caused the loss."""
