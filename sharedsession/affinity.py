@@ -1,7 +1,7 @@
-"""Refusing what would not work with a session that threads share.
+"""Refusals for sessions that threads share, because they could not work.
 
-That is databases whose connections only work in the thread that made them, and an
-AsyncSession before the session.
+They refuse engines whose connections work only in the thread that made them, and
+sessions that are behind an AsyncSession.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .owners import Owner
 
 
 def check_second_thread(session: sa_orm.Session, second: Owner) -> None:
-    """Raise if a second thread could not use what the first one's session is on."""
+    """Raise if *second* could not use the engines that *session* is bound to."""
     for bind in alchemy.binds_of(session):
         check_engine(bind.engine, second)
 
 
 def check_is_for_threads(session: sa_orm.Session) -> None:
-    """Raise if tasks use a session whose guard only tells threads apart."""
+    """Raise if *session* is behind an AsyncSession: its guard is for threads only."""
     if alchemy.async_session_of(session) is not None:
         raise SharedSessionError(
             f"{session!r} is shared by threads, and it is behind an AsyncSession, "

@@ -1,4 +1,4 @@
-"""ASGI middleware: each request is one owner, whatever threads it runs in."""
+"""ASGI middleware that makes each request one owner, in whatever threads it runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RequestOwner:
 
     Frameworks run the parts of one request in different threads: FastAPI enters a
     ``def`` dependency in one worker thread, calls the route in another, and leaves the
-    dependency in a third.  With this middleware all of them belong together, so a route
-    is inside of the block that its dependency entered::
+    dependency in a third.  With this middleware all of these threads are one owner, and
+    a route is inside the block that its dependency entered::
 
         app = FastAPI()
         app.add_middleware(RequestOwner)
@@ -29,8 +29,8 @@ class RequestOwner:
 
     Without it the route would wait for its own dependency.
 
-    :param app: the ASGI application; its requests and websockets become owners, its
-      lifespan does not.
+    :param app: the ASGI application; each of its requests and websockets becomes one
+      owner, its lifespan does not.
     """
 
     def __init__(self, app: _App) -> None:

@@ -1,16 +1,17 @@
 """One AsyncSession for several tasks of an event loop.
 
-What is awaited waits for its turn.  What is not awaited cannot wait; this is what it
-does while another task is inside, for each kind of lock that lets tasks wait:
+An awaited operation waits for its turn.  An operation that is not awaited cannot wait;
+while another task is inside, such an operation behaves as follows, under each lock kind
+that lets tasks wait:
 
 ==================================== ==================================================
 not awaited                          while another task's operation is in flight
 ==================================== ==================================================
-``add()``, ``add_all()``,            done as soon as the operation ends, in the order
-``expire()``, ``expire_all()``,      in which they were asked for, and before anything
-``expunge()``, ``expunge_all()``     that this task awaits next.  What SQLAlchemy would
-                                     refuse at once is refused at once
-``in``, ``new``, iteration           at once; they know what this task has put off
+``add()``, ``add_all()``,            deferred: done when that operation ends, in the
+``expire()``, ``expire_all()``,      order of the calls, and before the next operation
+``expunge()``, ``expunge_all()``     that this task awaits.  An error that SQLAlchemy
+                                     would raise at once is raised at once
+``in``, ``new``, iteration           at once, including what this task has deferred
 reading a loaded attribute or        at once
 collection; ``dirty``, ``deleted``,
 ``is_active``, ``in_transaction()``,
@@ -19,19 +20,20 @@ collection; ``dirty``, ``deleted``,
 reading an attribute that is not     refused: await it, by ``awaitable_attrs``
 loaded
 setting or deleting a column's       at once.  A flush, commit or rollback in flight
-attribute; mutable values,           does not see it; it counts as set when that has
-``flag_modified()``                  ended, so it is not lost
-setting a relationship, changing a   at once beside a mere load; refused beside what
-collection                           would lose it
+attribute; mutable values,           does not see the change, which counts as made when
+``flag_modified()``                  that operation has ended and is therefore not lost
+setting a relationship, changing a   at once beside a mere load; refused beside an
+collection                           operation that would lose the change
 ``bind_mapper()``, ``bind_table()``, refused
 setting ``autoflush`` or ``bind``,
 ``no_autoflush``
 ==================================== ==================================================
 
-Refused means :class:`ConcurrentAccessError`, nothing changed: ``session.run_sync()``
-and ``async with session.critical_section()`` wait.  Beside another task's *section*
-everything is refused that is not put off, since a section shows nothing of what it
-does; beside a read section what only reads is done.  Kinds that let nobody wait refuse
+Refused means that :class:`ConcurrentAccessError` is raised and nothing is changed; to
+wait instead, use ``session.run_sync()`` or ``async with session.critical_section()``.
+While another task is in a *section*, everything that is not deferred is refused,
+because no other task may see the inside of a section; beside a read section, reads are
+done.  The lock kinds ``"detect"`` and ``"confine"`` let no task wait and refuse
 everything, as they do for threads.
 """
 
@@ -69,25 +71,25 @@ _AS = TypeVar("_AS", bound="AsyncSharedSession")
 
 
 class AsyncSharedSession(AsyncSession):
-    """Like :class:`sqlalchemy.ext.asyncio.AsyncSession`, for several tasks at once.
+    """Like :class:`~sqlalchemy.ext.asyncio.AsyncSession`, but tasks may share it.
 
     Plug it in where the application makes its sessions::
 
         Session = async_sessionmaker(engine, class_=AsyncSharedSession, lock="rw")
 
-    Then ``asyncio.gather()`` over one session works: what is awaited waits for its
-    turn.  What is not awaited, :meth:`add` and attributes say, takes effect without
-    touching another task's operation in flight, or raises
-    :class:`ConcurrentAccessError`; the module's documentation has the table.
+    Then ``asyncio.gather()`` over one session works: an awaited operation waits for its
+    turn.  An operation that is not awaited, for example :meth:`add` or setting an
+    attribute, takes effect without touching another task's operation in flight, or
+    raises :class:`ConcurrentAccessError`; the module's documentation has the table.
 
     :param bind: the engine or connection, as for ``AsyncSession``.
-    :param sync_session_class: as for ``AsyncSession``; any class of sessions.
-    :param lock: the kind of lock, see :class:`SharedSession`; not an object.
+    :param sync_session_class: as for ``AsyncSession``; any ``Session`` class.
+    :param lock: the lock kind, see :class:`SharedSession`; not a lock object.
     :param lock_timeout: seconds, above zero, that an operation or a section waits for
       its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
     :param session_kwargs: everything else that ``AsyncSession`` takes.
-    :raises SharedSessionError: if *sync_session_class* is no class of sessions.
-    :raises ValueError: for a lock or a timeout that is none.
+    :raises SharedSessionError: if *sync_session_class* is not a ``Session`` class.
+    :raises ValueError: if the lock or the timeout is not valid.
     """
 
     sync_session: TaskSession
@@ -131,12 +133,12 @@ class AsyncSharedSession(AsyncSession):
         Like holding an ``asyncio.Lock`` around the block, but reentrant, and what the
         block does to the session's objects and connections is covered too.  Tasks that
         are started inside belong to the section: they take turns with each other and
-        with this task, so ``gather()`` works in it.  A thread that
-        ``asyncio.to_thread()`` starts inside belongs to it as well; any other thread
-        gets :class:`ConcurrentAccessError`, because the section may wait for it.
+        with this task, and therefore ``gather()`` works inside.  A thread that
+        ``asyncio.to_thread()`` starts inside belongs to the section as well; any other
+        thread gets :class:`ConcurrentAccessError`, because the section may wait for it.
         Yields the session.
 
-        :param timeout: seconds to wait at most; ``None``, the default, for the
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
           ``lock_timeout`` of the session.
         :raises LockTimeout: if the wait took longer.
         :raises DeadlockError: if the wait would never end.
@@ -151,7 +153,7 @@ class AsyncSharedSession(AsyncSession):
         Like :meth:`critical_section`, but under ``lock="rw"`` any number of tasks may
         be in read sections at once.  See :meth:`SharedSession.read_section`.
 
-        :param timeout: seconds to wait at most; ``None``, the default, for the
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
           ``lock_timeout`` of the session.
         :raises LockTimeout: if the wait took longer.
         """
@@ -161,7 +163,7 @@ class AsyncSharedSession(AsyncSession):
     async def run_sync(
         self, fn: Callable[Concatenate[Session, _P], _T], *arg: _P.args, **kw: _P.kwargs
     ) -> _T:
-        """Like ``AsyncSession.run_sync()``, and keeps other tasks out meanwhile."""
+        """Like ``AsyncSession.run_sync()``, but keeps other tasks out meanwhile."""
         result: _T = await alchemy.greenlet_spawn(self._run_whole, fn, arg, kw)
         return result
 
@@ -175,14 +177,14 @@ class AsyncSharedSession(AsyncSession):
     # -- blocks
 
     def begin(self) -> AsyncSessionTransaction:
-        """Like ``AsyncSession.begin()``; the block keeps other tasks out.
+        """Like ``AsyncSession.begin()``, but the block keeps other tasks out.
 
-        It joins a transaction that another task's work began by itself.
+        The block joins a transaction that another task autobegan.
         """
         return _SharedTransaction(self)
 
     def begin_nested(self) -> AsyncSessionTransaction:
-        """Like ``AsyncSession.begin_nested()``; the block keeps other tasks out."""
+        """Like ``AsyncSession.begin_nested()``, but the block keeps other tasks out."""
         return _SharedTransaction(self, nested=True)
 
     async def __aenter__(self: _AS) -> _AS:
@@ -190,14 +192,14 @@ class AsyncSharedSession(AsyncSession):
         return self
 
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        """Close, unless other tasks are inside with-blocks of this session still."""
+        """Close the session, unless another task is still in a with-block of it."""
         leave = self.sync_session.__exit__
         await to_the_end(alchemy.greenlet_spawn, leave, type_, value, traceback)
 
     def _maker_context_manager(self) -> Any:
         return _SessionBlock(self)
 
-    # -- what is not awaited and may be put off
+    # -- operations that are not awaited and may be deferred
 
     def __contains__(self, instance: object) -> bool:
         for it in reversed(self._put_off()):
@@ -208,13 +210,13 @@ class AsyncSharedSession(AsyncSession):
         return super().__contains__(instance)
 
     def __iter__(self) -> Iterator[object]:
-        """Like iterating an ``AsyncSession``, with what this task has put off."""
+        """Like iterating an ``AsyncSession``, but includes what this task deferred."""
         there = IdentitySet(super().__iter__())
         return iter(list(self._as_put_off(there)))
 
     @property
     def new(self) -> IdentitySet:
-        """Like ``AsyncSession.new``, with what this task has put off."""
+        """Like ``AsyncSession.new``, but includes what this task has deferred."""
         pending: IdentitySet = self._as_put_off(IdentitySet(super().new))
         return pending
 
@@ -227,7 +229,7 @@ class AsyncSharedSession(AsyncSession):
         return there
 
     def _put_off(self) -> list[PutOff]:
-        """What this task has put off, in order."""
+        """Return the operations that this task has deferred, in calling order."""
         guard = self.guard
         if guard is None or not guard.put_off:
             return []
@@ -263,7 +265,7 @@ _EXPUNGES = frozenset({"expunge", "expunge_all"})
 
 
 def _check(session: AsyncSharedSession, name: str, instance: Any) -> None:
-    """Raise at once what SQLAlchemy would raise, had it been asked at once."""
+    """Raise the error that SQLAlchemy would raise if the operation ran now."""
     try:
         state = alchemy.instance_state(instance)
     except AttributeError:
@@ -298,7 +300,7 @@ for _name in ("add", "add_all", "expire", "expire_all", "expunge", "expunge_all"
 
 
 class _SharedTransaction(AsyncSessionTransaction):
-    """Like ``AsyncSessionTransaction``, whose block begins in one step."""
+    """Like ``AsyncSessionTransaction``, but its block begins as one operation."""
 
     __slots__ = ()
 
@@ -311,14 +313,14 @@ class _SharedTransaction(AsyncSessionTransaction):
 
     def _begin_block(self) -> Any:
         session = self.session.sync_session
-        with CriticalSection(session, None):  # nobody comes in between
+        with CriticalSection(session, None):  # no other task between the two steps
             begun = session.begin_nested() if self.nested else session.begin()
             begun.__enter__()
         return begun
 
 
 class _SessionBlock(Generic[_AS]):
-    """What ``async_sessionmaker.begin()`` returns: a transaction, then the end."""
+    """What ``async_sessionmaker.begin()`` returns: a transaction, then a close."""
 
     def __init__(self, session: _AS) -> None:
         self._session = session
@@ -339,7 +341,7 @@ class _SessionBlock(Generic[_AS]):
 
 
 class _PassedOn(Generic[_AS]):
-    """What a shared session has more than a plain one, passed on by a registry."""
+    """Forwards what the session adds to ``AsyncSession`` to the current session."""
 
     @property
     def guard(self: Any) -> TaskGuard | None:
@@ -359,7 +361,7 @@ class _PassedOn(Generic[_AS]):
 
 
 class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_AS]):
-    """Like :class:`sqlalchemy.ext.asyncio.async_scoped_session`, one session for all.
+    """Like ``async_scoped_session``, but with one session for all tasks.
 
     ::
 
@@ -367,11 +369,11 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
             async_sessionmaker(engine, class_=AsyncSharedSession)
         )
 
-    ``Session()`` is the same session in every task, and the registry has all of the
-    session's own methods besides.
+    ``Session()`` is the same session in every task.  The registry forwards all methods
+    of a session to this session.
 
-    :param session_factory: makes the session at its first use; an
-      ``async_sessionmaker``, or anything callable that makes an
+    :param session_factory: makes the session when it is first used; an
+      ``async_sessionmaker``, or another callable that returns an
       :class:`AsyncSharedSession`.
     :raises SharedSessionError: if *session_factory* cannot be called.
     """
@@ -385,9 +387,9 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
         self.registry = OneForAll(session_factory, current_task_owner, _checked)
 
     def __call__(self, **kw: Any) -> _AS:
-        """Like calling an ``async_scoped_session``; all tasks get one session."""
+        """Like calling an ``async_scoped_session``, but all tasks get one session."""
         if kw and self.registry.has():
-            return super().__call__(**kw)  # refuses
+            return super().__call__(**kw)  # raises
         return self.registry(**kw)
 
     __reduce_ex__ = refuse_to_pickle
@@ -401,9 +403,11 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
         await self._close(self.registry.leave())
 
     async def close_all(self) -> None:  # type: ignore[override]
-        """Close and discard the session now, whoever uses it.
+        """Close and discard the session now, even if other tasks still use it.
 
-        Tasks that had work in it get :class:`WorkLostError` if they go on with it.
+        Unlike ``async_scoped_session.close_all()``, only this registry's session.  A
+        task that had work in the session gets :class:`WorkLostError` when it next uses
+        the session.
         """
         await self._close(self.registry.present())
 
@@ -412,7 +416,7 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
             await session.close()  # first: if this fails, the session is still here
             self.registry.discard(session)
 
-    # -- what the session has and async_scoped_session does not pass on
+    # -- members of the session that async_scoped_session does not forward
 
     @property
     def sync_session(self) -> TaskSession:
@@ -462,4 +466,4 @@ def _checked(session: _AS) -> _AS:
 
 
 def _everybody() -> None:
-    """The scope of all tasks."""
+    """Return the one scope that all tasks have."""

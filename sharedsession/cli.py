@@ -1,8 +1,8 @@
 """The command ``sharedsession``.
 
 ``sharedsession stress`` prints the figures of :mod:`sharedsession.stress` as a table
-(this takes rich, the extra ``cli``) or as JSON. Exit status: 0 if the runs with a guard
-show nothing but zeros, 1 if one does not, 2 if they could not be made.
+(this needs rich, the extra ``cli``) or as JSON. Exit status: 0 if the runs with a guard
+show only zeros, 1 if one of these runs does not, 2 if the runs could not be made.
 """
 
 from __future__ import annotations

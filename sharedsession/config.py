@@ -1,4 +1,4 @@
-"""sessionmaker_from_config: the kind of lock as a setting of the application."""
+"""sessionmaker_from_config: the lock kind as a setting of the application."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .locks import make_guard
 from .session import SharedSession
 from .terms import check_timeout
 
-#: The environment variable that overrides the kind of lock.
+#: The environment variable that overrides the lock kind.
 VARIABLE = "SHAREDSESSION_LOCK"
 
 
@@ -24,19 +24,19 @@ def sessionmaker_from_config(
 ) -> sessionmaker[SharedSession]:
     """Make a ``sessionmaker`` of shared sessions, and its engine, from settings.
 
-    In the manner of :func:`sqlalchemy.engine_from_config`.  These keys, after the
-    prefix, are the session's: ``session.lock``, ``session.lock_timeout`` (seconds),
+    Like :func:`sqlalchemy.engine_from_config`, but these keys, after the prefix, are
+    for the session: ``session.lock``, ``session.lock_timeout`` (seconds, above zero),
     ``session.expire_on_commit`` and ``session.autoflush``; every other key with the
-    prefix is the engine's.  The environment variable ``SHAREDSESSION_LOCK``, if it is
-    set and not empty, overrides the kind of lock.
+    prefix is for the engine.  The environment variable ``SHAREDSESSION_LOCK`` overrides
+    the lock kind if the variable is set and not empty.
 
     :param config: any mapping; values may be strings, keys without the prefix are
-      left alone.
-    :param prefix: what the keys begin with.
+      ignored.
+    :param prefix: what the keys begin with, ``"sqlalchemy."`` by default.
     :param kwargs: arguments for the ``sessionmaker``, or else for ``create_engine()``;
-      they override what *config* says.  With ``bind`` no engine is made.
-    :raises ValueError: for an unknown ``session.`` key or a bad value; it names the
-      key.
+      they override *config*.  With ``bind`` no engine is made.
+    :raises ValueError: if a ``session.`` key is unknown or a value is not valid; the
+      error names the key.
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"config must be a mapping of settings, not {config!r}")
@@ -104,7 +104,7 @@ _SETTINGS: dict[str, Callable[[str, Any], Any]] = {
     "autoflush": _flag,
 }
 
-#: Keyword arguments that are the session's; the engine takes all others.
+#: Keyword arguments for the session; all others are for the engine.
 _SESSION_ARGUMENTS = {
     *inspect.signature(Session.__init__).parameters,
     *_SETTINGS,
@@ -112,7 +112,7 @@ _SESSION_ARGUMENTS = {
 } - {
     "self",
     "execution_options",
-}  # both take this one; it means the engine's here
+}  # both take this one; here it is for the engine
 
 
 def _coerce(key: str, name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""merge_into: copying objects between sessions that other threads use."""
+"""merge_into: copying objects between sessions that several threads use."""
 
 from __future__ import annotations
 
@@ -41,17 +41,18 @@ def merge_into(
     *,
     load: bool = True,
 ) -> Any:
-    """Copy objects into another session while nobody changes either of the two.
+    """Copy objects into another session, while no other thread changes either session.
 
-    Like ``target.merge()``, with the guards of the target and of every object's own
-    session held for the time.  They are acquired in the order in which the sessions
-    were made, so two threads that copy in opposite directions do not deadlock.
+    Like ``target.merge()``, but holds the guards of the target and of every object's
+    own session meanwhile.  The guards are acquired in the order in which the sessions
+    were made; therefore two threads that copy in opposite directions do not deadlock.
 
     :param target: the session to copy into, shared or plain, or a registry of one.
-    :param instance_or_instances: one mapped object, or several.
-    :param load: as for ``Session.merge()``.
+    :param instance_or_instances: one mapped object, or an iterable of them.
+    :param load: as for ``Session.merge()``; ``True`` is the default.
     :return: the copy, or a list of the copies.
-    :raises SharedSessionError: if something else is given.
+    :raises SharedSessionError: if *target* is no session and no registry, or if an
+      instance is not mapped.
     """
     if not isinstance(target, (Session, scoped_session)):
         raise SharedSessionError(
@@ -68,9 +69,9 @@ def merge_into(
 
 
 def _hold(held: contextlib.ExitStack, guard: Guard) -> None:
-    if guard.held != "shared":  # a read section of this thread's keeps it well enough
+    if guard.held != "shared":  # if it is, this thread's read section is enough
         hold = guard.hold("copy")
-        held.callback(hold.release)  # twice: for what an interrupt kept it from
+        held.callback(hold.release)  # twice, because an interrupt may hit the first
         held.callback(hold.release)
 
 

@@ -1,4 +1,4 @@
-"""Sections of sessions that tasks share: as async blocks and around coroutines."""
+"""Sections of sessions that tasks share, as async blocks and as decorators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _S = TypeVar("_S")
 
 
 class AsyncSection(Generic[_S]):
-    """A section that is entered with ``async with``, and yields the session."""
+    """Wraps a section for ``async with``; yields the session."""
 
     def __init__(self, session: _S, section: Any) -> None:
         self._session = session
@@ -34,9 +34,10 @@ class AsyncSection(Generic[_S]):
 def in_sections(
     make_section: Callable[[tuple[Any, ...]], Any], function: Callable[..., Any]
 ) -> Any:
-    """Decorate a coroutine function, or an async generator function.
+    """Decorate a coroutine function or an async generator function.
 
-    :param make_section: returns the section for a call, given its arguments.
+    :param make_section: returns the section for one call of *function*, given the
+      positional arguments of the call.
     """
     if inspect.isasyncgenfunction(function):
 
@@ -57,7 +58,7 @@ def in_sections(
 class _InSection(AsyncGenerator[Any, Any]):
     """Runs an async generator in a section that is entered at its first step.
 
-    Whichever task takes the next step takes the section over.
+    The task that takes the next step takes over the section.
     """
 
     def __init__(self, section: Any, generator: AsyncGenerator[Any, Any]) -> None:

@@ -1,10 +1,10 @@
 """Keeping the child of a fork away from the parent's connections.
 
-The child has a copy of every session, engine and connection, and the connections are
-the parent's: same socket, same file.  Guards refuse their use.  What is left is the
-end of those copies, by the collector or at the child's exit: a pool would roll the
-connection back, a driver would close it, and the parent's transaction would be gone.
-So the copies are made to have no end.
+The child has a copy of every session, engine and connection, and each connection is
+the parent's: same socket, same file.  Guards refuse every use of the sessions.  But if
+the garbage collector, or the child's exit, finalized a copy, the pool would roll its
+connection back, or the driver would close it, and the parent's transaction would be
+gone.  Therefore the copies are never finalized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import alchemy
 from .guard import disown_all
 
-#: Every shared session alive.
+#: Every shared session that is alive.
 sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -34,14 +34,14 @@ def _in_child() -> None:
             transaction = transaction.parent
         engines.update(bind.engine for bind in alchemy.binds_of(session))
     for engine in engines:
-        # The child's own sessions may use the engine; they get connections of their
-        # own, as SQLAlchemy advises for forks.
+        # The child may use the engine in sessions of its own.  They get new
+        # connections, as SQLAlchemy advises for forks.
         _keep_for_good(engine.pool)
         engine.dispose(close=False)
 
 
 def _keep_for_good(thing: object) -> None:
-    """Let *thing* outlive even the interpreter, which ends module by module."""
+    """Keep *thing* beyond the interpreter's exit, which clears module by module."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 

@@ -1,7 +1,8 @@
-"""Looks at the objects of a session that need no lock: ``get()`` and ``in``.
+"""Optimistic reads of a session, without the guard: ``get()`` and ``in``.
 
-Each finds what the session's own method would find, if nobody changes anything
-meanwhile, and else leaves it to that method, as an operation.
+Each looks for the result that the session's method would return.  If the version of the
+guard changed meanwhile, or the object is not loaded, the method is called instead, as
+an operation.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from .disguise import ByClass
 
 
 class _Plain(ByClass):
-    """For each class whether no other but ``Session`` has its own method *name*.
+    """For each session class, whether ``Session`` itself defines the method *name*.
 
-    Nor its own way to find an object, which may look in several shards.
+    False also if a class overrides ``_identity_lookup()``, which may look in several
+    shards.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,14 +41,14 @@ def is_plain(cls: type, name: str) -> bool:
     return plain
 
 
-#: Identities of one column that ``get()`` takes as they are.
+#: Types of an identity of one column that ``get()`` takes as they are.
 _ONE_VALUE = (int, str, uuid.UUID)
 
 _Operation = Callable[..., Any]
 
 
 def quick_get(operation: _Operation) -> _Operation:
-    """``Session.get()`` that first looks whether the object is there, loaded."""
+    """Return ``Session.get()`` that first tries an optimistic read."""
     defaults = Session.get.__kwdefaults__
 
     def get(_: Any, self: Any, entity: Any, ident: Any, **kw: Any) -> Any:
@@ -77,7 +79,7 @@ def _find_loaded(session: Any, entity: Any, ident: Any) -> Any:
 
 
 def quick_contains(operation: _Operation) -> _Operation:
-    """``instance in session`` as a mere look."""
+    """Return ``Session.__contains__()`` that first tries an optimistic read."""
 
     def __contains__(_: Any, self: Any, instance: object) -> Any:
         guard = self.guard
@@ -89,9 +91,9 @@ def quick_contains(operation: _Operation) -> _Operation:
             try:
                 found = alchemy.is_present(self, alchemy.instance_state(instance))
             except AttributeError:
-                pass  # not mapped, which the operation will say
+                pass  # not mapped; the operation raises SQLAlchemy's error
             else:
-                # The usual case first, without a call.
+                # First the common case, which needs no call.
                 if guard.version is version is not None or guard.is_still(version):
                     return found
         return operation(self, instance)

@@ -1,4 +1,4 @@
-"""shared_session: a registry in the manner of scoped_session, one session for all."""
+"""shared_session: a registry like scoped_session, with one session for all threads."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _S = TypeVar("_S", bound=Session)
 _T = TypeVar("_T")
 
 
-#: Seconds that a thread waits for the session which another thread's factory is making.
+#: Seconds that a thread waits while another thread's factory makes the session.
 PATIENCE = 1.0
 
 
 class OneForAll(ScopedRegistry[_T]):
-    """Like SQLAlchemy's ``ScopedRegistry``, with one scope; it knows its users.
+    """Like SQLAlchemy's ``ScopedRegistry``, but with one scope, whose users it counts.
 
     The mutex protects all fields.  It is not held while the factory runs, because the
-    factory may wait for a guard whose holder asks this registry.  Other threads wait
-    for the session that is being made, but only for ``PATIENCE`` seconds; then each
-    makes one itself, the first is kept, and the others are closed unused.
+    factory may wait for a guard whose owner asks this registry.  Other threads wait for
+    the session that the factory is making, but only for ``PATIENCE`` seconds; then each
+    thread makes a session itself.  The registry keeps the session that is made first
+    and closes the others unused.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class OneForAll(ScopedRegistry[_T]):
         return kept
 
     def _note_user(self, me: Owner) -> None:
-        """Count *me* as a user; called with the mutex held."""
+        """Count *me* as a user.  The caller holds the mutex."""
         ended = [user for user in self._users if not user.alive]
         self._users.difference_update(ended)
         self._users.add(me)
@@ -117,18 +118,18 @@ class OneForAll(ScopedRegistry[_T]):
             self._users.clear()
 
     def present(self) -> _T | None:
-        """Return the session if there is one, without counting the caller as a user."""
+        """Return the session or ``None``, without counting the caller as a user."""
         return self._session
 
     def leave(self) -> _T | None:
-        """Leave; return the session if no thread that used it is left."""
+        """Stop counting the caller; return the session if it has no user left."""
         with self.mutex:
             self._users.discard(self._asker())
             nobody = not any(user.alive for user in self._users)
             return self._session if nobody else None
 
     def discard(self, session: _T) -> None:
-        """Forget *session*, which is closed; a newer one stays."""
+        """Forget *session*, which is closed; keep a newer session."""
         with self.mutex:
             if self._session is session:
                 self._session = None
@@ -156,7 +157,7 @@ def _guarded(session: _S) -> _S:
 
 
 class _PassedOn(Generic[_S]):
-    """What a shared session has more than a plain one, passed on by a registry."""
+    """Forwards what a shared session adds to ``Session`` to the current session."""
 
     @property
     def guard(self: Any) -> Guard | None:
@@ -184,12 +185,11 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
 
         Session = shared_session(sessionmaker(engine, class_=SharedSession))
 
-    ``Session()`` is the same session in every thread, and the registry has all of the
-    session's own methods besides.
+    ``Session()`` is the same session in every thread.  The registry forwards all
+    methods of a session to this session.
 
-    :param session_factory: makes the session at its first use; a ``sessionmaker``, or
-      anything callable.  Plain sessions that it makes are guarded with
-      :func:`share`.
+    :param session_factory: makes the session when it is first used; a ``sessionmaker``
+      or another callable.  A plain session that it makes is guarded with :func:`share`.
     :raises SharedSessionError: if *session_factory* cannot be called.
     """
 
@@ -202,9 +202,9 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
         self.registry = OneForAll(session_factory, current_owner, _guarded)
 
     def __call__(self, **kw: Any) -> _S:
-        """Like calling a ``scoped_session``; two threads at once get one session."""
+        """Like calling a ``scoped_session``, but all threads get the same session."""
         if kw and self.registry.has():
-            return super().__call__(**kw)  # refuses
+            return super().__call__(**kw)  # raises
         return self.registry(**kw)
 
     __reduce_ex__ = refuse_to_pickle
@@ -218,9 +218,10 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
         self._close(self.registry.leave())
 
     def close_all(self) -> None:
-        """Close and discard the session now, whoever uses it.
+        """Close and discard the session now, even if other threads still use it.
 
-        Threads that had work in it get :class:`WorkLostError` if they go on with it.
+        Unlike ``Session.close_all()``, only this registry's session.  A thread that had
+        work in the session gets :class:`WorkLostError` when it next uses the session.
         """
         self._close(self.registry.present())
 
@@ -229,7 +230,7 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
             session.close()  # first: if this times out, the session is still here
             self.registry.discard(session)
 
-    # -- what Session has and scoped_session does not pass on
+    # -- members of Session that scoped_session does not forward
 
     def bind_mapper(self, mapper: Any, bind: Any) -> None:
         """Like :meth:`Session.bind_mapper`."""
@@ -288,4 +289,4 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
 
 
 def _everybody() -> None:
-    """The scope of all threads."""
+    """Return the one scope that all threads have."""

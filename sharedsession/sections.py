@@ -21,7 +21,7 @@ class _Section(Generic[_S]):
         self._session = session
         self._timeout = None if timeout is None else check_timeout(timeout)
         self._hold: Hold | None = None
-        #: Whether its block has begun, and not ended.
+        #: Whether the block has begun and has not ended.
         self.is_entered = False
 
     def __enter__(self) -> _S:
@@ -47,7 +47,7 @@ class _Section(Generic[_S]):
             self._hold.take_over()
 
     def is_mine(self) -> bool:
-        """Whether the caller holds this section, and may leave it now."""
+        """Whether the caller owns this section and may leave it now."""
         hold = self._hold
         if hold is None:
             return True
@@ -55,7 +55,7 @@ class _Section(Generic[_S]):
         return me is hold.owner and not me.busy
 
     def forget_if_busy(self) -> bool:
-        """Have the next owner finish the section if a finalizer cannot; see `busy`."""
+        """If a finalizer calls while its owner is busy, let the next owner finish."""
         hold = self._hold
         if hold is None or not hold.forget_if_busy():
             return False
@@ -70,8 +70,8 @@ class _Section(Generic[_S]):
         try:
             self._leave()
         except BaseException:
-            # An interrupt, or what a signal handler raised: to the end, or who waits
-            # is not woken.  What was refused is refused again.
+            # After an interrupt, or the error of a signal handler, leave to the end:
+            # otherwise the waiters are not woken.  A refusal is raised again.
             self._leave()
             raise
 
@@ -81,7 +81,7 @@ class _Section(Generic[_S]):
         self.is_entered, self._hold = False, None
 
     def _acquire(self, guard: Guard) -> None:
-        """Put a hold in its place at once, where an interrupt finds it."""
+        """Acquire the guard; set ``_hold`` at once, because an interrupt may follow."""
         raise NotImplementedError
 
 
@@ -100,7 +100,7 @@ class ReadSection(_Section[_S]):
     _what = "read section"
 
     def _acquire(self, guard: Guard) -> None:
-        """Be let in for reading, with nothing pending that readers would not see."""
+        """Enter for reading, after a flush or a recovery if readers need one."""
         session: Any = self._session
         reads_only = guard.reads_only()
         if reads_only or guard.held is None:

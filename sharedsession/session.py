@@ -1,4 +1,4 @@
-"""SharedSession: the familiar Session, every operation of which meets the guard."""
+"""SharedSession: a ``Session`` whose every operation goes through one guard."""
 
 from __future__ import annotations
 
@@ -42,35 +42,39 @@ _S = TypeVar("_S", bound=Session)
 class SharedSessionMixin(Session):
     """Makes another Session class a shared one: ``class S(SharedSessionMixin, Base)``.
 
-    Like :class:`SharedSession`, for applications whose sessions have a class already.
-    Every public method of that class becomes an operation, those that it adds to
-    ``Session`` included.
+    Like :class:`SharedSession`, but for applications that have a ``Session`` class of
+    their own.  Every public method of that class becomes an operation, including the
+    methods that the class adds to ``Session``.
 
-    :param lock: the kind of lock or a lock, see :class:`SharedSession`.
-    :param lock_timeout: seconds that an operation waits for its turn.
-    :param wait_in_loop: seconds that a coroutine may block its event loop for its turn.
+    :param lock: the lock kind or a lock object, see :class:`SharedSession`.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn; ``None``, the default: for ever.
+    :param wait_in_loop: seconds, zero by default, that a coroutine may block its event
+      loop to wait for its turn.
+    :raises ValueError: if the lock, the timeout or *wait_in_loop* is not valid.
     """
 
     #: The guard; ``None`` if the lock is off.
     guard: Guard | None = None
 
-    #: Whether it is behind an AsyncSession, so that tasks use it and not threads.
+    #: Whether this session is behind an AsyncSession: its users are tasks, not threads.
     _for_tasks = False
     _guard_class: type[Guard] = Guard
 
-    # Only there, and only used, if there is a guard; used inside it.
+    # The next five are set only if there is a guard, and are used inside the guard;
+    # only __enter__() appends to `_blocks` outside.
     _ledger: Ledger
     _failure: Loss | None
     _owed: set[Owner]
     #: An entry for each open with-block of the session: the owner that entered it.
     _blocks: list[Owner]
-    #: Engines that several threads may use.
+    #: Engines that passed check_engine(): several threads may use them.
     _fit_engines: weakref.WeakSet[Engine]
-    #: Whether it was found to be no session of an AsyncSession that knows nothing.
+    #: Whether check_is_for_threads() has passed: no AsyncSession runs this session.
     _is_for_threads = False
-    #: Whether a transaction of the session's own is just ending.
+    #: Whether the session itself is ending one of its transactions at this moment.
     _is_ending = False
-    #: Whether a unit of work is open, whose end will commit.
+    #: Whether a unit of work is open that commits at its end.
     _in_unit = False
 
     def __init__(
@@ -81,7 +85,7 @@ class SharedSessionMixin(Session):
         wait_in_loop: float = 0.0,
         **session_kwargs: Any,
     ) -> None:
-        # First: a bad value leaves nothing.
+        # First, because a bad value must leave no half-made session.
         guard = make_guard(lock, lock_timeout, self._guard_class)
         check_wait_in_loop(wait_in_loop)
         super().__init__(*args, **session_kwargs)
@@ -101,7 +105,7 @@ class SharedSessionMixin(Session):
         Like holding a reentrant lock around the block, but what the block does to the
         session's objects, rows and connections is covered too.  Yields the session.
 
-        :param timeout: seconds to wait at most; ``None``, the default, for the
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
           ``lock_timeout`` of the session.
         :raises LockTimeout: if the wait took longer.
         :raises DeadlockError: if the wait would never end.
@@ -113,20 +117,20 @@ class SharedSessionMixin(Session):
         """Keep every change out for a block that only reads; readers share it.
 
         Like :meth:`critical_section`, but under ``lock="rw"`` any number of threads may
-        be in read sections at once.  What was pending is flushed on the way in, unless
+        be in read sections at once.  Pending changes are flushed on the way in, unless
         autoflush is off.  Loading works inside; a write raises :class:`UpgradeError`
-        before it changes anything, under every kind of lock.
+        before it changes anything, under every lock kind.
 
-        :param timeout: seconds to wait at most; ``None``, the default, for the
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
           ``lock_timeout`` of the session.
         :raises LockTimeout: if the wait took longer.
         """
         return ReadSection(self, timeout)
 
-    # -- settings and blocks of Session's own
+    # -- settings and blocks of Session
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Like setting an attribute of any session; its settings under the guard."""
+        """Set an attribute; for one of ``SESSION_SETTINGS`` this is an operation."""
         guard = self.guard if name in SESSION_SETTINGS else None
         if guard is None:
             super().__setattr__(name, value)
@@ -140,7 +144,7 @@ class SharedSessionMixin(Session):
         return super().__enter__()
 
     def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
-        """Close if this was the last with-block of the session, in whatever thread."""
+        """Close the session, unless another living owner is in a with-block of it."""
         if self.guard is not None:
             blocks = self._blocks
             me = self.guard.asker()
@@ -154,12 +158,12 @@ class SharedSessionMixin(Session):
 
     @property
     def no_autoflush(self) -> Any:
-        """Like ``Session.no_autoflush``, and keeps other threads out of the block."""
+        """Like ``Session.no_autoflush``, but keeps other threads out of the block."""
         plain = super().no_autoflush
         return plain if self.guard is None else _guarded_block(self, plain)
 
     def _begin(self, nested: bool = False) -> SessionTransaction:
-        """Like ``Session.begin()``, but joins what another thread's work autobegan."""
+        """Like ``Session.begin()``, but joins what another thread autobegan."""
         root = super().get_transaction()
         if not nested and isinstance(root, GuardedTransaction):
             if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
@@ -169,7 +173,7 @@ class SharedSessionMixin(Session):
         return super().begin(nested)
 
     def _has_savepoint_of_mine(self) -> bool:
-        """Whether a plain ``begin()`` would raise for what this thread itself did."""
+        """Whether the caller itself began a savepoint: then ``begin()`` must raise."""
         savepoint = super().get_nested_transaction()
         while savepoint is not None and savepoint.nested:
             if getattr(savepoint, "begun_by", None) is self._asker():
@@ -178,14 +182,14 @@ class SharedSessionMixin(Session):
         return False
 
     def _rollback(self) -> None:
-        """Like ``Session.rollback()``; nothing if it was done for this thread."""
+        """Like ``Session.rollback()``, unless another thread did it for the caller."""
         if not self._was_rolled_back_for_me():
             super().rollback()
 
-    # -- where all statements meet
+    # -- the one method that every statement goes through
 
     def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
-        """Execute a statement as one operation, its rows and objects included."""
+        """Execute a statement, fetch its rows and make its objects as one operation."""
         guard = self.guard
         execute: Any = super()._execute_internal
         if guard is None:
@@ -202,23 +206,24 @@ class SharedSessionMixin(Session):
         return rows.settle(guard, execute(statement, *args, **kw))
 
     def _note_statement(self, statement: Any, options: Any) -> None:
-        """Called inside the guard, before a statement is executed."""
+        """For subclasses: called inside the guard before a statement is executed."""
 
     def _autoflush(self) -> None:
         guard = self.guard
         if guard is not None:
-            # Nothing to flush is no change, and lets others look at what is loaded; but
-            # a flush() of the application's own is called.
+            # If there is nothing to flush, do not call flush(): as a change it would
+            # forbid a window, in which other owners read loaded state.  An override of
+            # flush() in the application is still called.
             if alchemy.is_clean(self):
                 called, cls = self.flush, type(self)
                 if getattr(called, "__func__", None) is _flush:
                     if (_flush_of.get(cls) or _flush_of[cls]) is Session:
                         return
             if guard.reads_only():
-                return  # flush() would be refused
+                return  # a read section refuses flush()
         super()._autoflush()
 
-    # -- what the session is made of
+    # -- transactions and objects of the session
 
     def _autobegin_t(self, begin: bool = False) -> Any:
         if self._transaction is not None:
@@ -226,8 +231,9 @@ class SharedSessionMixin(Session):
         if self.guard is None or not (begin or self.autobegin):
             return super()._autobegin_t(begin)
         if not self._is_for_threads and not self._for_tasks:
+            # Once is enough, because an AsyncSession takes no session that is in use.
             check_is_for_threads(self)
-            self._is_for_threads = True  # an AsyncSession takes none that is in use
+            self._is_for_threads = True
         origins = SessionTransactionOrigin
         return GuardedTransaction(self, origins.BEGIN if begin else origins.AUTOBEGIN)
 
@@ -263,7 +269,7 @@ class SharedSessionMixin(Session):
             guard_identity_map(self.identity_map, self.guard)
 
     def _has_to_tidy(self) -> bool:
-        """Whether readers would not see all that was done, or nothing at all."""
+        """Whether to recover or flush first, for readers to see all that was done."""
         guard = self.guard
         left = guard is not None and (
             guard.unfinished_by is not None or guard.failed is not None
@@ -278,12 +284,12 @@ class SharedSessionMixin(Session):
         transaction = self._transaction
         guard = self.guard
         if transaction is None or guard is None or alchemy.is_flushing(self):
-            return  # a flush writes what was noted when it was pending
+            return  # a flush writes work that was noted when it became pending
         self._ledger.note(alchemy.boundary(transaction), owner.party)
         guard.worker = owner
 
     def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
-        """A level of the transaction has ended."""
+        """After the end of a level, note whose work is safe and whose is lost."""
         guard: Any = self.guard
         me = guard.asker().party
         transaction.ended_by = me
@@ -297,8 +303,8 @@ class SharedSessionMixin(Session):
         if committed and self._failure is None:
             self._ledger.drop(transaction)
             return
-        self._ledger.take_changed(self._ledger.changed_states())  # all were undone
-        # A COMMIT of what the server had aborted was a ROLLBACK.
+        self._ledger.take_changed(self._ledger.changed_states())  # all are undone
+        # If the server had aborted the transaction, its COMMIT was a ROLLBACK.
         if self._failure is not None or self._ledger.concerns_others(transaction, me):
             loss = self._failure or Loss(me, "ended it without a commit")
             self._ledger.thrown_away(transaction, loss)
@@ -309,17 +315,17 @@ class SharedSessionMixin(Session):
             guard.attention = guard.unsettled = True
 
     def _forget_failure(self) -> None:
-        """Forget it if what was broken is gone: it may have been a savepoint only."""
+        """Forget the failure if the open levels are sound: only a savepoint broke."""
         if not alchemy.is_broken(self._transaction):
             self._failure = None
 
     def _note_committed(self, transaction: SessionTransaction) -> None:
-        """The work of a level is safe, or that of the level around its savepoint."""
+        """After a commit, a savepoint's work is its parent's; other work is safe."""
         parent = alchemy.boundary(transaction.parent) if transaction.nested else None
         self._ledger.committed(transaction, parent)
 
     def _note_flushed(self, level: Any) -> None:
-        """What was pending is in the database now, in the innermost savepoint."""
+        """Move flushed work from the unflushed changes to the innermost savepoint."""
         changed = self._ledger.changed_states()
         flushed = [each for each in changed if not alchemy.is_unflushed(self, each)]
         authors = self._ledger.take_changed(flushed)
@@ -338,7 +344,7 @@ class SharedSessionMixin(Session):
                 )
 
     def _note_discarded_changes(self, changers: Changers, keys: set[str]) -> None:
-        """Changes to attributes of one object were overwritten, or expired."""
+        """Changes to attributes *keys* of one object were overwritten or expired."""
         if keys and not self._is_ending and not alchemy.is_flushing(self):
             owners = changers.take(keys)
             self._note_discarded("expired or reloaded objects", owners)
@@ -359,14 +365,14 @@ class SharedSessionMixin(Session):
             "what was written since the savepoint is undone",
         )
         self._ledger.lose(workers, loss)
-        # The end of a session's own savepoint is accounted for after this.
+        # If the session itself ends its savepoint, _account_for() follows.
         if not self._is_ending and not alchemy.is_broken(self._transaction):
             self._failure = None
         if self._ledger.anybody_to_tell():
             guard.attention = guard.unsettled = True
 
     def _note_end_at_connection(self, connection: Any, what: str) -> None:
-        """The outer transaction of a connection ended, maybe past the session."""
+        """A connection's outer transaction ended, perhaps not through the session."""
         transaction = self._transaction
         if transaction is None or self._is_ending:
             return
@@ -382,7 +388,7 @@ class SharedSessionMixin(Session):
         guard.attention = guard.unsettled = True
 
     def _note_failure(self, error: BaseException | None) -> None:
-        """Remember who broke the transaction, if it is broken."""
+        """If the transaction is broken, note the caller as the owner that broke it."""
         guard = self.guard
         if guard is not None:
             what = type(error).__name__ if error else "an error"
@@ -392,7 +398,7 @@ class SharedSessionMixin(Session):
         transaction = self._transaction
         if self._failure is None and alchemy.is_broken(transaction):
             if transaction is not None and alchemy.is_committed(transaction):
-                self._note_committed(transaction)  # a listener failed afterwards
+                self._note_committed(transaction)  # a listener failed after it
             self._failure = Loss(owner, f"had {what}, which broke the transaction")
             assert self.guard is not None
             self.guard.attention = self.guard.unsettled = True
@@ -401,7 +407,7 @@ class SharedSessionMixin(Session):
         return None if self.guard is None else self.guard.asker().party
 
     def _was_rolled_back_for_me(self) -> bool:
-        """Whether another thread rolled back already what this one had broken."""
+        """Whether another thread has rolled back already what the caller had broken."""
         guard = self.guard
         if guard is None:
             return False
@@ -411,7 +417,7 @@ class SharedSessionMixin(Session):
         return owed and not self._ledger.has_work(me)
 
     def _attend(self, me: Owner, access: Access) -> None:
-        """Put right what others left, and tell *me* what it lost by them."""
+        """Recover from what other owners left; raise if *me* lost work through them."""
         guard = self.guard
         assert guard is not None
         if guard.failed is not None:
@@ -426,7 +432,7 @@ class SharedSessionMixin(Session):
         self._tell(guard, party, access)
 
     def _tell(self, guard: Guard, me: Owner, access: Access) -> None:
-        """Raise if *me* lost something, unless it throws the rest away itself."""
+        """Raise if *me* lost work, unless *me* is about to roll back or close, too."""
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:
             self._ledger.forget(me)
@@ -435,7 +441,7 @@ class SharedSessionMixin(Session):
         ) or self._ledger.anybody_to_tell()
         guard.attention = guard.unsettled or guard.has_chores()
         if error is not None:
-            self._ledger.forget(me)  # as late as can be: it is told once
+            self._ledger.forget(me)  # last, because the error is raised only once
             raise error
 
     def _is_left_to_finish(self, me: Owner) -> bool:
@@ -461,18 +467,18 @@ class SharedSessionMixin(Session):
                 transaction = self._transaction
 
     def _roll_back_for(self, loss: Loss) -> None:
-        """Roll back level by level, since each one's end forgets whose fault it was."""
+        """Roll back level by level, because each level's end forgets the failure."""
         while self._transaction is not None:
             self._failure = loss
             self._transaction.rollback()
 
     def _forget_blocks(self) -> None:
-        """Nobody is going to leave the blocks that an unfinished section was in."""
+        """Forget the blocks of an unfinished section: no thread will leave them."""
         self._in_unit = False
         self._trans_context_manager = None
 
     def _end_broken(self, transaction: SessionTransaction) -> None:
-        """End one level that another thread broke; what is around it may be sound."""
+        """End one level that another thread broke; the level around it may be sound."""
         whole = alchemy.is_aborted_as(transaction, Abort.WHOLE)
         savepoint = None if whole else alchemy.savepoint_beyond(transaction)
         if savepoint is not None:
@@ -482,7 +488,7 @@ class SharedSessionMixin(Session):
         if not alchemy.is_committed(transaction):
             transaction.rollback()
         if self._transaction is transaction:
-            transaction.close()  # an interrupt came after the commit, or so
+            transaction.close()  # committed, or interrupted before its end
 
     # -- misuse
 
@@ -498,11 +504,11 @@ class SharedSessionMixin(Session):
 
 @contextlib.contextmanager
 def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
-    """A block of the session's own, which changes a setting of it for its duration."""
+    """Hold the guard during *plain*, a block that changes a setting of the session."""
     guard = session.guard
     assert guard is not None
     if guard.reads_only():
-        yield session  # nothing is pending in a read section, so nothing is flushed
+        yield session  # a read section has nothing pending that autoflush would write
     else:
         section = CriticalSection(session, None)
         with section, plain:
@@ -512,7 +518,7 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
                 section.take_over()  # another thread may leave the block
 
 
-# -- the table of operations, put on the class
+# -- putting the table of operations on the class
 
 
 class _NextInLine(ByClass):
@@ -528,7 +534,7 @@ class _NextInLine(ByClass):
 
 
 def _calling_next(name: str) -> Any:
-    """Call the method of the class that the mixin stands before."""
+    """Return a function that calls *name* of the class after the mixin in the MRO."""
     next_class = _NextInLine(name)
 
     def call_next(self: Any, *args: Any, **kw: Any) -> Any:
@@ -538,10 +544,10 @@ def _calling_next(name: str) -> Any:
 
 
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
-    """What executing *statement* does; raises in a read section if it is a write."""
+    """Return the access of *statement*; raise in a read section if it is a write."""
     access = access_of(statement, options)
     if guard.reads_only() and (access is not LOAD or has_changes_within(statement)):
-        guard.refuse_write()  # even inside an operation that is a load itself
+        guard.refuse_write()  # even if the operation around it is a load
     return access
 
 
@@ -556,9 +562,10 @@ _guard_of = operator.attrgetter("guard")
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
-    """Close, or the like, even if it is interrupted: by half it would tell nobody.
+    """Call *throw_away*, and after an interrupt once more.
 
-    What is thrown away twice is no more lost than what is thrown away once.
+    Otherwise owners whose work is lost would not be told.  The second call is harmless,
+    because work that is thrown away twice is lost only once.
     """
     try:
         throw_away()
@@ -609,14 +616,14 @@ _flush = vars(SharedSessionMixin)["flush"]
 
 
 def _show_operations_on(cls: Any) -> None:
-    """Have all methods on the class itself, where ``Session`` has its own."""
+    """Put the operations on *cls* itself, as ``Session`` has its methods."""
     for name in SESSION:
         if name in vars(Session) and name in vars(SharedSessionMixin):
             setattr(cls, name, vars(SharedSessionMixin)[name])
 
 
 def _guard_methods_of_base(cls: Any) -> None:
-    """Guard what the class that the mixin stands before adds to ``Session``."""
+    """Guard the methods that classes after the mixin in the MRO add to ``Session``."""
     line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
     added = [base for base in line if not issubclass(Session, base)]
     for base in added:
@@ -630,7 +637,8 @@ def _guard_methods_of_base(cls: Any) -> None:
 def _as_one_operation(function: Any) -> Any:
     """Run a method of an application's session class as one critical section.
 
-    Inside a read section its own operations are let in or refused one by one.
+    In a read section the method is called without a critical section, and each
+    operation within the method is let in or refused by itself.
     """
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:
@@ -642,7 +650,7 @@ def _as_one_operation(function: Any) -> Any:
     return like(operation, function)
 
 
-# -- making a session a shared one
+# -- making a session shared
 
 
 def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
@@ -666,7 +674,7 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
 
 
 def _weakly(session: Any, name: str) -> Any:
-    """A session has its guard; the guard must not keep the session."""
+    """Return the method *name* for the guard, which must not keep *session* alive."""
     find = weakref.ref(session)
     method = getattr(type(session), name)
 
@@ -678,7 +686,8 @@ def _weakly(session: Any, name: str) -> Any:
 
 
 def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
-    # Asked before it is guarded: making a session is no use of it yet.
+    # Read the states before the identity map is guarded: otherwise the thread that
+    # makes the session would count as its first user.
     states = alchemy.states_in(session)
     guard_identity_map(session.identity_map, guard)
     for state in states:
@@ -696,31 +705,32 @@ def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
 
 
 class SharedSession(SharedSessionMixin, Session):
-    """Like :class:`sqlalchemy.orm.Session`, for several threads at once.
+    """Like :class:`sqlalchemy.orm.Session`, but several threads may use it at once.
 
     Plug it in where the application makes its sessions::
 
         Session = sessionmaker(engine, class_=SharedSession, lock="rw")
 
-    Every operation on it, on the objects attached to it, and on the rows, connections
-    and transactions that it hands out goes through one guard, so that at most one
-    thread is inside.  Used by one thread alone, it is a ``Session``.
+    Every operation on the session, on the objects attached to it, and on the rows,
+    connections and transactions that it returns goes through one guard, which lets in
+    one thread at a time, or several readers under ``"rw"``.  If only one thread uses
+    the session, it behaves like a plain ``Session``.
 
     :param bind: the engine or connection, as for ``Session``.
-    :param lock: ``"rlock"``, the default: operations take turns.  ``"rw"``: reads of
-      what is loaded, and read sections, share.  ``"detect"``: nobody waits, two
-      threads that overlap get :class:`ConcurrentAccessError`.  ``"confine"``: the first
-      thread that uses it owns it, others get :class:`ConcurrentAccessError`.
-      ``"off"`` or ``None``: a plain ``Session``.  Or a lock object: an RLock-like one,
-      which several sessions may share, or a reader/writer lock in the manner of
-      readerwriterlock.
+    :param lock: the lock kind, or a lock object.  ``"rlock"``, the default: operations
+      take turns.  ``"rw"``: reads of loaded state, and read sections, share.
+      ``"detect"``: no thread waits; two threads that overlap get
+      :class:`ConcurrentAccessError`.  ``"confine"``: the first thread that uses the
+      session owns it; other threads get :class:`ConcurrentAccessError`.  ``"off"`` or
+      ``None``: a plain ``Session``.  A lock object is an RLock-like lock, which several
+      sessions may share, or a reader/writer lock like those of readerwriterlock.
     :param lock_timeout: seconds, above zero, that an operation or a section waits for
       its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
     :param wait_in_loop: seconds, zero by default, that a coroutine which uses this
       session may block its event loop to wait for its turn before it raises
-      :class:`SharedSessionError`; for programs whose window is a coroutine.
+      :class:`SharedSessionError`; for programs whose window runs in a coroutine.
     :param session_kwargs: everything else that ``Session`` takes.
-    :raises ValueError: for a lock or a timeout that is none.
+    :raises ValueError: if the lock, the timeout or *wait_in_loop* is not valid.
     """
 
     def __init__(
@@ -749,17 +759,18 @@ def share(
 ) -> _S:
     """Guard an existing session in place, with all that is attached to it.
 
-    Like making a :class:`SharedSession` in the first place, for sessions that somebody
-    else makes.  Call it before a second thread has the session: what is under way in
-    another thread now is not stopped.
+    Like making a :class:`SharedSession` in the first place, but for a session that
+    other code has made.  Call it before a second thread has the session, because an
+    operation that another thread has begun already is not stopped.
 
-    :param session: any ``Session``; it changes its class to a shared one.
-    :param lock: the kind of lock or a lock, see :class:`SharedSession`.
-    :param lock_timeout: seconds that an operation waits for its turn.
+    :param session: any ``Session``; its class changes to a shared one.
+    :param lock: the lock kind or a lock object, see :class:`SharedSession`.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn; ``None``, the default: for ever.
     :return: *session*.
-    :raises SharedSessionError: if it is a shared one already, or behind an
-      AsyncSession, or no session.
-    :raises ValueError: for a lock or a timeout that is none.
+    :raises SharedSessionError: if *session* is shared already, is behind an
+      AsyncSession, or is not a ``Session``.
+    :raises ValueError: if the lock or the timeout is not valid.
     """
     if not isinstance(session, Session):
         raise SharedSessionError(

@@ -1,14 +1,14 @@
-"""The proof on a user's own database: threads that move money through one session.
+"""A stress test on a user's own database: threads move money through one session.
 
-:func:`run` makes the tables, lets the threads do their units of work in a process of
-their own, and then looks at what is in the database from a fresh connection. A unit
-moves money between two accounts and writes a ledger line for each; some only audit an
-account, and some fail on purpose. Every unit checks what it sees as it goes.
+:func:`run` makes the tables, lets the threads do their units of work in a separate
+process, and then verifies the database through a fresh connection. A unit of work moves
+money between two accounts and writes a ledger line for each; some units only audit an
+account, and some fail on purpose. Every unit checks what it reads.
 
-Each run has a process of its own because a plain Session that is used by many threads
-may hang or take the interpreter with it, and because a run should not be slowed down by
-what another has left behind. In that process a run ends at the latest when no unit has
-ended for ``patience`` seconds.
+Each run has its own process, because a plain Session that many threads use may hang or
+crash the interpreter, and because leftovers of one run should not slow down the next.
+In that process a run ends at the latest when no unit has ended for ``patience``
+seconds.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ __all__ = ["MODES", "Figures", "Mode", "Outcome", "Plan", "StressError", "run"]
 
 OPENING = 1000
 PAUSE = 0.005  # seconds after a failed unit
-GRACE = 10.0  # seconds a process has on top of its patience to start and to report
+GRACE = 10.0  # seconds beyond its patience that a process has to start and report
 
 Session = sa_orm.Session
 
 
 class StressError(Exception):
-    """A run that could not be made; the message is one line for a person."""
+    """A run could not be made; the message is one line for the user."""
 
 
 class WrongFigures(Exception):
-    """A unit of work saw what it must not see."""
+    """A unit of work read values that it must never read."""
 
 
 class Declined(Exception):
@@ -60,8 +60,12 @@ class Declined(Exception):
 class Plan:
     """What each run does.
 
-    :param threads: how many threads, or tasks in their place.
-    :param patience: seconds without the end of any unit after which a run is given up.
+    :param url: the database.
+    :param threads: the number of threads, or of tasks; 8 by default.
+    :param units: the number of units of work, 400 by default.
+    :param seed: determines the transfers, 0 by default.
+    :param patience: seconds without the end of any unit after which a run ends early;
+      30 by default.
     """
 
     url: sa.URL
@@ -72,13 +76,13 @@ class Plan:
 
     @property
     def accounts(self) -> int:
-        """So many that the ledger of one stays short however long the run."""
+        """The number of accounts: grows with the units, to keep each ledger short."""
         return max(10, self.units // 20)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How the threads, or the tasks, of a run come by their session."""
+    """How the threads, or the tasks, of a run get their session."""
 
     name: str
     lock: str | None = None
@@ -98,7 +102,7 @@ MODES = {
 
 
 class Outcome(NamedTuple):
-    """How one unit of work ended: ``error`` is None when it did what it should."""
+    """How one unit of work ended; ``error`` is ``None`` if it did what it should."""
 
     number: int
     moved: bool
@@ -107,10 +111,10 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What came of a run.
+    """The results of a run.
 
-    ``calls`` to the driver and how many ``overlaps`` there were, ``None`` where nobody
-    counts them.
+    ``calls`` is the number of calls to the driver, ``overlaps`` how many of them
+    overlapped another call; both are ``None`` if the run does not count them.
     """
 
     mode: str
@@ -139,7 +143,7 @@ class Figures:
         return not (self.failed or self.errors or any(wrong))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in types JSON has."""
+        """Return all figures in types that JSON has."""
         return {
             **dataclasses.asdict(self),
             "failed": self.failed,
@@ -185,7 +189,7 @@ class Line(Base):
 
 @contextlib.contextmanager
 def tables(engine: sa.Engine, accounts: int) -> Iterator[None]:
-    """Our tables with open accounts in them; dropped at the end, whatever happens."""
+    """Make the tables, with open accounts; drop the tables at the end in any case."""
     present = sa.inspect(engine)
     for table in Base.metadata.sorted_tables:
         if present.has_table(table.name):
@@ -205,11 +209,12 @@ def tables(engine: sa.Engine, accounts: int) -> Iterator[None]:
 
 
 def verify(engine: sa.Engine, plan: Plan, moved: set[int]) -> tuple[int, int]:
-    """Look at the database from outside: ``(lost updates, sums that are off)``.
+    """Count the errors in the database: ``(lost updates, sums that are off)``.
 
-    Lost is a transfer whose two lines are not there though its unit reported success
-    (or the other way round), and a write to an account that another overwrote. Off is
-    an account whose lines do not add up to its balance, and the total if it changed.
+    A lost update is a transfer whose two lines are missing though its unit reported
+    success (or whose lines exist though the unit reported none), or a write to an
+    account that another write overwrote. A sum is off if the lines of an account do not
+    add up to its balance, or if the total of all balances has changed.
 
     :param moved: the numbers of the units that reported a transfer.
     """
@@ -239,8 +244,8 @@ def verify(engine: sa.Engine, plan: Plan, moved: set[int]) -> tuple[int, int]:
 class Unit(NamedTuple):
     """One unit of work, the same in every run of a plan.
 
-    ``lock`` asks the database to lock the accounts, which sessions that do not share a
-    transaction need.
+    With ``lock`` the database locks the accounts; sessions that do not share a
+    transaction need this.
     """
 
     number: int
@@ -257,9 +262,10 @@ def plan_unit(plan: Plan, mode: Mode, number: int) -> Unit:
 
 
 def do_unit(session: Session, unit: Unit) -> bool:
-    """Do it; True when it moved money.
+    """Do *unit*; return True if it moved money.
 
-    Of ten units six move, two read, one fails in a savepoint, one at a constraint.
+    Of ten units six move money, two only read, one fails in a savepoint, and one
+    violates a constraint.
     """
     match unit.number % 10:
         case 1 | 2:
@@ -297,7 +303,7 @@ def _transfer(session: Session, unit: Unit) -> None:
 
 
 def _declined(session: Session, unit: Unit) -> None:
-    """A transfer, and after it a savepoint that fails: only that one is undone."""
+    """A transfer, then a savepoint that fails: only the savepoint is undone."""
     with _writing(session):
         source, target = load(session, unit)
         move(unit, source, target)
@@ -311,7 +317,7 @@ def _declined(session: Session, unit: Unit) -> None:
 
 
 def _refused(session: Session, unit: Unit) -> None:
-    """The database refuses a second opening line: nothing of the unit may stay."""
+    """The database refuses a second opening line: the whole unit must be undone."""
     with _writing(session):
         source, target = load(session, unit)
         move(unit._replace(number=0), source, target)
@@ -340,10 +346,11 @@ def get_account(session: Session, id: int, lock: bool) -> Account:
 
 
 def load(session: Session, unit: Unit) -> list[Account]:
-    """Source and target, checked.
+    """Return source and target, checked.
 
-    Locked in the order of their ids, so that no two units wait for each other; and both
-    before anything else is read, so that no snapshot is older than the locks.
+    Lock both in the order of their ids, because otherwise two units could wait for each
+    other; and lock both before reading anything else, because otherwise a snapshot
+    could be older than the locks.
     """
     ids = [unit.source, unit.target]
     accounts = {id: get_account(session, id, unit.lock) for id in sorted(ids)}
@@ -379,14 +386,15 @@ def make_engine(
     create: Callable[..., sa.Engine] = sa.create_engine,
     **options: Any,
 ) -> sa.Engine:
-    """An engine for us; on SQLite with transactions and savepoints that work.
+    """Make an engine; on SQLite with transactions and savepoints that work.
 
     See "Serializable isolation / Savepoints / Transactional DDL" in SQLAlchemy's
-    documentation of pysqlite. ``IMMEDIATE``, because two transactions that have both
-    read cannot both go on to write.
+    documentation of pysqlite. ``IMMEDIATE``, because if two transactions have both
+    read, SQLite does not let both write.
 
-    :param busy: seconds to wait for another SQLite connection's transaction.
-    :param create: what to make it with.
+    :param busy: seconds, 20 by default, to wait for another SQLite connection's
+      transaction.
+    :param create: the function that makes the engine.
     """
     if url.get_backend_name() != "sqlite":
         return create(url, **options)
@@ -406,8 +414,8 @@ def make_engine(
 def perform(plan: Plan, mode: Mode, engine: sa.Engine) -> Iterator[Outcome]:
     """Let the threads do all units and yield each outcome as it comes.
 
-    Ends early when nothing has come for ``plan.patience`` seconds. The threads are
-    daemons, so stuck ones do not keep the process alive.
+    Ends early if no outcome has come for ``plan.patience`` seconds. The threads are
+    daemons, because a stuck thread must not keep the process alive.
     """
     factory: Callable[[], Session] = sa_orm.sessionmaker(engine)
     if mode.guarded:
@@ -432,12 +440,12 @@ def perform(plan: Plan, mode: Mode, engine: sa.Engine) -> Iterator[Outcome]:
             yield outcomes.get(timeout=plan.patience)
         except queue.Empty:
             return
-    if shared and mode.guarded:  # a plain one may be beyond closing
+    if shared and mode.guarded:  # closing a broken plain session may fail
         shared.close()
 
 
 def shares(plan: Plan) -> list[range]:
-    """Each thread has a fixed share, or one that fails fast would do them all."""
+    """Give each thread a fixed share: a fast-failing thread must not take them all."""
     ends = [1 + plan.units * n // plan.threads for n in range(plan.threads + 1)]
     return [range(*ends[n : n + 2]) for n in range(plan.threads)]
 
@@ -448,14 +456,14 @@ def _attempt(opened: contextlib.AbstractContextManager[Session], unit: Unit) -> 
             try:
                 return Outcome(unit.number, do_unit(session, unit), None)
             except Exception:
-                # As an application does. Without locks this may well fail, too, but it
-                # is the first error that counts.
+                # Roll back, as an application does. Without a lock the rollback may
+                # fail, too, but the first error is the one to report.
                 with contextlib.suppress(Exception):
                     session.rollback()
                 raise
     except Exception as error:
-        # Dealing with an error takes an application a while, too; without that the
-        # threads that fail are through before the one that connects is connected.
+        # An application needs time for an error, too. Without this pause the failing
+        # threads end before the first thread has connected.
         time.sleep(PAUSE)
         cause = getattr(error, "orig", None) or error
         return Outcome(unit.number, False, type(cause).__name__)
@@ -465,7 +473,7 @@ def _attempt(opened: contextlib.AbstractContextManager[Session], unit: Unit) -> 
 
 
 def parse_url(text: str) -> sa.URL:
-    """Like :func:`sqlalchemy.make_url`, but an error never repeats the password."""
+    """Like :func:`sqlalchemy.make_url`, but an error never shows the password."""
     try:
         return sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):
@@ -478,9 +486,9 @@ def parse_url(text: str) -> sa.URL:
 def run(
     plan: Plan, mode: Mode, progress: Callable[[Outcome], object] = lambda outcome: None
 ) -> Figures:
-    """Make one run.
+    """Make one run in a process of its own.
 
-    :param progress: called with the outcome of each unit as it ends.
+    :param progress: called with the outcome of each unit as the unit ends.
     :raises StressError: if the run could not be made.
     """
     return run_on(connectable(plan.url), reports, plan, mode, progress)
@@ -493,7 +501,7 @@ def run_on(
     mode: Mode,
     progress: Callable[[Outcome], object],
 ) -> Figures:
-    """Make the tables, let a process do what *reports* tells of, and verify it."""
+    """Make the tables, call *reports* in a process, and verify the database."""
     with said_clearly(plan.url, sa.exc.SQLAlchemyError, OSError):
         with tables(engine, plan.accounts):
             tally = _Tally(progress)
@@ -505,8 +513,8 @@ def run_on(
 
 
 def connectable(url: sa.URL) -> sa.Engine:
-    """An engine that has proved it can connect, and keeps no connection."""
-    # Whatever a driver raises here, it is about the URL or the server.
+    """Return an engine that has connected once and keeps no connection."""
+    # Any error that a driver raises here is about the URL or the server.
     with said_clearly(url, Exception):
         engine = make_engine(url, poolclass=sa.NullPool)
         tripwire(engine).remove()
@@ -555,7 +563,7 @@ def _process(
 
 
 class Report(NamedTuple):
-    """What the process of a run tells as it goes: the counters are totals so far."""
+    """What a run's process sends after each unit; the counters are totals so far."""
 
     outcome: Outcome | None
     seconds: float
@@ -564,13 +572,13 @@ class Report(NamedTuple):
     first_overlap: str | None = None
 
 
-#: What the process of a run does, a function of its module's.
+#: The function that the process of a run calls; a module-level one, to be pickled.
 Reports = Callable[[Plan, Mode], Iterator[Report]]
 
 
 def _child(plan: Plan, mode: Mode, sender: Connection, reports: Reports) -> None:
-    # The parent alone answers Ctrl-C: it has tables to drop. What a plain Session and
-    # its pool log of their misery would only tear up the progress bar.
+    # Ignore Ctrl-C here, because the parent handles it and drops the tables. Discard
+    # stderr, because log lines of a broken plain Session would garble the progress bar.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
@@ -578,13 +586,13 @@ def _child(plan: Plan, mode: Mode, sender: Connection, reports: Reports) -> None
             sender.send(report)
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
-    # Not by way of a shutdown that threads, stuck inside a driver, could spoil.
+    # No regular shutdown, because a thread that is stuck in a driver could block it.
     os._exit(0)
 
 
 def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
-    """Let threads do the units, and tell of each as it ends."""
-    # Only sessions of their own have anybody to wait for.
+    """Let threads do the units; yield a report as each unit ends."""
+    # With one shared session there is no other connection to wait for.
     busy = 0 if mode.shared else 20
     engine = make_engine(
         plan.url, busy=busy, poolclass=sa.QueuePool, pool_size=plan.threads
@@ -599,7 +607,7 @@ def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
 
 
 class _Tally:
-    """What a process has reported; kept even if it then crashes."""
+    """What a process has reported so far; survives a crash of the process."""
 
     def __init__(self, progress: Callable[[Outcome], object]) -> None:
         self.progress = progress
@@ -610,7 +618,7 @@ class _Tally:
     def listen(
         self, process: BaseProcess, receiver: Connection, patience: float
     ) -> str:
-        """Take reports until there are no more; returns what the end was."""
+        """Take reports until the last one; return how the process ended."""
         try:
             while receiver.poll(patience):
                 self._take(receiver.recv())
@@ -629,7 +637,7 @@ class _Tally:
         if isinstance(report, str):
             if not self.outcomes:
                 raise StressError(report)
-            # All outcomes are in, so it is the closing of the session that failed.
+            # All outcomes have come; therefore closing the session has failed.
             self.errors[f"{report.partition(':')[0]} at close"] += 1
             return
         self.last = report

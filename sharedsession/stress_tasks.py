@@ -1,10 +1,10 @@
-"""The proof of :mod:`sharedsession.stress`, with tasks in the place of threads.
+"""The test of :mod:`sharedsession.stress`, with tasks instead of threads.
 
-All tasks are in one event loop, in a process of the run's own.  The units of work are
-the same and the database is looked at in the same way; calls that overlap inside the
-driver are not counted, for async drivers have a queue of their own.
+All tasks of a run are in one event loop, in a separate process.  The units of work and
+the verification of the database are the same.  Calls that overlap inside the driver are
+not counted, because async drivers have a queue of their own.
 
-This module needs SQLAlchemy's asyncio, and so greenlet.
+This module needs SQLAlchemy's asyncio, and therefore greenlet.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODES = {
 def run(
     plan: Plan, mode: Mode, progress: Callable[[Outcome], object] = lambda outcome: None
 ) -> Figures:
-    """Like :func:`sharedsession.stress.run`, with tasks."""
+    """Like :func:`sharedsession.stress.run`, but with tasks."""
     return asyncio.run(_main(plan, mode, progress))
 
 
@@ -56,7 +56,7 @@ async def _main(
         figures: Figures = await alchemy.greenlet_spawn(_run, plan, mode, progress)
         return figures
     finally:
-        # A driver's thread tells the loop when its connection is closed.
+        # Wait for drivers' threads: each calls the loop when its connection is closed.
         for thread in set(threading.enumerate()) - before:
             await asyncio.to_thread(thread.join, stress.GRACE)
 
@@ -66,7 +66,7 @@ def _run(plan: Plan, mode: Mode, progress: Callable[[Outcome], object]) -> Figur
 
 
 def connectable(url: sa.URL) -> sa.Engine:
-    """Like that of ``stress``; to be used inside of ``greenlet_spawn()``."""
+    """Like ``stress.connectable()``, but to be called inside ``greenlet_spawn()``."""
     with stress.said_clearly(url, Exception):
         try:
             engine = make_engine(url, poolclass=sa.NullPool)
@@ -101,8 +101,8 @@ def _create(url: sa.URL, **options: Any) -> sa.Engine:
 
 
 def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
-    """Let tasks do the units, and tell of each as it ends."""
-    # Only sessions of their own have anybody to wait for.
+    """Let tasks do the units; yield a report as each unit ends."""
+    # With one shared session there is no other connection to wait for.
     engine = make_engine(
         plan.url, busy=0 if mode.shared else 20, pool_size=plan.threads
     )
@@ -111,7 +111,7 @@ def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
     started = time.perf_counter()
     seconds = 0.0
     with contextlib.suppress(StopAsyncIteration):
-        while True:  # the loop goes on while the next one is waited for
+        while True:  # the loop runs only while the next outcome is awaited
             outcome = loop.run_until_complete(outcomes.__anext__())
             seconds = time.perf_counter() - started
             yield Report(outcome, seconds)
@@ -120,7 +120,7 @@ def reports(plan: Plan, mode: Mode) -> Iterator[Report]:
 async def perform(
     plan: Plan, mode: Mode, engine: AsyncEngine
 ) -> AsyncIterator[Outcome]:
-    """Like that of ``stress``: yield outcomes, until none has come for too long."""
+    """Like ``stress.perform()``, but the units run in tasks."""
     factory: Callable[[], AsyncSession] = async_sessionmaker(engine)
     if mode.guarded:
         factory = async_sessionmaker(engine, class_=AsyncSharedSession, lock=mode.lock)
@@ -143,7 +143,7 @@ async def perform(
         except asyncio.TimeoutError:
             return
     await asyncio.gather(*tasks)
-    if shared and mode.guarded:  # a plain one may be beyond closing
+    if shared and mode.guarded:  # closing a broken plain session may fail
         await shared.close()
 
 
@@ -155,7 +155,7 @@ async def _attempt(
             try:
                 return Outcome(unit.number, await do_unit(session, unit), None)
             except Exception:
-                # As an application does, and it is the first error that counts.
+                # Roll back, as an application does; the first error is reported.
                 with contextlib.suppress(Exception):
                     await session.rollback()
                 raise
@@ -169,7 +169,7 @@ async def _attempt(
 
 
 async def do_unit(session: AsyncSession, unit: Unit) -> bool:
-    """Like that of ``stress``: the same units, awaited."""
+    """Like ``stress.do_unit()``, but awaited."""
     match unit.number % 10:
         case 1 | 2:
             await _audit(session, unit)

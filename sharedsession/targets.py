@@ -1,4 +1,4 @@
-"""Finding the session that somebody means by a session, a registry or an object."""
+"""Finding the session, or the guard, of a session, a registry or an object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def session_of(target: Any) -> SharedSessionMixin:
 
     :param target: a shared session, a registry of one, an object attached to one, or a
       callable that returns one of these.
-    :raises SharedSessionError: if there is none.
+    :raises SharedSessionError: if *target* has no shared session.
     """
     session = _find(target)
     if isinstance(session, SharedSessionMixin):
@@ -57,8 +57,10 @@ def _find(target: Any) -> Session | None:
 def guard_of(target: Any) -> Guard | None:
     """Return the guard behind a session, a registry or an attached object.
 
-    :param target: what may have a guard.
-    :return: the guard; ``None`` if there is none.
+    Like ``session.guard``, but takes a registry or an object, too.
+
+    :param target: any object.
+    :return: the guard; ``None`` if *target* has none.
     """
     if isinstance(target, (Session, scoped_session)) or sync_session_of(target):
         guard: Guard | None = getattr(_find(target), "guard", None)

@@ -1,4 +1,4 @@
-"""The Session behind an AsyncSession that several tasks share."""
+"""The ``Session`` behind an AsyncSession that several tasks share."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from .terms import LOAD, Access
 
 
 class TaskSessionMixin(SharedSessionMixin):
-    """Like :class:`SharedSessionMixin`, for a session whose users are tasks."""
+    """Like :class:`SharedSessionMixin`, but for a session whose users are tasks."""
 
     _for_tasks = True
     _guard_class: type[Guard] = TaskGuard
 
-    # What ends in statements begins here, or where the transaction finds a connection.
+    # Check at the two places where statements start: here, and when the transaction
+    # picks a connection.
 
     def _note_statement(self, statement: Any, options: Any) -> None:
         guard = self.guard
@@ -43,34 +44,34 @@ class TaskSessionMixin(SharedSessionMixin):
         super()._bulk_save_mappings(*args, **kw)
 
     def _has_to_tidy(self) -> bool:
-        """Also if what this task put off waits for readers to go."""
+        """True also if this task deferred operations, which wait for readers to go."""
         guard = self.guard
         assert isinstance(guard, TaskGuard)
         return guard.has_put_off(guard.asker()) or super()._has_to_tidy()
 
     def _attend(self, me: Owner, access: Access) -> None:
-        """Put right what others left, where that can be awaited; else only tell."""
+        """Recover if the caller can await that; otherwise only raise *me*'s loss."""
         guard = self.guard
         assert guard is not None
         if alchemy.in_greenlet():
             super()._attend(me, access)
             if self._failure is not None and self._is_left_to_finish(me):
-                raise self._failure.error(me)  # in a read section nobody may
+                raise self._failure.error(me)  # a read section may not roll back
         else:
             try:
                 self._tell(guard, me, access)
             finally:
-                guard.attention = True  # still, for one that can wait
+                guard.attention = True  # for the next caller that can wait
 
 
 class TaskSession(TaskSessionMixin, SharedSession):
-    """What an AsyncSharedSession runs in its greenlets."""
+    """The ``Session`` that an AsyncSharedSession uses in its greenlets."""
 
 
 def task_session_class(cls: Any) -> type[sa_orm.Session]:
-    """The class to make the session of, for what was given as ``sync_session_class``.
+    """Return a guarded class for *cls*, the ``sync_session_class`` of a user.
 
-    :raises SharedSessionError: if it is no class of sessions.
+    :raises SharedSessionError: if *cls* is not a ``Session`` class.
     """
     if not isinstance(cls, type) or not issubclass(cls, sa_orm.Session):
         raise SharedSessionError(
@@ -85,7 +86,7 @@ def task_session_class(cls: Any) -> type[sa_orm.Session]:
 
 @per_class
 def _made_for(plain: type) -> Any:
-    """A class for tasks whose sessions pass for *plain*, as whoever gave it expects."""
+    """Make a class for tasks; its sessions show *plain* as their ``__class__``."""
     members = {
         "__module__": plain.__module__,
         "__doc__": plain.__doc__,

@@ -1,7 +1,7 @@
-"""The transaction of a shared session: blocks keep the guard, ends are accounted for.
+"""The transaction of a shared session: its blocks hold the guard, its ends are noted.
 
-A ``SessionTransaction`` of a shared session changes its class to this one as soon as it
-is made.
+A shared session makes its transactions of this class; ``share()`` changes the class of
+those that are open already.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
 _guard_of: Callable[[Any], Guard | None] = operator.attrgetter("session.guard")
 
 _Plain = sa_orm.SessionTransaction
-#: What is done in such a one is work of the level around it.
+#: Work in the subtransaction of a flush belongs to the level around it.
 _OF_FLUSH = SessionTransactionOrigin.SUBTRANSACTION
 
 
 class GuardedTransaction(_Plain):
     """Like ``SessionTransaction``, but each of its methods is one operation.
 
-    Used in a ``with`` statement it keeps the guard for the whole block.
+    In a ``with`` statement the transaction holds the guard for the whole block.
     """
 
     session: SharedSessionMixin
-    #: Who began it, unless it is the part of a flush; so with what follows.
+    #: Owner that began this transaction.  Not set on the subtransaction of a flush;
+    #: neither are the next three.
     begun_by: Owner
-    #: Who ended it, if it is closed.
+    #: Owner that ended this transaction; ``None`` while it is open.
     ended_by: Owner | None = None
     was_committed = False
-    #: If it is the savepoint of a unit of work: what becomes of it.
+    #: For the savepoint of a unit of work: what happens to it at the end of the unit.
     unit: Unit | None = None
     _hold: Hold | None = None
     _successor: GuardedTransaction | None = None
@@ -66,10 +67,10 @@ class GuardedTransaction(_Plain):
         guard: Any = session.guard
         self.begun_by = guard.asker().party
         _Plain.__init__(self, session, origin, parent)
-        guard.worker = None  # work is noted anew for each level
+        guard.worker = None  # each level notes the owners of its work anew
 
     def was_autobegun_by_another(self) -> bool:
-        """Whether it is only open because another thread did something before."""
+        """Whether another owner autobegan this transaction and no block holds it."""
         guard = _guard_of(self)
         assert guard is not None
         autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
@@ -93,7 +94,7 @@ class GuardedTransaction(_Plain):
             raise
 
     def _still_open(self) -> GuardedTransaction:
-        """This, or a new one if another thread ended it before its block began."""
+        """Return self, or a new transaction if another owner has ended this one."""
         if self.ended_by in (None, self.session._asker()):
             return self
         successor = self.session.begin(nested=self.nested)
@@ -105,10 +106,11 @@ class GuardedTransaction(_Plain):
         try:
             self._leave(type_, value, traceback)
         except LockTimeout:
-            raise  # another thread is in the middle of an operation in it
+            raise  # another thread is in the middle of an operation in this block
         except BaseException:
-            # An interrupt, or what a signal handler raised, before it was half done: it
-            # would stay open as long as anybody keeps the traceback.
+            # If an interrupt, or the error of a signal handler, came before _leave()
+            # cleared the hold, leave again: otherwise the block would stay open until
+            # the traceback is freed.
             if self._hold is not None:
                 self._leave(*sys.exc_info())
             raise
@@ -127,7 +129,8 @@ class GuardedTransaction(_Plain):
         except LockTimeout:
             raise
         except BaseException:
-            # What was not ended is rolled back; what was is not ended again.
+            # Call __exit__() again: this rolls back a transaction that is still open,
+            # and does nothing if the transaction has ended.
             run(guard, END, _Plain.__exit__, transaction, *sys.exc_info())
             raise
         finally:
@@ -139,13 +142,13 @@ class GuardedTransaction(_Plain):
                     raise
 
     def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
-        """Leave a block that another thread entered: its work goes with it."""
+        """Make the caller the owner of the block and of the work in it."""
         former = hold.take_over()
         me = self.session._asker()
         if me is not None and former.party is not me:
             self.session._ledger.hand_over(transaction, former.party, me)
 
-    # -- its ends
+    # -- how the transaction ends
 
     def _close(self, invalidate: bool = False) -> None:
         if self.origin is _OF_FLUSH:
@@ -156,11 +159,11 @@ class GuardedTransaction(_Plain):
             with _ending(self.session):
                 _Plain.close(self, invalidate)
         finally:
-            if self.session._transaction is not self:  # else it is open still
+            if self.session._transaction is not self:  # otherwise still open
                 try:
                     self.session._account_for(self, committed)
                 except BaseException:
-                    self.session._account_for(self, committed)  # an interrupt
+                    self.session._account_for(self, committed)  # after an interrupt
                     raise
 
     def _commit(self, _to_root: bool = False) -> None:
@@ -178,7 +181,7 @@ class GuardedTransaction(_Plain):
     ) -> Any:
         me = self.session._asker()
         if self.ended_by not in (None, me) and not self.was_committed:
-            return  # another thread did it, for this one or for itself
+            return  # another thread rolled it back, for the caller or for itself
         try:
             with _ending(self.session):
                 _Plain.rollback(self, _capture_exception, _to_root)
@@ -186,8 +189,9 @@ class GuardedTransaction(_Plain):
             raise
         except BaseException:
             if self.session._transaction is None:
-                _Plain.close(self)  # it was closing already
-            elif not alchemy.is_closed(self):  # by half it would leave what is undone
+                _Plain.close(self)  # the rollback had begun to close it
+            elif not alchemy.is_closed(self):
+                # Interrupted half way: restore the objects, then roll back again.
                 alchemy.restore_snapshot(self)
                 _Plain.rollback(self, _capture_exception, _to_root)
             raise
@@ -205,7 +209,7 @@ class GuardedTransaction(_Plain):
         connections = property(_connections_seen)
         bound_connection = guarded(_Plain.bound_connection, READ, _guard_of)
 
-    # -- what it is made of
+    # -- savepoints, subtransactions and connections
 
     @alchemy.begins_within
     def _begin(self, nested: bool = False) -> Any:
@@ -218,10 +222,10 @@ class GuardedTransaction(_Plain):
         if guard is not None:
             guard.check_may_execute()
             if guard.is_shared and isinstance(bind, Engine):
-                self._check_engine(bind, guard)  # before it connects
+                self._check_engine(bind, guard)  # before the engine connects
         if self.unit is not None and not alchemy.has_connection(self, bind):
             check_savepoint(self, bind, execution_options)
-            execution_options = None  # they are applied
+            execution_options = None  # check_savepoint() has applied them
         plain: Any = super()._connection_for_bind
         connection = plain(bind, execution_options)
         if guard_of_connection(connection) is None:
@@ -237,14 +241,14 @@ class GuardedTransaction(_Plain):
 
     def _check_engine(self, engine: Any, guard: Guard) -> None:
         known = self.session._fit_engines
-        if engine not in known:  # it takes a while
+        if engine not in known:  # check once, because the check is slow
             check_engine(engine, guard.asker())
             known.add(engine)
 
 
 @contextlib.contextmanager
 def _ending(session: Any) -> Iterator[None]:
-    """Tell ends of the session's own transaction from those at its connections."""
+    """Mark that the session, and not a user of its connection, ends a transaction."""
     before, session.__dict__["_is_ending"] = session._is_ending, True
     try:
         yield
@@ -253,5 +257,5 @@ def _ending(session: Any) -> Iterator[None]:
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:
-    """Begin the block of a transaction where a section keeps the guard for it."""
+    """Enter *transaction* as a block, for which a section holds the guard already."""
     _Plain.__enter__(transaction)

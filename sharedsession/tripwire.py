@@ -1,18 +1,19 @@
 """Counts the DBAPI calls that overlap on one connection.
 
-A Session is one proxy for one database connection, so whatever goes wrong between
-threads ends as two of them inside the same DBAPI connection. The tripwire stands right
-there: each connection an engine makes, and each of its cursors, is of a *subclass* of
-the driver's own class that reports when a call begins and when it ends. (A subclass,
-because drivers and dialects look at types, some of them in C.) It adds nothing else::
+A Session is a proxy for one database connection. Therefore errors between threads show
+as two threads that are inside the same DBAPI connection. The tripwire detects this:
+each connection that an engine makes, and each of its cursors, is of a *subclass* of the
+driver's own class, which reports when a call begins and when the call ends. (A
+subclass, because drivers and dialects check types, some of them in C.) The subclass
+adds nothing else::
 
     engine = sa.create_engine(url)
     with tripwire(engine) as wire:
         ...
     assert wire.overlaps == 0, wire.first
 
-Connections made before the tripwire was set, and those another ``do_connect`` listener
-makes, are not seen; ``wire.calls`` tells whether anything was.
+The tripwire does not see connections that were made before it was set, or that another
+``do_connect`` listener makes; ``wire.calls`` tells whether it saw any call.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _CURSOR_CALLS = (
 
 
 class OverlapError(RuntimeError):
-    """A call refused because another thread is inside the same connection."""
+    """The call was refused because another thread is inside the same connection."""
 
 
 class _Call(NamedTuple):
@@ -49,7 +50,8 @@ class Tripwire:
     """The counters of one engine; see :func:`tripwire`.
 
     ``calls`` is how many calls began, ``overlaps`` how many of them began while another
-    thread was inside a call of the same connection, ``first`` describes the first such.
+    thread was inside a call of the same connection, ``first`` describes the first
+    overlap.
     """
 
     def __init__(self, engine: sa.Engine, *, fuse: bool = False) -> None:
@@ -58,8 +60,8 @@ class Tripwire:
         self.first: str | None = None
         self._fuse = fuse
         self._engine = engine
-        # Protects the counters above and the list of every gate. Reentrant, because
-        # the garbage collector may close a forgotten connection while it is held.
+        # Protects the counters above and the list of every gate. Reentrant, because the
+        # garbage collector may close a connection while this thread holds the lock.
         self._lock = threading.RLock()
         _connector_of(engine.dialect)
         sa.event.listen(engine, "do_connect", self._connect)
@@ -74,7 +76,7 @@ class Tripwire:
         return f"<Tripwire {self.overlaps} overlaps in {self.calls} calls>"
 
     def remove(self) -> None:
-        """Leave connections made from now on alone."""
+        """Do not watch the connections that the engine makes from now on."""
         sa.event.remove(self._engine, "do_connect", self._connect)
 
     def _connect(
@@ -86,7 +88,7 @@ class Tripwire:
 
     def _enter(self, inside: list[_Call], call: _Call) -> None:
         with self._lock:
-            # What a driver calls to serve a call is part of that one.
+            # Calls that the driver makes to serve a call are part of that call.
             if not any(other.thread is call.thread for other in inside):
                 self.calls += 1
                 if inside:
@@ -128,9 +130,10 @@ def tripwire(engine: sa.Engine, *, fuse: bool = False) -> Tripwire:
     """Watch the connections that ``engine`` makes from now on.
 
     :param engine: an engine of :func:`sqlalchemy.create_engine` on sqlite3, psycopg or
-        PyMySQL; best one that has not connected yet.
-    :param fuse: refuse an overlapping call with :class:`OverlapError` in place of
-        letting it through to the driver, which it might crash.
+        PyMySQL, preferably before its first connection.
+    :param fuse: if True, raise :class:`OverlapError` for an overlapping call instead of
+        passing the call to the driver, which might crash. False by default.
+    :raises sqlalchemy.exc.ArgumentError: if the driver is not one of these.
     """
     return Tripwire(engine, fuse=fuse)
 
@@ -169,19 +172,19 @@ def _gate(connection: Any) -> _Gate | None:
 
 @functools.cache
 def _watched_connection(base: type) -> Any:
-    # While it connects a connection has no gate yet, nor has anybody else seen it.
+    # While it connects, a connection has no gate yet, and no other thread has it.
     return _subclass(base, _CONNECTION_CALLS, _gate)
 
 
 @functools.cache
 def _watched_cursor(base: type) -> Any:
-    # A closed PyMySQL cursor has no connection left to meet anybody on.
+    # A closed PyMySQL cursor has no connection: its calls are not reported.
     return _subclass(base, _CURSOR_CALLS, lambda self: _gate(self.connection))
 
 
 @functools.cache
 def _with_watched_cursors(base: Any) -> Any:
-    """A connection class that makes cursors by ``cursor(cls)``, and watched ones."""
+    """Make a subclass of *base* whose ``cursor(cls)`` returns watched cursors."""
 
     def cursor(self: Any, cls: type | None = None) -> Any:
         return base.cursor(self, _watched_cursor(cls or self.cursorclass))

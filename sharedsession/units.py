@@ -24,7 +24,7 @@ _Transaction = Literal["commit", "savepoint", None]
 
 
 class _SectionOf:
-    """A section of the session that a target means, found when it is entered."""
+    """A section of a target's session, which is looked up when the section begins."""
 
     _name: str
 
@@ -66,7 +66,7 @@ class _SectionOf:
 
     async def __aenter__(self) -> Any:
         if isinstance(self._target, str) or self._open is not None:
-            self.__enter__()  # refuses
+            self.__enter__()  # raises
         section = self._async_section(session_of(self._target))
         session = await section.__aenter__()
         self._open = section
@@ -75,7 +75,7 @@ class _SectionOf:
     async def __aexit__(self, *exc_info: Any) -> None:
         section, self._open = self._open, None
         if section is None:
-            self.__exit__()  # refuses
+            self.__exit__()  # raises
         await section.__aexit__(*exc_info)
 
     def _async_section(self, session: SharedSessionMixin) -> Any:
@@ -85,7 +85,7 @@ class _SectionOf:
                 "would stop the event loop. Enter it with 'with' in a function that "
                 "asyncio.to_thread() runs, or share an AsyncSharedSession."
             )
-        from .coroutines import AsyncSection  # what is for tasks may take greenlet
+        from .coroutines import AsyncSection  # here, because it may need greenlet
 
         return AsyncSection(async_session_of(session), self._section(session))
 
@@ -156,7 +156,7 @@ class _SectionOf:
 
 
 def _is_for_threads(target: Any) -> bool:
-    """Whether that is known already; a registry's session may not be there yet."""
+    """Whether the target is known to be for threads, without making a session."""
     if isinstance(target, Session):
         return not getattr(target, "_for_tasks", False)
     return isinstance(target, scoped_session)
@@ -165,8 +165,8 @@ def _is_for_threads(target: Any) -> bool:
 class critical_section(_SectionOf):
     """Keep every other thread out of a session for a block or a whole function.
 
-    Like :meth:`SharedSession.critical_section`, but for what is at hand: a session, a
-    registry, an object; and as a decorator, too::
+    Like :meth:`SharedSession.critical_section`, but takes a session, a registry or an
+    attached object, and is a decorator, too::
 
         @critical_section(Session, transaction="commit")
         def transfer(source, target, amount): ...
@@ -175,25 +175,25 @@ class critical_section(_SectionOf):
             @critical_section("session")
             def run(self): ...
 
-    Decorates functions, methods, classmethods, staticmethods, and generators, for which
-    the section is held while the generator is open.  Of a session that tasks share it
-    decorates coroutine functions and async generators, and is entered with
-    ``async with``.
+    Decorates functions, methods, classmethods, staticmethods and generator functions;
+    for a generator the section is held while the generator is open.  If tasks share the
+    session, it decorates coroutine functions and async generator functions, and a block
+    is entered with ``async with``.
 
     :param target: a :class:`SharedSession`, a :class:`shared_session` (or those of
       ``sharedsession.asyncio``), an object that is attached to one, a callable that
       returns one of these, or, for methods, the name of an attribute of ``self``.
-      Found anew each time the section is entered.
-    :param timeout: seconds to wait at most; ``None``, the default, for the
+      Looked up each time the section is entered.
+    :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
       ``lock_timeout`` of the session.
     :param transaction: ``"commit"``: the section is one unit of work, committed at its
-      end; if it raises, its own work is undone, by a savepoint, and what others had
-      pending stays.  ``"savepoint"``: the same without the commit.  ``None``, the
-      default: the transaction is left alone.  Inside a unit, an inner unit is a
-      savepoint of the outer one.
+      end; if it raises, a savepoint undoes its own work, and the pending work of other
+      owners stays.  ``"savepoint"``: the same without the commit.  ``None``, the
+      default: the section leaves the transaction alone.  A unit of work inside another
+      one is a savepoint of the outer unit of work.
     :raises LockTimeout: if the wait took longer.
     :raises SharedSessionError: if the target is attached to no shared session.
-    :raises ValueError: for another *timeout* or *transaction*.
+    :raises ValueError: if *timeout* or *transaction* is not valid.
     """
 
     _name = "critical_section"
@@ -223,11 +223,15 @@ class critical_section(_SectionOf):
 class read_section(_SectionOf):
     """Keep every change out of a session for a block or a function that only reads.
 
-    Like :meth:`SharedSession.read_section`, for the same targets, and as the same kinds
-    of decorator, as :class:`critical_section`.
+    Like :meth:`SharedSession.read_section`, but takes the same targets, and decorates
+    the same kinds of function, as :class:`critical_section`.
 
     :param target: as for :class:`critical_section`.
-    :param timeout: seconds to wait at most.
+    :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
+      ``lock_timeout`` of the session.
+    :raises LockTimeout: if the wait took longer.
+    :raises SharedSessionError: if the target is attached to no shared session.
+    :raises ValueError: if *timeout* is not valid.
     """
 
     _name = "read_section"
@@ -261,7 +265,7 @@ class _UnitOfWork:
         try:
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
-            self._savepoint = session.begin_nested()  # flushes what others had pending
+            self._savepoint = session.begin_nested()  # flushes others' pending work
             become = Unit.COMMITTED if self._commits else Unit.LEFT
             make_savepoint_of(self._savepoint, become)
             enter_within_section(self._savepoint)
@@ -275,12 +279,12 @@ class _UnitOfWork:
             raise
 
     def _give_up(self, before: Any) -> None:
-        """Undo what a beginning that failed may have begun."""
+        """After a failed ``__enter__()``, end the transactions that it has begun."""
         session = self._session
         if self._savepoint is not None:
             self._savepoint.__exit__(*sys.exc_info())
         elif not session.is_active:
-            session.rollback()  # what others had pending did not flush
+            session.rollback()  # the flush of others' pending work failed
         elif before is not None and session._transaction is not before:
             begun = session.get_nested_transaction()
             if begun is not None:
@@ -295,17 +299,18 @@ class _UnitOfWork:
             self._savepoint._take_over(hold, self._savepoint)
 
     def is_mine(self) -> bool:
-        """Whether the caller holds this unit, and may end it now."""
+        """Whether the caller owns this unit of work and may end it now."""
         return self._section.is_mine()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         try:
             self._leave(type_, value, traceback)
         except LockTimeout:
-            raise  # another thread is in the middle of an operation in it
+            raise  # another thread is in the middle of an operation in this unit
         except BaseException as error:
-            # An interrupt, or what a signal handler raised, before it was half done: it
-            # would stay open as long as anybody keeps the traceback.
+            # If an interrupt, or the error of a signal handler, came before _leave()
+            # left the section, leave again: otherwise the unit would stay open until
+            # the traceback is freed.
             if self._section.is_entered:
                 self._leave(type(error), error, error.__traceback__)
             raise
@@ -317,12 +322,13 @@ class _UnitOfWork:
         try:
             self._end(type_, value, traceback)
         except BaseException as error:
-            # What was not ended is undone; what was is not ended again.
+            # Call _end() again: this undoes what is still open, and leaves what has
+            # ended.
             self._end(type(error), error, error.__traceback__)
             raise
         finally:
             if self._commits:
-                # Not by setattr(), which is a call that an interrupt may come in.
+                # Set directly, because an interrupt may hit the session's __setattr__.
                 self._session.__dict__["_in_unit"] = False
             self._section.__exit__(None, None, None)
 
@@ -334,7 +340,7 @@ class _UnitOfWork:
             undone = type_ is not None
         finally:
             if undone and self._began:
-                session.rollback()  # nobody had a transaction before
+                session.rollback()  # no transaction was open before this unit
         if self._commits and not undone:
             self._commit()
 
@@ -342,7 +348,7 @@ class _UnitOfWork:
         try:
             self._session.commit()
         except BaseException:
-            self._session.rollback()  # so that the failure stays this unit's own
+            self._session.rollback()  # because no other owner may inherit the failure
             raise
 
 
@@ -352,7 +358,7 @@ _Sections = Union[CriticalSection[Any], ReadSection[Any], _UnitOfWork]
 class _InSection(Generator[Any, Any, Any]):
     """Runs a generator in a section that is entered at its first step.
 
-    Whichever thread takes the next step takes the section over.
+    The thread that takes the next step takes over the section.
     """
 
     def __init__(self, section: _Sections, generator: Generator[Any, Any, Any]) -> None:
@@ -396,6 +402,7 @@ class _InSection(Generator[Any, Any, Any]):
             self._section.__exit__(type(error) if error else None, error, None)
 
     def __del__(self) -> None:
-        # Otherwise the section is forgotten, and the next owner finishes it.
+        # If the caller does not own the section, or is busy, the next owner finishes
+        # the section.
         if self._is_open and self._section.is_mine():
             self.close()

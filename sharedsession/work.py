@@ -1,8 +1,8 @@
-"""Work in a transaction: whose it is, and telling those who lose it.
+"""Work in a transaction: its owners, and the errors that tell owners of a loss.
 
-Each level of the transaction (the outer one, and each savepoint) notes the owners that
-left work in it.  When a level ends without a commit, everybody noted but the one who
-ended it has lost something, and is told once, at its next operation.
+Each level of the transaction (the outer transaction, and each savepoint) notes the
+owners that left work in it.  If a level ends without a commit, each noted owner except
+the owner that ended the level has lost work, and is told once, at its next operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROLLED_BACK = "the transaction that both worked in was rolled back"
 
 
 class Loss:
-    """Who threw away others' work, when, and by what."""
+    """The owner that threw away other owners' work, when, where and how."""
 
     def __init__(self, by: Owner, why: str, so: str = _ROLLED_BACK) -> None:
         self.by = by
@@ -52,7 +52,7 @@ class Savepoint:
 class Changers:
     """The owners of one object's unflushed changes.
 
-    :ivar by_key: the owners by attribute.  Those that added or deleted the object are
+    :ivar by_key: the owners by attribute.  Owners that added or deleted the object are
       under ``None``.
     :ivar last: the owner that was noted last; an owner that changes the same attribute
       again is not noted again.
@@ -73,16 +73,16 @@ class Changers:
         return set().union(*self.by_key.values())
 
     def take(self, keys: Iterable[str]) -> set[Owner]:
-        """Forget the changes of those attributes, and return their owners."""
+        """Forget the changes to the attributes *keys*, and return their owners."""
         return set().union(*(self.by_key.pop(key, ()) for key in list(keys)))
 
 
 class Ledger:
-    """The work in one session's transaction.  Only used inside the session's guard."""
+    """The work in one session's transaction.  Used only inside the session's guard."""
 
     def __init__(self) -> None:
         self._workers: dict[Any, set[Owner]] = {}
-        #: By state.  What is changed is kept alive by the session anyway.
+        #: By state.  The session keeps the changed objects alive anyway.
         self._changers: dict[Any, Changers] = {}
         self._losses: dict[Owner, Loss] = {}
 
@@ -90,7 +90,7 @@ class Ledger:
         self._workers.setdefault(level, set()).add(owner)
 
     def hand_over(self, level: Any, former: Owner, new: Owner) -> None:
-        """The block of *level* goes on with another owner, and so does its work."""
+        """Give the work of *former* in *level* to *new*, which took over its block."""
         workers = self._workers.get(level)
         if workers is not None and former in workers:
             workers.add(new)
@@ -100,14 +100,14 @@ class Ledger:
         return any(owner in workers for workers in self._workers.values())
 
     def committed(self, level: Any, parent: Any) -> None:
-        """A savepoint's work is its parent's now; that of the outer level is safe."""
+        """Move a savepoint's work to *parent*; forget an outer level's: it is safe."""
         if parent is not None:
             workers = self._workers.get(level, ())
             self._workers.setdefault(parent, set()).update(workers)
-        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+        self._workers.pop(level, None)  # last: an interrupt must lose nothing
 
     def concerns_others(self, level: Any, me: Owner) -> bool:
-        """Whether anybody but *me* has work in the level."""
+        """Whether an owner other than *me* has work in the level."""
         return bool(self._workers.get(level, set()) - {me})
 
     def drop(self, level: Any) -> None:
@@ -115,16 +115,16 @@ class Ledger:
 
     def thrown_away(self, level: Any, loss: Loss) -> None:
         self.lose(self._workers.get(level, ()), loss)
-        self._workers.pop(level, None)  # last, so that an interrupt loses nothing
+        self._workers.pop(level, None)  # last: an interrupt must lose nothing
 
     def lose(self, owners: Iterable[Owner], loss: Loss) -> None:
-        """Have all *owners* told of *loss*, except the owner that caused it."""
+        """Have all *owners* told of *loss*, except the owner that caused the loss."""
         for owner in owners:
             if owner is not loss.by and owner.alive:
                 self._losses[owner] = loss
 
     def all_safe(self) -> None:
-        """Whatever was flushed is committed, in every level."""
+        """Forget flushed work in every level: it is committed."""
         changers = self._changers.values()
         pending: set[Owner] = set().union(*(each.owners() for each in changers))
         for workers in self._workers.values():
@@ -139,7 +139,7 @@ class Ledger:
         return list(self._changers)
 
     def take_changed(self, states: Iterable[Any]) -> set[Owner]:
-        """Forget the changes of those objects, and return their owners."""
+        """Forget the changes to the objects of *states*, and return their owners."""
         owners: set[Owner] = set()
         for state in states:
             changers = self._changers.pop(state, None)
@@ -149,7 +149,7 @@ class Ledger:
         return owners
 
     def error_for(self, owner: Owner) -> WorkLostError | None:
-        """What *owner* has to be told."""
+        """Return the error that tells *owner* of its loss; ``None`` without a loss."""
         loss = self._losses.get(owner)
         return None if loss is None else loss.error(owner)
 
