@@ -17,7 +17,7 @@ from .attachment import guards
 
 _ABSENT: Any = object()
 
-#: The changes of each guard for which changes are deferred now; nearly always empty.
+#: Deferred changes, for each guard that defers changes now; nearly always empty.
 watched: dict[Any, dict[tuple[Any, str], Change]] = alchemy.watched
 
 
@@ -26,7 +26,7 @@ class Change:
 
     def __init__(self, state: Any, attribute: Any, previous: Any) -> None:
         self.state = state
-        self.instance = state.obj()  # keeps the object alive, maybe as the only one
+        self.instance = state.obj()  # maybe the only reference to the object
         self.attribute = attribute
         self.key = attribute.key
         #: True if the attribute was changed before, which the operation may have seen.

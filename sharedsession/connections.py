@@ -191,7 +191,7 @@ def _releasing_savepoint(function: Any) -> Any:
 
 
 def _ending(what: str) -> Any:
-    """Note in the session the end of a connection's outer transaction.
+    """Make a wrapper that notes the end of the outer transaction in the session.
 
     :param what: ``"COMMIT"``, ``"ROLLBACK"`` or ``"invalidation"``.
     """
@@ -226,7 +226,7 @@ _ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
 
 
 def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
-    """Note the owner of a statement that changes data in the innermost savepoint.
+    """If *statement* changes data, note its owner in the innermost savepoint.
 
     Not during a flush, because its statements are the work of the owners that changed
     the objects.

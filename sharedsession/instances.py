@@ -1,8 +1,8 @@
 """Guard mapped objects in place.
 
 Objects are not wrapped, because ``type(obj)``, identity and C code would reveal the
-wrapper.  Instead, what SQLAlchemy itself puts on a mapped class and its objects changes
-its class in place, to a subclass without fields of its own:
+wrapper.  Instead, the parts that SQLAlchemy itself puts on a mapped class and its
+objects change their class in place, to a subclass without fields of its own:
 
 * each attribute of a mapped class (the descriptor) and its implementation, when the
   first guard of the process is made; a later attribute, when the attribute is made;

@@ -2,7 +2,8 @@
 
 The tables list every public name of the session and of the objects that it returns,
 with the access of the operation.  ``None`` means that the name needs no guard, for the
-reason beside it.  Tests walk the classes and fail on a name that is not listed.
+reason beside it ("one field": reading a single field is atomic).  Tests walk the
+classes and fail on a name that is not listed.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _run_nested(
 ) -> Any:
     """Call *function* for a finalizer or a signal handler in the thread of *me*.
 
-    It interrupted *me* while *me* was entering or leaving a guard, or waiting for one.
+    The finalizer or handler interrupted *me* while *me* was entering or leaving a
+    guard, or waiting for a guard.
     If *me* is exclusive in this guard, or this guard is free, *function* is called.
     Otherwise the call is refused, because it would wait for its own thread.
     """

@@ -42,7 +42,7 @@ def getter_of(key: str, otherwise: Getter) -> Getter:
                 if guard.is_mine():
                     return value
         except KeyError:
-            pass  # not loaded or not mapped; or the session is gone since this moment
+            pass  # not loaded, not mapped, or the session is just going away
         return otherwise(self, instance, owner)
 
     return __get__
