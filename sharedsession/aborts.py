@@ -1,9 +1,9 @@
-"""Transactions that the database aborts or rolls back by itself.
+"""Detect transactions that the database aborts or rolls back by itself.
 
-PostgreSQL refuses every statement after one that failed, until a rollback, and turns a
-COMMIT into a ROLLBACK.  MySQL and MariaDB roll the whole transaction back on a
-deadlock, SQLite if its disk is full, for example.  SQLAlchemy is not told of any of
-these: its transaction stays active.
+After a failed statement PostgreSQL refuses every statement until a rollback, and turns
+a COMMIT into a ROLLBACK.  MySQL and MariaDB roll the whole transaction back after a
+deadlock, and SQLite does the same if the disk is full, for example.  SQLAlchemy does
+not notice any of these: its transaction stays active.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from . import alchemy
 class Abort(enum.Enum):
     """How much of a transaction the database threw away."""
 
-    #: The work since the innermost savepoint; a rollback to it goes on from there.
+    #: The work since the innermost savepoint.  After a rollback to the savepoint the
+    #: transaction goes on.
     LEVEL = enum.auto()
     #: The whole transaction and every savepoint in it.
     WHOLE = enum.auto()
@@ -27,9 +28,11 @@ class Abort(enum.Enum):
 def abort_after(
     connection: Any, error: BaseException, statement: str | None
 ) -> Abort | None:
-    """What the database did to the transaction when *statement* failed.
+    """Return what the database did to the transaction when *statement* failed.
 
-    :param error: what the driver raised.
+    ``None`` if the transaction goes on.
+
+    :param error: the exception that the driver raised.
     """
     dialect = connection.dialect
     if not isinstance(error, dialect.loaded_dbapi.Error):
@@ -47,19 +50,19 @@ def abort_after(
 
 
 def _abort_on_postgresql(driver: Any) -> Abort | None:
-    """Also for databases that take PostgreSQL's dialect, such as CockroachDB."""
+    """Also for databases that use PostgreSQL's dialect, such as CockroachDB."""
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    # psycopg and psycopg2 know what the server said; of another driver's error assume
-    # the worst, because only an error of the client's leaves the transaction alone.
+    # psycopg and psycopg2 know the server's transaction status.  With another driver
+    # assume an abort, because only client-side errors leave the transaction intact.
     in_error = status is None or status == _PQTRANS_INERROR
     return Abort.LEVEL if in_error else None
 
 
-_PQTRANS_INERROR = 3  # of libpq
+_PQTRANS_INERROR = 3  # a constant of libpq
 
 
 def _rolls_everything_back(error: Any) -> bool:
-    """Whether the error is a deadlock of MySQL's, or has an SQLSTATE that says so."""
+    """Whether the error is a MySQL deadlock or has an SQLSTATE of class 40."""
     codes = [*error.args[:1], getattr(error, "errno", None)]
     state = getattr(error, "sqlstate", None) or next(iter(error.args), None)
     return _DEADLOCK in codes or (isinstance(state, str) and bool(_STATE.match(state)))
@@ -72,11 +75,11 @@ _STATE = re.compile("40[0-9A-Z]{3}$")  # class 40: "transaction rollback"
 def _abort_on_sqlite(
     connection: Any, driver: Any, error: Any, statement: str
 ) -> Abort | None:
-    """Whether a transaction that was open before the error is not open any more.
+    """Return ``Abort.WHOLE`` if the error ended a transaction that was open before.
 
-    By default the driver begins none before the first INSERT, UPDATE, DELETE or
-    REPLACE, so after another statement, or one that SQLite cannot parse, there may have
-    been none.
+    By default the driver begins a transaction only before the first INSERT, UPDATE,
+    DELETE or REPLACE.  If another statement failed, or SQLite could not parse the
+    statement, there may have been no transaction.
     """
     try:
         if getattr(driver, "in_transaction", True):

@@ -1,9 +1,9 @@
-"""The private parts of SQLAlchemy that this library stands on, all in this module.
+"""The private API of SQLAlchemy that this library uses, all in this module.
 
-Each name says why it is needed; ``tests/test_tables.py`` and ``tests/test_looks.py``
-hold them to what is assumed here, so that a release that changes one shows up as a
-failing test.
-Where 2.0 and 2.1 call the same thing by two names, both are looked up here, once.
+Each name says why the library needs it.  ``tests/test_tables.py`` and
+``tests/test_looks.py`` check the assumptions, therefore a release of SQLAlchemy that
+breaks one of them shows up as a failing test.
+If 2.0 and 2.1 use two names for the same thing, this module looks up both, once.
 """
 
 from __future__ import annotations
@@ -36,33 +36,34 @@ from sqlalchemy.util import concurrency as _concurrency
 
 
 def _named(module: Any, name: str) -> Any:
-    """2.1 marks as private, with an underscore, what 2.0 did not mark."""
+    """Look up a name that 2.1 made private by an underscore and 2.0 did not."""
     return getattr(module, f"_{name}", None) or getattr(module, name)
 
 
-#: Whoever wants shared ones everywhere puts their class in the place of this one.
+#: SQLAlchemy's own class.  An application may replace ``sqlalchemy.orm.Session`` by a
+#: shared session class.
 _Session: Any = sa_orm.Session
 
 NO_VALUE: Any = _base.NO_VALUE
 
-# Reading and writing attributes of attached objects is guarded at the implementation
-# object behind each attribute, which every public function ends up at.
+# Attributes of attached objects are guarded at their implementation object, because all
+# public functions that read or write an attribute call it.
 AttributeImpl: type[Any] = _named(_attributes, "AttributeImpl")
 ClassManager: type = _instrumentation.ClassManager
 
 
 def instance_state(instance: object) -> Any:
-    """The state of a mapped object; ``AttributeError`` if it has none."""
-    # Looked up each time: sqlalchemy.ext.instrumentation puts others in its place.
+    """Return the state of a mapped object; ``AttributeError`` if it has none."""
+    # Look the function up each time: sqlalchemy.ext.instrumentation may replace it.
     return _attributes.instance_state(instance)
 
 
 def instance_dict(instance: object) -> Any:
-    """The values of a mapped object by name; looked up each time, too."""
+    """Return the values of a mapped object by name; looked up each time, too."""
     return _attributes.instance_dict(instance)
 
 
-#: Where the state of an object is in its ``__dict__``.
+#: The key of an object's state in the object's ``__dict__``.
 STATE_KEY = _base.DEFAULT_STATE_ATTR
 
 
@@ -72,11 +73,12 @@ _NoListeners: Any = _event_attr._EmptyListener
 _NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
 
 
-#: The guards for which changes are noted now, see changes.py; nearly always empty.
+#: Deferred changes, for each guard that defers changes now; nearly always empty.  See
+#: changes.py.
 watched: dict[Any, Any] = {}
 
 
-#: The attribute of a guarded state that has the owners of its unflushed changes.
+#: The attribute of a guarded state that stores the owners of its unflushed changes.
 CHANGERS = "_sharedsession_changers"
 
 
@@ -91,10 +93,10 @@ def forget_changers(state: Any) -> None:
 def set_scalar(
     impl: Any, state: Any, values: Any, value: Any, initiator: Any = None
 ) -> None:
-    """Like ``ScalarAttributeImpl.set()``, in fewer steps once a change was noted.
+    """Like ``ScalarAttributeImpl.set()``, but with a fast path for repeated changes.
 
-    What is left out then is what finds nothing to do: the value from before the change
-    is kept already, and the object is among the modified ones.
+    Once a change of the attribute was noted, the value before the change is stored, and
+    the object is in the set of modified objects.  The fast path leaves out these steps.
     """
     dispatch = impl.dispatch
     listeners = dispatch.set
@@ -117,7 +119,7 @@ def set_scalar(
 
 
 def has_plain_instrumentation(cls: type) -> bool:
-    """Whether values are in ``__dict__``, and not where an extension puts them."""
+    """Whether values are in ``__dict__``: no extension stores them somewhere else."""
     return type(vars(cls).get("_sa_class_manager")) is ClassManager
 
 
@@ -125,31 +127,31 @@ InstanceState: type[Any] = _state.InstanceState
 AttributeState: type[Any] = _state.AttributeState
 
 
-#: The map of every session's persistent objects: each load goes through it.
+#: The identity map of a session, through which each load goes.
 WeakInstanceDict: type[Any] = _named(_identity, "WeakInstanceDict")
 
-#: What a collection's events go through; public functions hand it out.
+#: The adapter of a collection, which fires its events; public functions return it.
 CollectionAdapter: type[Any] = _collections.CollectionAdapter
 
 
 def adapter_of(collection: Any) -> Any:
-    """The adapter of a collection that belongs to an object; else ``None``."""
+    """Return the adapter of a collection; ``None`` if no object has the collection."""
     return getattr(collection, "_sa_adapter", None)
 
 
 def names_of_collections(state: Any) -> Any:
-    """The names of those attributes of an object that hold collections."""
+    """Return the names of the collection attributes of an object."""
     return state.manager._collection_impl_keys
 
 
 def stands_before_others(attribute: Any) -> bool:
-    """Whether it is a descriptor like a composite's or a synonym's."""
+    """Whether *attribute* proxies other attributes, as a composite or synonym does."""
     return bool(getattr(attribute, "_is_internal_proxy", False))
 
 
-#: Where a tracked mutable value meets its parents.
+#: The base of mutable values, which creates their dictionary of parents.
 MutableBase: type[Any] = _mutable.MutableBase
-#: What the query of a dynamic relationship is mixed with; 2.1 calls it private.
+#: The mixin of a dynamic relationship's query; private since 2.1.
 DynamicHandle: Any = getattr(_dynamic, "_AppenderMixin", None) or getattr(
     _dynamic, "AppenderMixin"
 )
@@ -161,15 +163,16 @@ IteratorResult: type[Any] = _result.IteratorResult
 ChunkedIteratorResult: type[Any] = _result.ChunkedIteratorResult
 
 
-#: How the rows of a cursor result come, if nobody asked for anything else.
+#: The default strategy by which a cursor result fetches its rows.
 CursorFetchStrategy: type[Any] = _cursor.CursorFetchStrategy
 
 
 class MemoryCursor:
-    """Stands in for the driver's cursor of a result, whose rows are all here.
+    """Replaces the driver's cursor of a result whose rows are all in memory.
 
-    Until it is closed it says what the driver's cursor said when it was open.  An error
-    of the fetch is raised where a plain result would raise it: to the consumer.
+    Until it is closed, its attributes are those of the driver's cursor while that was
+    open.  If fetching from the driver failed, the consumer of the result gets the
+    error, as with a plain result.
     """
 
     __slots__ = (
@@ -182,13 +185,14 @@ class MemoryCursor:
         if hasattr(cursor, "lastrowid"):  # some drivers have none
             self.lastrowid = cursor.lastrowid
         self.arraysize = getattr(cursor, "arraysize", 1)
-        # Of a SELECT the driver is asked when somebody wants to know: some drivers
-        # have to count.  Of others it may say something else once the cursor is closed.
+        # After a SELECT read the driver's rowcount only if the application asks for it,
+        # because some drivers have to count the rows.  After other statements read it
+        # now, because it may change when the cursor is closed.
         is_select = context.compiled and not (context.is_text or context.is_crud)
         self._rowcount = None if is_select else getattr(cursor, "rowcount", -1)
         self._driver_cursor = cursor
         self._context = context
-        #: What the driver returned, as long as nobody takes single rows.
+        #: The rows as the driver returned them, until a single row is fetched.
         self._fetched: Any = ()
         self._left: deque[Any] | None = None
         self._error: Exception | None = None
@@ -203,38 +207,42 @@ class MemoryCursor:
         """Take all rows from the driver's cursor of *result*."""
         cursor, strategy = result.cursor, result.cursor_strategy
         if isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy):
-            return  # it has them already
+            return  # the strategy has all rows already
         try:
             try:
                 is_psycopg = getattr(cursor, "pgresult", None) is not None
                 self._fetched = cursor.fetchall()
                 if is_psycopg and self._rowcount is None:
-                    self._rowcount = len(self._fetched)  # lost at its close
+                    self._rowcount = len(self._fetched)  # closing the cursor loses it
             except BaseException as error:
                 strategy.handle_exception(result, cursor, error)
         except Exception as error:
             self._error = error
 
     def knows_of(self, error: BaseException) -> bool:
-        """Whether *error* is none of the connection's, or was handled there before."""
+        """Whether the connection must raise *error* without handling it.
+
+        True for an error of the fetch, which the connection has handled before, and for
+        any error before this cursor is closed, which is not an error of the driver.
+        """
         return error is self._error or not self._closed
 
     def fetchone(self) -> Any:
         if self._closed:
-            return self._driver_cursor.fetchone()  # refuses
+            return self._driver_cursor.fetchone()  # raises, because it is closed
         left = self._rows()
         return left.popleft() if left else None
 
     def fetchmany(self, size: int | None = None) -> Any:
         if self._closed:
-            return self._driver_cursor.fetchmany()  # refuses
+            return self._driver_cursor.fetchmany()  # raises, because it is closed
         left = self._rows()
         count = self.arraysize if size is None else size
         return [left.popleft() for _ in range(min(count, len(left)))]
 
     def fetchall(self) -> Any:
         if self._closed:
-            return self._driver_cursor.fetchall()  # refuses
+            return self._driver_cursor.fetchall()  # raises, because it is closed
         if self._error is None and self._left is None:
             fetched, self._fetched = self._fetched, ()
             return fetched
@@ -250,7 +258,7 @@ class MemoryCursor:
         return self._left
 
     def close(self) -> None:
-        """Let the driver's cursor, which is closed already, speak for itself."""
+        """From now on use the driver's cursor, which is closed already."""
         self._closed = True
         self._context.cursor = self._driver_cursor
 
@@ -261,7 +269,7 @@ class MemoryCursor:
 def buffer_rows(result: Any) -> None:
     """Fetch all rows of a cursor result and close its cursor, but not the result.
 
-    The result goes on with the strategy that it has, which fetches from memory.
+    The result keeps its strategy, which then fetches the rows from memory.
     """
     cursor = result.cursor
     in_memory = MemoryCursor(cursor, result.context)
@@ -276,7 +284,7 @@ def is_in_memory(result: Any) -> bool:
 
 
 def was_consumed(result: Any) -> bool:
-    """Whether *result*, or the one that it filters, has given up its cursor."""
+    """Whether *result*, or the result that it filters, has no cursor any more."""
     result = getattr(result, "_real_result", None) or result
     if not isinstance(result, CursorResult):
         return False
@@ -284,7 +292,7 @@ def was_consumed(result: Any) -> bool:
 
 
 def has_rows_of_its_own(result: Any) -> bool:
-    """Whether a cursor result has rows though its cursor was closed at once."""
+    """Whether a cursor result has buffered its rows and closed its cursor at once."""
     strategy = result.cursor_strategy
     return isinstance(strategy, _cursor.FullyBufferedCursorFetchStrategy)
 
@@ -314,31 +322,31 @@ def refuse_identity_map(row: Any) -> NoReturn:
 
 
 def is_exhausted(result: Any) -> bool:
-    """Whether a cursor result has no rows to fetch any more."""
+    """Whether a cursor result has no more rows to fetch from the driver."""
     return bool(result._soft_closed)
 
 
 def comes_piece_by_piece(result: Any, cursor_result: Any) -> bool:
-    """Whether a result was asked for in pieces, by itself or in its dialect's way."""
+    """Whether a result streams: by ``yield_per()`` or by a server-side cursor."""
     return bool(result._yield_per or cursor_result.context._is_server_side)
 
 
 def let_go_of_cursor(cursor_result: Any) -> None:
-    """What a cursor result does at its end, once its cursor is closed."""
+    """Do the last steps of a cursor result's close, after its cursor was closed."""
     cursor_result.cursor = None
     cursor_result._soft_closed = True
 
 
 def closer_of_cursor(cursor_result: Any) -> Callable[[], None]:
-    """What closes the cursor that a result has now, whatever becomes of the result."""
+    """Return a function that closes the result's present cursor, without the result."""
     connection = cursor_result.connection
     return functools.partial(connection._safe_close_cursor, cursor_result.cursor)
 
 
 def options_of_statement(statement: Any) -> Any:
-    """The execution options of a statement; ``None`` if it takes none.
+    """Return the execution options of a statement; ``None`` if it takes none.
 
-    ``get_execution_options()`` is not there for all that can be executed.
+    Not every executable has ``get_execution_options()``.
     """
     return getattr(statement, "_execution_options", None)
 
@@ -350,7 +358,7 @@ def query_overwrites(options: Any) -> bool:
 
 
 def is_relationship(impl_class: Any) -> bool:
-    """Whether it is behind attributes that hold other mapped objects."""
+    """Whether *impl_class* implements attributes that refer to mapped objects."""
     return issubclass(impl_class, _RELATIONSHIPS)
 
 
@@ -360,7 +368,7 @@ _RELATIONSHIPS = ScalarObjectAttributeImpl, CollectionAttributeImpl
 
 
 def is_changed(state: Any, key: str) -> bool:
-    """Whether an attribute was changed since it was loaded or flushed."""
+    """Whether an attribute was changed since the object was loaded or flushed."""
     return key in state.committed_state
 
 
@@ -374,18 +382,18 @@ def is_another_value(state: Any, key: str) -> bool:
 
 
 def forget_change(state: Any, key: str) -> None:
-    """Let an attribute count as unchanged."""
+    """Mark an attribute as unchanged."""
     state.committed_state.pop(key, None)
 
 
 def note_change(state: Any, values: Any, attribute: Any, previous: Any) -> None:
-    """Let an attribute count as changed, as if it were set now."""
+    """Mark an attribute as changed, as if it were set now."""
     state.expired_attributes.discard(attribute.key)
     state._modified_event(values, attribute, previous)
 
 
 def unflag(state: Any) -> None:
-    """Let an object that was changed count as unchanged."""
+    """Mark a changed object as unchanged."""
     identity_map = state._instance_dict()
     if identity_map is not None:
         identity_map._modified.discard(state)
@@ -394,7 +402,7 @@ def unflag(state: Any) -> None:
 
 
 def described(state: Any) -> str:
-    """An object, as SQLAlchemy's errors describe it."""
+    """Describe an object as SQLAlchemy's error messages do."""
     return str(_base.state_str(state))
 
 
@@ -408,9 +416,10 @@ def session_of_state(state: Any) -> sa_orm.Session | None:
 
 
 def mapper_of_class(cls: Any) -> sa_orm.Mapper[Any] | None:
-    """The mapper of a mapped class; ``None`` for anything else.
+    """Return the mapper of a mapped class; ``None`` for anything else.
 
-    Like ``inspect()``, which takes longer than all the rest of finding an object.
+    Like ``inspect()``, but faster: ``inspect()`` takes longer than the rest of a lookup
+    in the identity map.
     """
     manager = getattr(cls, "__dict__", _NOTHING).get("_sa_class_manager")
     if manager is None or not manager.is_mapped:
@@ -423,56 +432,56 @@ _NOTHING: dict[str, Any] = {}
 
 
 def find_unexpired(identity_map: Any, key: Any) -> Any:
-    """The object of a key in an identity map, if no load is needed for it."""
+    """Return the object with *key* in an identity map; ``None`` if a load is needed."""
     try:
         state = identity_map._dict.get(key)
     except TypeError:
-        return None  # a key that cannot be one
+        return None  # the key is not hashable
     return None if state is None or state.expired else state.obj()
 
 
 def is_clean(session: Any) -> bool:
-    """Like ``Session._is_clean()``, without asking the identity map's guard."""
+    """Like ``Session._is_clean()``, but without the guard of the identity map."""
     modified = session.identity_map._modified
     return not modified and not session._deleted and not session._new
 
 
 def states_in(session: Any) -> list[Any]:
-    """The states of all objects that are pending or persistent in a session."""
+    """Return the states of all pending and persistent objects of a session."""
     return [*session.identity_map.all_states(), *session._new]
 
 
 def is_unflushed(session: Any, state: Any) -> bool:
-    """Whether a flush would write something of the object, or delete it."""
+    """Whether a flush would write or delete the object."""
     return state.modified or state in session._new or state in session._deleted
 
 
 def is_in_session(session: Any, state: Any) -> bool:
-    """Whether the object is pending or persistent in *session*, and not on its way out.
+    """Whether the object of *state* is attached to *session*.
 
-    Like ``state.session_id == session.hash_key`` for states that are not deleted.
+    Unless the object is deleted, it is then pending or persistent.
     """
     return bool(state.session_id == session.hash_key)
 
 
 def changed_keys(state: Any) -> Any:
-    """The names of the attributes that were changed since they were loaded."""
+    """Return the names of the attributes that were changed since they were loaded."""
     return state.committed_state
 
 
 def is_present(session: Any, state: Any) -> bool:
-    """What ``Session.__contains__()`` finds for the object of a state."""
+    """Like ``Session.__contains__()``, for the object of *state*."""
     return state in session._new or session.identity_map._dict.get(state.key) is state
 
 
 def all_mappers() -> list[sa_orm.Mapper[Any]]:
-    """Every mapper there is: those made before the first guard are adopted late."""
+    """Return all mappers: mappers made before the first guard are guarded late."""
     managers = [m for registry in _all_registries() for m in registry._managers]
     return [manager.mapper for manager in managers if manager.is_mapped]
 
 
 def is_broken(transaction: sa_orm.SessionTransaction | None) -> bool:
-    """Whether nothing but a rollback is possible in the transaction.
+    """Whether only a rollback is possible in the transaction.
 
     Read without entering the guard: the caller may be on its way out of it.
     """
@@ -493,7 +502,7 @@ def _with_parents(transaction: Any) -> Iterator[Any]:
 
 
 def _is_prepared(transaction: Any) -> bool:
-    """Whether it waits for the second phase of its commit, by ``prepare()``."""
+    """Whether ``prepare()`` was called and the second phase of the commit is due."""
     began = [entry[1] for entry in transaction._connections.values()]
     return bool(transaction.session.twophase) and all(
         each.is_active and getattr(each, "_is_prepared", False) for each in began
@@ -501,7 +510,11 @@ def _is_prepared(transaction: Any) -> bool:
 
 
 def _is_broken_at_connection(transaction: Any) -> bool:
-    """Whether the server, or somebody at the connection, ended what it stands for."""
+    """Whether the database transaction ended without the session.
+
+    The server has aborted it, the connection was invalidated, or a method of the
+    connection has ended it.
+    """
     return any(
         _is_invalidated(connection)
         or abort_of(connection) is not None
@@ -511,12 +524,12 @@ def _is_broken_at_connection(transaction: Any) -> bool:
 
 
 def abort_of(connection: Any) -> Any:
-    """How the database aborted the transaction of a guarded connection, if it did."""
+    """Return the :class:`Abort` of a guarded connection's transaction, or ``None``."""
     return getattr(connection, "_sharedsession_abort", None)
 
 
 def is_aborted_as(transaction: Any, abort: Any) -> bool:
-    """Whether *transaction*, or one around it, has a connection aborted that way."""
+    """Whether *abort* happened at a connection of *transaction* or of a parent."""
     return any(
         abort_of(connection) is abort
         for each in _with_parents(transaction)
@@ -528,10 +541,10 @@ _is_invalidated: Callable[[Any], bool] = vars(sa.Connection)["invalidated"].fget
 
 
 class _Ended:
-    """Stands for a transaction of a connection that is over or cannot be rolled back.
+    """Replaces a transaction of a connection that has ended or cannot be rolled back.
 
-    Rolling it back once more would warn, or send the server the name of a savepoint
-    that it has forgotten.
+    Rolling that transaction back again would emit a warning, or would name a savepoint
+    that the server has forgotten.
     """
 
     is_active = False
@@ -541,20 +554,20 @@ class _Ended:
         self._is_root = is_root
 
     def rollback(self) -> None:
-        """Roll back what the connection began since, in the place of the outer one."""
+        """For an outer transaction, roll back what the connection began since."""
         if self._is_root and not self._connection.closed:
             self._connection.rollback()
 
 
 def set_ended_aside(transaction: Any, savepoints_too: bool) -> None:
-    """Let a rollback of *transaction* pass by what is over at the connection already.
+    """Let a rollback of *transaction* skip what has ended at its connections already.
 
-    :param savepoints_too: whether the server has forgotten its savepoint.
+    :param savepoints_too: whether the server has forgotten the transaction's savepoint.
     """
     for bind, entry in list(transaction._connections.items()):
         connection, began, is_own, closes = entry
         nested = transaction.nested
-        # Of a savepoint whose RELEASE failed the connection has still to be told.
+        # If the RELEASE of a savepoint failed, the connection still needs its rollback.
         is_over = not began.is_active and connection._nested_transaction is not began
         if (nested and savepoints_too) or is_over:
             ended: Any = _Ended(connection, is_own and not nested)
@@ -562,12 +575,15 @@ def set_ended_aside(transaction: Any, savepoints_too: bool) -> None:
 
 
 def has_connection(transaction: Any, bind: Any) -> bool:
-    """Whether *transaction* itself has begun at the connection of *bind*."""
+    """Whether *transaction* itself has begun on a connection of *bind*."""
     return bind in transaction._connections
 
 
 def savepoint_beyond(transaction: Any) -> Any:
-    """A savepoint that was made at a connection, inside all of the session's own."""
+    """Return a savepoint that the application made at an aborted connection.
+
+    Only a savepoint inside all transactions of the session; ``None`` if there is none.
+    """
     own = {e[1] for t in _with_parents(transaction) for e in t._connections.values()}
     for each in _with_parents(transaction):
         for connection in connections_of(each):
@@ -579,26 +595,26 @@ def savepoint_beyond(transaction: Any) -> Any:
 
 
 def driver_connection(connection: Any) -> Any:
-    """The driver's own connection; ``None`` if there is none at present.
+    """Return the connection of the driver; ``None`` if there is none at present.
 
-    The public ``connection`` would connect again.
+    The public attribute ``connection`` would connect again.
     """
     fairy = connection._dbapi_connection
     return None if fairy is None else fairy.driver_connection
 
 
 def is_in_transaction(connection: Any) -> bool:
-    """Like ``Connection.in_transaction()``, which is an operation of its own."""
+    """Like ``Connection.in_transaction()``, but not an operation of the guard."""
     return connection._transaction is not None
 
 
 def is_autocommit(connection: Any) -> bool:
-    """Whether each statement is a transaction of its own."""
+    """Whether the connection is in AUTOCOMMIT: each statement is a transaction."""
     return bool(connection._is_autocommit_isolation())
 
 
 def restore_snapshot(transaction: sa_orm.SessionTransaction) -> None:
-    """Give the objects the state from before, if a rollback did not come to do it."""
+    """Restore the objects to the state before, if an interrupted rollback has not."""
     ended = boundary(transaction)
     if ended._state is _session.SessionTransactionState.DEACTIVE:
         ended._restore_snapshot(dirty_only=ended.nested)
@@ -615,22 +631,23 @@ def is_closed(transaction: sa_orm.SessionTransaction) -> bool:
 def sqlite_checks_thread(engine: Any) -> bool:
     """Whether sqlite3 refuses the engine's connections to other threads.
 
-    The driver does not tell, so this is what the engine passes to its ``connect()``.
+    The driver has no attribute for this, therefore look at the arguments that the
+    engine passes to the driver's ``connect()``.
     """
     if getattr(engine.dialect, "name", "") != "sqlite" or engine.dialect.is_async:
         return False
     try:
         found = inspect.getclosurevars(engine.pool._creator).nonlocals
     except TypeError:
-        return False  # an application's own creator, of a kind that does not tell
+        return False  # a creator of the application without a closure to inspect
     if "cparams" not in found:
         return False
     return bool(found["cparams"].get("check_same_thread", True))
 
 
 def binds_of(session: Any) -> list[Any]:
-    """Every engine and connection that *session* is known to use."""
-    # 2.0 called the dictionary by a name of the class's own.
+    """Return every engine and connection that *session* is known to use."""
+    # In 2.0 the name of the dictionary is mangled with the name of the class.
     named = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
     binds = [session.bind, *named.values()]
     transaction = session._transaction
@@ -640,8 +657,12 @@ def binds_of(session: Any) -> list[Any]:
 
 
 def sync_session_of(target: Any) -> sa_orm.Session | None:
-    """The Session behind an AsyncSession, or a registry of one; ``None`` for others."""
-    # Importing it takes greenlet, and who has one of these has imported it.
+    """Return the Session of an AsyncSession or of an async_scoped_session.
+
+    ``None`` for any other *target*.
+    """
+    # Do not import the module, because it needs greenlet.  An application that has such
+    # a target has imported it already.
     module: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     if module is None or not hasattr(module, "async_scoped_session"):
         return None
@@ -654,17 +675,17 @@ def sync_session_of(target: Any) -> sa_orm.Session | None:
 
 
 def async_session_of(session: sa_orm.Session) -> Any:
-    """The AsyncSession before a Session; ``None`` if there is none."""
+    """Return the AsyncSession of a Session; ``None`` if there is none."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     find = getattr(module, "async_session", None)
     return None if find is None else find(session)
 
 
-# -- greenlets, without which SQLAlchemy's asyncio does not work, but this library does
+# -- greenlet, which SQLAlchemy's asyncio needs and the rest of this library does not
 
 
 def in_greenlet() -> bool:
-    """Whether ``await_only()`` works here: inside of ``greenlet_spawn()``."""
+    """Whether ``await_only()`` works, because the caller is in ``greenlet_spawn()``."""
     return bool(_concurrency.in_greenlet())
 
 
@@ -673,18 +694,18 @@ def await_only(awaitable: Any) -> Any:
 
 
 async def greenlet_spawn(function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-    """Call a function that may wait for the event loop, and wait with it."""
+    """Call *function* in a greenlet, where it may use :func:`await_only`."""
     return await _concurrency.greenlet_spawn(function, *args, **kw)
 
 
 def current_greenlet() -> Any:
-    """The greenlet that runs; ``None`` where nothing ever used one."""
+    """Return the current greenlet; ``None`` if greenlet was never imported."""
     greenlet = sys.modules.get("greenlet")
     return None if greenlet is None else greenlet.getcurrent()
 
 
-#: Decorates a method of a transaction that begins another one in it, which then checks
-#: what ``SessionTransaction._begin()`` checks.
+#: Decorator for a method that begins a transaction inside a transaction.  The method
+#: then makes the same checks as ``SessionTransaction._begin()``.
 begins_within: Callable[[Any], Any] = _state_changes._StateChange.declare_states(
     (_session.SessionTransactionState.ACTIVE,),
     _state_changes._StateChangeStates.NO_CHANGE,
@@ -696,19 +717,22 @@ ACTIVE = _session.SessionTransactionState.ACTIVE
 
 
 def boundary(transaction: Any) -> Any:
-    """The savepoint or outer transaction that *transaction*, if any, is part of."""
+    """Return the innermost savepoint or outer transaction around *transaction*.
+
+    This is *transaction* itself unless it is the subtransaction of a flush.
+    """
     while transaction is not None and not is_boundary(transaction):
         transaction = transaction._parent
     return transaction
 
 
 def is_boundary(transaction: Any) -> bool:
-    """Whether it has a COMMIT of its own, or a RELEASE; those of flushes have not."""
+    """Whether *transaction* has its own COMMIT or RELEASE: no subtransaction."""
     return transaction.nested or transaction._parent is None
 
 
 def all_connections_of(transaction: Any) -> set[Any]:
-    """The connections of a transaction and of those around it."""
+    """Return the connections of a transaction and of its parents."""
     return set().union(*map(connections_of, _with_parents(transaction)))
 
 

@@ -1,8 +1,8 @@
-"""Which guard guards an object: that of the session the object is attached to.
+"""Find the guard of an object: the guard of the session that the object belongs to.
 
-SQLAlchemy notes in each object's state the number of its session and keeps the note
-right on attach, detach, merge and expunge.  So a table from that number to the guard
-is all there is to know, and an object needs no byte for it.
+SQLAlchemy stores in the state of each object the number of its session
+(``session_id``) and updates the number on attach, detach, merge and expunge.  A table
+from session numbers to guards is therefore enough, and an object needs no extra field.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from .alchemy import instance_state
 if TYPE_CHECKING:
     from .guard import Guard
 
-#: Session number to guard.  Entries come with a session and go with it; each is put
-#: there and taken away in one step.
+#: Guards by session number.  An entry lives as long as its session; adding and removing
+#: an entry is atomic.
 guards: dict[int | None, Guard] = {}
 
 
@@ -24,7 +24,10 @@ def guard_of_state(state: Any) -> Guard | None:
 
 
 def guard_of_instance(instance: object) -> Guard | None:
-    """The guard of a mapped object; ``None`` if it has none or is not mapped."""
+    """Return the guard of a mapped object.
+
+    ``None`` if the object has no guard, or is not mapped.
+    """
     try:
         return guards.get(instance_state(instance).session_id)
     except AttributeError:

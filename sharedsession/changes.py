@@ -1,11 +1,11 @@
-"""Changes to a column's value that were made beside an operation in flight.
+"""Deferred changes: column values that were set during an operation of another task.
 
-A task sets an attribute, and cannot wait, while another task's flush or commit waits
-for the database.  SQLAlchemy would forget that the attribute was set: a flush counts
-all as written at its end, and a commit expires it.  So the change is there at once for
-whoever reads it, but hidden from the operation: for that the attribute is as clean, or
-as dirty, as it was before.  When the operation has ended the change is shown, as if it
-were made then.
+A task sets an attribute, which cannot wait, while another task's flush or commit waits
+for the database.  SQLAlchemy would lose the change, because a flush marks every
+attribute as written at its end and a commit expires every attribute.  Therefore readers
+see the new value at once, but the change is hidden from the operation: the attribute
+stays as clean or as dirty as it was before.  When the operation has ended the change is
+shown, as if the attribute were set at that moment.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .attachment import guards
 
 _ABSENT: Any = object()
 
-#: The guards for which changes are noted now; nearly always empty.
+#: Deferred changes, for each guard that defers changes now; nearly always empty.
 watched: dict[Any, dict[tuple[Any, str], Change]] = alchemy.watched
 
 
 class Change:
-    """One attribute of one object, as it was before and as it was left."""
+    """The change of one attribute of one object: the values before and after."""
 
     def __init__(self, state: Any, attribute: Any, previous: Any) -> None:
         self.state = state
-        self.instance = state.obj()  # which nobody else may hold
+        self.instance = state.obj()  # maybe the only reference to the object
         self.attribute = attribute
         self.key = attribute.key
-        #: Whether an operation in flight may know already that it was set.
+        #: True if the attribute was changed before, which the operation may have seen.
         self.was_dirty = alchemy.is_changed(state, self.key)
         self.was_modified = state.modified
         self.previous = alchemy.NO_VALUE if self.was_dirty else previous
@@ -52,7 +52,7 @@ class Change:
 
 
 def note(state: Any, attribute: Any, previous: Any) -> None:
-    """To be called before an attribute counts as set."""
+    """Note a change; call this before SQLAlchemy marks the attribute as set."""
     changes = watched.get(guards.get(state.session_id))
     if changes is not None and attribute is not None:
         changes.setdefault((state, attribute.key), Change(state, attribute, previous))

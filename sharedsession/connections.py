@@ -1,9 +1,10 @@
-"""The session's database connections, guarded where they stand.
+"""Guard the database connections of a session in place.
 
-``session.connection()`` hands out the very connection that the session works on, so
-whatever is done with it is an operation of the session.  The connection changes its
-class when the session's transaction takes it, and keeps its guard as long as the
-session is there: it may be an application's own, given to the session as its bind.
+``session.connection()`` returns the connection that the session itself uses, therefore
+every method of the connection is an operation of the session.  The connection changes
+its class when the session's transaction takes it.  It keeps its guard as long as the
+session lives, because the connection may belong to the application, which gave it to
+the session as the bind.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from .work import Savepoint
 
 
 def guard_connection(connection: Connection, guard: Guard) -> Connection:
-    """Guard *connection*; one that has a guard already keeps it.
+    """Guard *connection* and return it; if it has a guard already, it keeps that guard.
 
-    Two sessions may work on one connection.  The second one's operations then take the
-    first one's guard too, for as long as they are on the connection.
+    Two sessions may share one connection.  An operation of the second session then
+    takes the first session's guard too, while the operation uses the connection.
     """
     if (
         issubclass(type(connection), Connection)
@@ -55,11 +56,11 @@ def guard_of_connection(connection: Any) -> Guard | None:
 
 
 def _no_guard() -> None:
-    """For a connection of a guarded class that was given no guard of its own."""
+    """The default for a connection of a guarded class that has no guard."""
 
 
 def _guard_of(connection: Any) -> Guard | None:
-    """The guard of a connection that has changed its class."""
+    """Return the guard of a connection of a guarded class."""
     return connection._sharedsession_guard()  # type: ignore[no-any-return]
 
 
@@ -90,7 +91,7 @@ def _guarded_class(base: Any) -> Any:
     return subclass(base, members)
 
 
-# -- how transactions end at a connection, also past the session's own
+# -- the end of transactions at a connection, also without the session
 
 
 def _session_of(connection: Any) -> Any:
@@ -99,7 +100,7 @@ def _session_of(connection: Any) -> Any:
 
 
 def _handling_errors(function: Any) -> Any:
-    """Look, as each statement fails, whether the database aborted the transaction."""
+    """After each failed statement, check if the database aborted the transaction."""
 
     def _handle_dbapi_exception(
         self: Any,
@@ -149,7 +150,7 @@ def _making_savepoint(function: Any) -> Any:
 
 
 def _take_savepoints(connection: Any, name: str) -> list[Savepoint]:
-    """Forget the savepoint of that name, and those made after it; return them."""
+    """Forget and return the savepoint *name* and all savepoints made after it."""
     kept = list(connection._sharedsession_savepoints)
     names = [savepoint.name for savepoint in kept]
     taken = kept[names.index(name) :] if name in names else []
@@ -158,7 +159,7 @@ def _take_savepoints(connection: Any, name: str) -> list[Savepoint]:
 
 
 def innermost_savepoints(connections: Iterable[Any]) -> list[Savepoint]:
-    """The innermost savepoint of each connection that has one."""
+    """Return the innermost savepoint of each connection that has a savepoint."""
     of_each = (getattr(it, "_sharedsession_savepoints", ()) for it in connections)
     return [savepoints[-1] for savepoints in of_each if savepoints]
 
@@ -190,7 +191,10 @@ def _releasing_savepoint(function: Any) -> Any:
 
 
 def _ending(what: str) -> Any:
-    """Account for the end of the outer transaction, by a COMMIT or a ROLLBACK."""
+    """Make a wrapper that notes the end of the outer transaction in the session.
+
+    :param what: ``"COMMIT"``, ``"ROLLBACK"`` or ``"invalidation"``.
+    """
 
     def accounted_for(function: Any) -> Any:
         def end(self: Any, *args: Any) -> Any:
@@ -207,7 +211,8 @@ def _ending(what: str) -> Any:
     return accounted_for
 
 
-#: What :class:`Connection` calls for each statement that begins or ends a transaction.
+#: Methods that :class:`Connection` calls to begin a savepoint, or to end a savepoint or
+#: a transaction.
 _ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
     "invalidate": _ending("invalidation"),
     "_commit_impl": _ending("COMMIT"),
@@ -221,9 +226,10 @@ _ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
 
 
 def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
-    """Note that a savepoint of the connection has work of the asker.
+    """If *statement* changes data, note its owner in the innermost savepoint.
 
-    What a flush writes is the work of the owners that changed the objects.
+    Not during a flush, because its statements are the work of the owners that changed
+    the objects.
     """
     session = guard.session()
     if session is None or alchemy.is_flushing(session):
@@ -263,7 +269,7 @@ def _guard_behind(transaction: Any) -> Guard | None:
 
 
 def _executing(function: Any, self: Any, *args: Any, **kw: Any) -> Any:
-    """Execute a statement, the first argument, as an operation or a part of one."""
+    """Execute a statement, the first of *args*, as an operation or a part of one."""
     guard = _guard_of(self)
     if guard is None:
         return function(self, *args, **kw)
@@ -281,10 +287,10 @@ _WINDOW = object()
 
 
 def _access_now(guard: Guard, statement: Any) -> Any:
-    """What executing *statement* does to the session.
+    """Return what executing *statement* does to the session.
 
-    ``None`` if it is a part of an operation that allows for it, and ``_WINDOW`` if
-    others may be let in to look meanwhile.
+    ``None`` if the statement is a part of an operation and needs nothing more, and
+    ``_WINDOW`` if it is a part of an operation during which a window may open.
     """
     guard.check_may_execute()
     me = guard.asker()
@@ -293,7 +299,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
         if has_changes_within(statement):
             guard.refuse_write()
     elif within and guard.worker is me and not guard.may_open:
-        return None  # whatever it does is noted as this owner's work already
+        return None  # the work of this owner is noted already
     access = access_of(statement)
     if not within:
         return access
@@ -305,7 +311,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
 
 
 def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
-    """Let others look at what is loaded while this one waits for the database."""
+    """Open a window while *function* waits for the database: others read meanwhile."""
     me = guard.asker()
     try:
         guard.open_window(me)

@@ -1,12 +1,13 @@
-"""Guarding what an object holds: collections, mutable values, association proxies.
+"""Guard the values of an object: collections, mutable values, association proxies.
 
-Each class of such values gets, once, a subclass in which every method is an operation
-of the session that the value's object is attached to; a value changes to it when it
-comes to a guarded session.  What a method hands out to be walked later, an iterator or
-a view, is made from a snapshot: the walk belongs to the walker and needs no guard.
+For each class of such values one subclass is made.  In the subclass every method is an
+operation of the session that the value's object is attached to.  A value changes to the
+subclass in place when its object is attached to a guarded session.  An iterator or a
+view that a method returns is made from a snapshot, therefore iterating over it later
+needs no guard.
 
-SQLAlchemy's own code reaches a collection through the adapter and the ``_sa_...``
-methods, which are not touched: it is inside an operation already.
+SQLAlchemy's own code uses the adapter of a collection and the ``_sa_...`` methods.  The
+``_sa_...`` methods are not guarded, because that code runs inside an operation already.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .terms import LOAD, READ, WRITE
 
 _FindGuard = Callable[[Any], "Guard | None"]
 
-#: Methods that are about the Python object, not about what it holds.
+#: Methods that concern the Python object, not its content.
 _NOT_OPERATIONS = frozenset(
     {
         *("__alloc__", "__class__", "__class_getitem__", "__del__", "__delattr__"),
@@ -80,14 +81,20 @@ def _guard_of_adapter(adapter: Any) -> Guard | None:
 
 
 class _Parents(weakref.WeakKeyDictionary[Any, Any]):
-    """The parents of a mutable value; guards the value when it meets one."""
+    """The parents of a mutable value.
+
+    Guards the value when a parent is added whose session is guarded.
+    """
 
     def __init__(self, value: Any = None) -> None:
         super().__init__()
         self._find = None if value is None else weakref.ref(value)
 
     def are_of(self, value: Any) -> bool:
-        """False for those that were copied from another value's."""
+        """False for a dictionary that was copied together with another value.
+
+        ``copy.copy()`` of a value copies its dictionary of parents too.
+        """
         return self._find is not None and self._find() is value
 
     def __setitem__(self, state: Any, key: Any) -> None:
@@ -97,7 +104,7 @@ class _Parents(weakref.WeakKeyDictionary[Any, Any]):
 
 
 class _ParentsOfMutable:
-    """Makes :class:`_Parents` in the place of the dictionary that SQLAlchemy makes."""
+    """Descriptor that makes :class:`_Parents` instead of SQLAlchemy's dictionary."""
 
     def __get__(self, value: Any, owner: Any) -> Any:
         if value is None:
@@ -114,7 +121,7 @@ class _ParentsOfMutable:
 
 
 def install() -> None:
-    """Learn of every mutable value that meets a parent, and of dynamic handles."""
+    """Replace the parents of mutable values and the session of dynamic handles."""
     alchemy.MutableBase._parents = _ParentsOfMutable()
     alchemy.DynamicHandle.session = property(_session_of_dynamic, _plain_session.fset)
 
@@ -126,7 +133,7 @@ def guard_mutable(value: Any) -> None:
 
 
 def _explained(function: Any) -> Any:
-    """Have a change of a mutable value that was expired meanwhile say what happened."""
+    """Explain the error that a change raises if its mutable value was discarded."""
 
     def change(self: Any, *args: Any, **kw: Any) -> Any:
         try:
@@ -159,7 +166,10 @@ _plain_session = alchemy.DynamicHandle.session
 
 
 def _session_of_dynamic(handle: Any) -> Any:
-    """Like SQLAlchemy's, which flushes; a read section has flushed on the way in."""
+    """Like ``session`` of SQLAlchemy's handle, but does not flush in a read section.
+
+    The read section flushed on the way in.
+    """
     guard = guard_of_instance(handle.instance)
     if guard is None or not guard.reads_only():
         return _plain_session.fget(handle)
@@ -171,7 +181,7 @@ def _session_of_dynamic(handle: Any) -> Any:
 
 
 def guard_association(value: Any) -> Any:
-    """Guard *value* if it is the collection that an association proxy made."""
+    """Guard *value* if it is a collection of an association proxy; return *value*."""
     if isinstance(value, alchemy.AssociationCollection) and not is_ours(value):
         become(value, _guarded_class(type(value), _guard_of_association))
     return value
@@ -217,7 +227,7 @@ def _static_member(base: type, name: str) -> Any:
 def _operation(function: Any, name: str, find_guard: _FindGuard) -> Any:
     if find_guard is _guard_of_collection and name in _QUICK_LOOKS:
         return _QUICK_LOOKS[name](function)
-    # An association proxy's collection reads through to attributes that may load.
+    # The collection of an association proxy reads other attributes, which may load.
     if name in LOOKS and find_guard is not _guard_of_association:
         return guarded(function, READ, find_guard, calls=_snapshot_of(function))
     if name in LOOKS or name in COMPARES:
@@ -241,7 +251,7 @@ def _if_it_may_relate(write: Any, find_guard: _FindGuard) -> Any:
     return like(checked, write)
 
 
-# -- looks at a collection, each without the steps between it and its guard
+# -- fast paths for optimistic reads of a collection
 
 
 def _quick_len(function: Any) -> Any:
@@ -279,7 +289,7 @@ def _quick_iter(function: Any) -> Any:
             try:
                 copy = copy_of(self)
             except RuntimeError:
-                pass  # it changed meanwhile, and so did the version
+                pass  # the collection changed meanwhile, and so did the version
             else:
                 if guard.version is version:
                     return iter(copy)
@@ -299,7 +309,7 @@ def _quick_getitem(function: Any) -> Any:
             try:
                 value = function(self, key)
             except LookupError:
-                pass  # to be asked once more, under the guard
+                pass  # look up again under the guard
             else:
                 if guard.version is version:
                     return value
@@ -316,10 +326,11 @@ _QUICK_LOOKS = {
 
 
 def _unless_loading(function: Any, write: Any, find_guard: _FindGuard) -> Any:
-    """A write, but part of a load where SQLAlchemy says so: no event, no initiator.
+    """Return *write*, but as a ``LOAD`` if SQLAlchemy calls it without an initiator.
 
-    It calls the collection's appender then, which is not guarded, but which may call
-    other methods of the collection, as that of a keyed one does.
+    SQLAlchemy fills a collection while loading by calling its appender without an event
+    (``_sa_initiator=False``).  The appender itself is not guarded then, but it may call
+    other methods of the collection, for example in a keyed collection.
     """
     load = guarded(function, LOAD, find_guard)
 
@@ -358,7 +369,7 @@ def _guarded_property(member: property, find_guard: _FindGuard) -> property:
 
 
 def _add_to_plain_list(self: list[Any], other: Any) -> Any:
-    """``[...] + collection`` would copy the collection without asking it."""
+    """``[...] + collection``, which ``list`` would copy without its guard."""
     if not isinstance(other, list):
         return NotImplemented
     return [*other, *list.copy(self)]
@@ -375,7 +386,7 @@ def _guarded_getattribute(base: Any) -> Any:
 
 
 def _guarded_setattr(base: Any) -> Any:
-    """For values like mutable composites, which change by setting their attributes."""
+    """For values whose attributes can be set, such as mutable composites."""
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         guard = None if name == "_parents" else _guard_of_mutable(self)

@@ -1,4 +1,4 @@
-"""Subclasses that take the place of a class without being seen."""
+"""Subclasses to which objects change in place, without being visible to the user."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ _MARK = "_stands_in_for"
 
 
 def subclass(base: type, members: dict[str, Any], *, shown: bool = False) -> Any:
-    """Make a subclass of *base* that looks like it, for objects to change to.
+    """Make a subclass of *base* that looks like *base*, for objects to change to.
 
-    It must add no field: then an object's class can be changed in place.  Whoever asks
-    an object for its ``__class__`` gets *base*, unless it is *shown*, and so does a
-    pickle; who compares its ``type()`` with *base* finds them equal.
+    ``__class__`` of an object is *base*, a pickle contains *base*, and ``type()`` of an
+    object equals *base*.
+
+    :param members: the members of the subclass.  They must add no field (slot), because
+      otherwise the class of an object cannot be changed in place.
+    :param shown: True if the subclass is to be visible: ``__class__``, ``type()`` and
+      pickles then show it.  The default is False.
     """
     if base.__dictoffset__ == 0:
         members.setdefault("__slots__", ())
@@ -31,7 +35,7 @@ def subclass(base: type, members: dict[str, Any], *, shown: bool = False) -> Any
 
 
 def _equal_to(base: type) -> Any:
-    """A metaclass for one class, which passes for *base* where classes are compared."""
+    """Return a metaclass for one class that compares equal to *base*."""
 
     def equals(cls: type, other: object) -> bool:
         return other is cls or other is base
@@ -41,20 +45,20 @@ def _equal_to(base: type) -> Any:
 
 
 def become(thing: object, cls: type) -> None:
-    """Change the class of *thing*, past whatever its class does when it is set."""
+    """Change the class of *thing*, bypassing a ``__setattr__()`` of its class."""
     object.__setattr__(thing, "__class__", cls)
 
 
 def is_ours(thing: object) -> bool:
-    """Whether *thing* has changed to a class that was made here."""
+    """Whether the class of *thing* was made by :func:`subclass`."""
     return _MARK in vars(type(thing))
 
 
 class ByClass(dict[type, Any]):
-    """For each class what :meth:`find_out` says, which is asked once.
+    """A cache of the results of :meth:`find_out`, by class.
 
-    Where it matters, ``get()`` comes first: asking a subclass of ``dict`` with ``[]``
-    takes three times as long.
+    Where speed matters, call ``get()`` first: ``[]`` on a subclass of ``dict`` takes
+    three times as long.
     """
 
     def find_out(self, cls: type) -> Any:
@@ -66,7 +70,10 @@ class ByClass(dict[type, Any]):
 
 
 def per_class(make: Any) -> Any:
-    """Call *make* once for each class (and whatever comes with it), then remember."""
+    """Decorate *make* with a cache: it is called once for each tuple of arguments.
+
+    The first argument is a class.
+    """
     made: dict[Any, Any] = {}
 
     def remembered(*key: Any) -> Any:
@@ -78,7 +85,10 @@ def per_class(make: Any) -> Any:
 
 
 def reduce_as(base: Any) -> Any:
-    """Reduce an object to what an object of the plain class is reduced to."""
+    """Return a ``__reduce_ex__()`` that reduces an object as if *base* were its class.
+
+    Pickles then contain no class of this library.
+    """
 
     def reduce(self: Any, protocol: Any) -> Any:
         reduced = base.__reduce_ex__(self, protocol)
@@ -92,7 +102,10 @@ def reduce_as(base: Any) -> Any:
 
 
 def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
-    """Give *operation* the name, the text and, for inspection, the signature too."""
+    """Copy the name, the docstring and ``__signature__`` of *function*.
+
+    :return: *operation* itself, without ``__wrapped__``.
+    """
     functools.update_wrapper(operation, function)
     del operation.__wrapped__  # type: ignore[attr-defined]
     try:
@@ -100,5 +113,5 @@ def like(operation: Callable[..., Any], function: Any) -> Callable[..., Any]:
             function
         )
     except ValueError:
-        pass  # some methods of built-in types do not tell theirs
+        pass  # some methods of built-in types have no known signature
     return operation

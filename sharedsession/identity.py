@@ -1,4 +1,4 @@
-"""The identity map of a shared session, guarded where it stands."""
+"""Guard the identity map of a shared session in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _guard_and_add(self: Any, state: Any, key: Any) -> None:
 
 
 class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
-    """Every persistent object of a session comes through here when it is loaded."""
+    """An identity map that guards the state of each object that is loaded."""
 
     __class__ = property(lambda self: _Plain)
     _guard: Guard
@@ -29,7 +29,7 @@ class _GuardedIdentityMap(_Plain):  # type: ignore[misc]
 
 
 def _keys(self: Any) -> Any:
-    return dict.fromkeys(_Plain.keys(self)).keys()  # not a view of what changes
+    return dict.fromkeys(_Plain.keys(self)).keys()  # a snapshot instead of a view
 
 
 def _iter(self: Any) -> Any:

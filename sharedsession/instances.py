@@ -1,15 +1,16 @@
-"""Guarding mapped objects where they stand.
+"""Guard mapped objects in place.
 
-Nothing wraps an object: ``type(obj)``, identity and C code would notice.  Instead the
-pieces that SQLAlchemy itself puts on a mapped class and its objects change their class
-in place, to a subclass without fields of its own:
+Objects are not wrapped, because ``type(obj)``, identity and C code would reveal the
+wrapper.  Instead, the parts that SQLAlchemy itself puts on a mapped class and its
+objects change their class in place, to a subclass without fields of its own:
 
-* each attribute of a mapped class (the descriptor) and the implementation behind it,
-  when the first guard of the process is made, or when the attribute is, later;
-* the state of an object, when it is attached to a guarded session.
+* each attribute of a mapped class (the descriptor) and its implementation, when the
+  first guard of the process is made; a later attribute, when the attribute is made;
+* the state of an object, when the object is attached to a guarded session.
 
-Attributes belong to the class, so objects of plain sessions meet them too: they find
-no guard under their session's number and go on as before.
+Attributes belong to the class, therefore objects of plain sessions use the guarded
+attributes too.  The number of a plain session has no guard, and the attribute then
+behaves as before.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ _MISSING: Any = object()
 
 
 def _in_dict_class(attribute: Any) -> Any:
-    """A class for one attribute whose values are in the dictionaries of its objects.
+    """Make a class for one attribute whose values are in the ``__dict__`` of objects.
 
-    Of its own, because what the methods need is at hand in them: asking the attribute
-    for its key or its implementation takes longer than all the rest.
+    Each attribute has a class of its own, because its methods can then keep the key and
+    the implementation in closures: reading both from the attribute takes longer than
+    the rest of the method.
     """
     impl = attribute.impl
     getter = reads.getter_of(attribute.key, _get_otherwise)
@@ -65,13 +67,13 @@ def _in_dict_class(attribute: Any) -> Any:
     related = alchemy.is_relationship(type(impl))
     setter = set_related if related else set_value
     members = {"__get__": getter, "__set__": setter, "inherit_cache": True}
-    # Shown: an attribute makes those of aliases from its own class, and comparing the
-    # two goes by whose class is the subclass of whose.
+    # Shown, because the attributes of aliases are made from the attribute's own class,
+    # and comparing the two depends on which class is a subclass of the other.
     return subclass(InstrumentedAttribute, {**members, "_guarded": impl}, shown=True)
 
 
 def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
-    """Read as an operation: as a mere look if the value is there, else as a load."""
+    """Read as an operation: a ``READ`` if the value is loaded, otherwise a ``LOAD``."""
     guard = guard_of_instance(instance)
     if guard is None:
         return _plain_get(self, instance, owner)
@@ -84,7 +86,7 @@ def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
 
 
 def _get_as_load(self: Any, instance: Any, owner: Any) -> Any:
-    """Read a value that is made at each read, or lives in a place of its own."""
+    """Read a value that is made at each read or is kept outside of ``__dict__``."""
     guard = None if instance is None else guard_of_instance(instance)
     if guard is None:
         return _plain_get(self, instance, owner)
@@ -101,12 +103,12 @@ _NotInDict = subclass(
 )
 
 
-# -- the implementation behind it, where all public functions end up
+# -- the implementation of an attribute, which all public functions call
 
 
 @per_class
 def _guarded_impl(impl_class: Any) -> Any:
-    """The guarded subclass of one of SQLAlchemy's attribute implementations."""
+    """Make the guarded subclass of one of SQLAlchemy's attribute implementations."""
     members: dict[str, Any] = {"__slots__": ()}
     for name, access in ATTRIBUTE_IMPL.items():
         function = getattr(impl_class, name, None)
@@ -161,8 +163,8 @@ def _modified_event(
     collection: bool = False,
     is_userland: bool = False,
 ) -> Any:
-    # flag_modified(), flag_dirty() and mutable values are the user's own; everything
-    # else comes from inside an operation on an attribute.
+    # Only flag_modified(), flag_dirty() and mutable values are userland and need an
+    # operation here.  All other calls are made inside an operation on an attribute.
     guard = guards.get(state.session_id)
     if guard is None or not is_userland:
         if changes.watched:
@@ -181,13 +183,14 @@ def _flag_and_note(state: Any, values: Any, attribute: Any, *args: Any) -> Any:
 
 
 def note_changed(guard: Guard, state: Any, attribute: Any) -> None:
-    """Note the asker as an owner of unflushed changes.
+    """Note the current owner as an owner of unflushed changes to an object.
 
-    :param attribute: what was changed; ``None`` if the object was added or deleted.
+    :param attribute: the attribute that was changed; ``None`` if the object was added
+      or deleted.
     """
     session = guard.session()
     if session is None or alchemy.is_flushing(session):
-        return  # a flush changes keys on behalf of the owners that were noted
+        return  # a flush sets keys on behalf of the owners that are noted already
     changers = alchemy.changers_of(state)
     if changers is None or changers.guard is not guard:
         changers = Changers(guard)
@@ -199,9 +202,11 @@ def note_changed(guard: Guard, state: Any, attribute: Any) -> None:
 
 
 def _discarding(name: str, which: Callable[..., Any]) -> Any:
-    """A method of a state that forgets changes, and has their owners told of that.
+    """Make a method of a state that discards changes and notes what their owners lose.
 
-    :param which: called with the same arguments, returns the names of attributes.
+    :param name: the method of ``InstanceState``.
+    :param which: returns the names of the attributes whose changes are lost; it is
+      called with the same arguments before the method.
     """
     plain: Any = getattr(alchemy.InstanceState, name)
 
@@ -225,7 +230,7 @@ def _every_attribute(state: Any, *args: Any, **kw: Any) -> Any:
 
 
 def _every_other_value(state: Any, *args: Any, **kw: Any) -> Any:
-    """Setting the value that was there before is no work that could be lost."""
+    """Only attributes with a new value: setting the old value again loses no work."""
     changed = _these_attributes(state, None, _every_attribute(state))
     return [key for key in changed if alchemy.is_another_value(state, key)]
 
@@ -244,13 +249,13 @@ def _these_attributes(
 
 
 def _attrs(state: Any) -> Any:
-    """Like ``InstanceState.attrs``, of attributes that look under the guard."""
+    """Like ``InstanceState.attrs``, but its attributes are read under the guard."""
     plain = alchemy.InstanceState.attrs.fget(state)
     return type(plain)({key: _AttributeState(state, key) for key in plain.keys()})
 
 
 def _guarded_members(base: Any, table: Table, find_guard: FindGuard) -> dict[str, Any]:
-    """The guarded properties and methods that *table* names."""
+    """Return the guarded properties and methods of *base* that are in *table*."""
     members: dict[str, Any] = {}
     for name, access in table.items():
         member = getattr(base, name, None)
@@ -274,7 +279,7 @@ _AttributeState = subclass(
 )
 
 
-#: What the state of an object becomes when it is attached to a guarded session.
+#: The class of an object's state once the object was attached to a guarded session.
 GuardedState = subclass(
     alchemy.InstanceState,
     {
@@ -292,7 +297,10 @@ GuardedState = subclass(
 
 
 def adopt(state: Any, values: Any) -> None:
-    """Guard an object's state, and what it holds, as its session is guarded."""
+    """Guard the state of an object that is attached to a guarded session.
+
+    Also guards the object's collections and mutable values.
+    """
     if type(state) is PlainState:
         state.__class__ = GuardedState
     adopt_values(alchemy.names_of_collections(state), values)
@@ -313,10 +321,12 @@ PlainState = alchemy.InstanceState
 
 
 def _guarded_proxy(proxy_class: type, shown: bool) -> Any:
-    """The guarded subclass of a descriptor that stands before other attributes.
+    """Make the guarded subclass of a descriptor that proxies other attributes.
 
-    Composites, synonyms and the like read several attributes, or a value they keep;
-    one read of theirs is one operation.
+    Composites, synonyms and similar descriptors read several attributes, or a value
+    that they keep.  One read of such a descriptor is one operation.
+
+    :param shown: see :func:`subclass`.
     """
     plain: Any = proxy_class
 
@@ -347,11 +357,11 @@ def _for_instance(function: Any) -> Any:
 _GuardedAssociationProxy = _guarded_proxy(AssociationProxy, shown=False)
 
 
-# -- finding them all
+# -- finding all mapped classes
 
 
 def install() -> None:
-    """Guard every mapped class there is, and those to come."""
+    """Guard all mapped classes, also those that are mapped later."""
     with _installing:
         for target, event, listener in _LISTENERS:
             if not sa_event.contains(target, event, listener):
@@ -360,8 +370,8 @@ def install() -> None:
                     guard_class(mapper)
 
 
-#: A thread that makes a guard waits until all listeners of another thread's guard are
-#: there.  Reentrant, because a listener may configure mappers.
+#: A thread that makes a guard waits here until another thread that makes one has added
+#: all listeners.  Reentrant, because a listener may configure mappers.
 _installing = threading.RLock()
 
 
@@ -373,8 +383,8 @@ def _mapper_changed(mapper: sa_orm.Mapper[Any], cls: type) -> None:
     guard_class(mapper)
 
 
-# As early as there is something to guard: SQL expressions of attributes come out
-# differently if one changed its class and the other did not yet.
+# Guard each attribute as early as possible, because a SQL expression of two attributes
+# comes out differently if only one of them has changed its class.
 _LISTENERS: list[Any] = [
     (sa_orm.Mapper, "after_mapper_constructed", _mapper_changed),
     (object, "attribute_instrument", _attribute_instrumented),
@@ -393,7 +403,7 @@ def guard_class(mapper: sa_orm.Mapper[Any]) -> None:
 
 
 def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
-    """Guard one attribute of a mapped class; nothing if it is guarded already."""
+    """Guard one attribute of a mapped class, unless this was done already."""
     guarded = getattr(type(attribute), "_guarded", None)
     if guarded is not None and guarded is attribute.impl:
         return
@@ -405,7 +415,7 @@ def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
 
 def _guard_instrumented(attribute: Any) -> None:
     impl = attribute.impl
-    if impl is None:  # not configured yet: attribute_instrument comes when it is
+    if impl is None:  # not configured yet; attribute_instrument fires once it is
         attribute.__class__ = _NotInDict
         return
     if not is_ours(impl):

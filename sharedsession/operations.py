@@ -1,8 +1,9 @@
-"""Running one operation inside a guard, and the tables of what the operations are.
+"""Run one operation inside a guard, and the tables of all operations.
 
-The tables list every public name of the classes that a session hands out, with what
-the operation does; ``None`` means free: it needs no guard, for the reason beside it.
-Tests walk the classes and fail on a name that is not listed.
+The tables list every public name of the session and of the objects that it returns,
+with the access of the operation.  ``None`` means that the name needs no guard, for the
+reason beside it ("one field": reading a single field is atomic).  Tests walk the
+classes and fail on a name that is not listed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from .terms import CHANGE, END, LOAD, READ, WRITE, Access
 def run(
     guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
-    """Call *function* as one operation of the guarded session."""
+    """Call *function* as one operation of the guarded session.
+
+    Operations are reentrant: inside an operation of the same owner, *function* is a
+    part of that operation.
+    """
     me = guard.asker()
     if guard.running is me:
         return _run_within(guard, me, access, function, args, kw)
     if guard.window is me:
-        guard.close_window(me)  # a listener, say, of what it waits for
+        guard.close_window(me)  # for a listener of the statement in flight
         return _run_within(guard, me, access, function, args, kw)
     if me.busy:
         return _run_nested(guard, me, access, function, args, kw)
@@ -58,7 +63,7 @@ def run(
 
 
 def _leave(guard: Guard, me: Owner) -> None:
-    """End an operation; to be followed by :func:`_leave_again` if this raises."""
+    """End an operation.  If this raises, call :func:`_leave_again`."""
     me.busy = True
     guard.leave(me)
     me.busy = False
@@ -69,10 +74,12 @@ def _leave(guard: Guard, me: Owner) -> None:
 def _run_nested(
     guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
 ) -> Any:
-    """Call *function* for a finalizer or a signal handler of the thread of *me*.
+    """Call *function* for a finalizer or a signal handler in the thread of *me*.
 
-    It came in the middle of the guard's own work.  If *me* is inside, or nobody is, the
-    function need not wait; otherwise it would wait for its own thread.
+    The finalizer or handler interrupted *me* while *me* was entering or leaving a
+    guard, or waiting for a guard.
+    If *me* is exclusive in this guard, or this guard is free, *function* is called.
+    Otherwise the call is refused, because it would wait for its own thread.
     """
     if guard.is_in_bookkeeping():
         guard.refuse_nested(me)
@@ -106,7 +113,7 @@ def _run_nested(
 
 
 def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
-    """Like :func:`run`, in what *hold* keeps, which the caller takes over for it."""
+    """Like :func:`run`, but inside *hold*, which the caller takes over first."""
     guard = hold.guard
     me = guard.asker()
     if guard.running is me or not hold.is_open:
@@ -134,8 +141,8 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
 def _note_failure(
     guard: Guard, me: Owner, held: tuple[int, ...], error: BaseException
 ) -> None:
-    guard.close_window(me)  # an interrupt, before anybody saw to that
-    if guard.running is me:  # else it was not let in
+    guard.close_window(me)  # an interrupt may have left the window open
+    if guard.running is me:  # otherwise the owner was not admitted
         guard.failed = me, error.__class__.__name__
         guard.attention = guard.unsettled = True
     if guard.holds:
@@ -143,7 +150,10 @@ def _note_failure(
 
 
 def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
-    """After an interrupt at its first line, or nobody else comes in any more."""
+    """Leave again after an interrupt stopped :func:`_leave`.
+
+    Without this, the guard would stay held and no other owner could enter any more.
+    """
     me.busy = True
     try:
         if guard.holds:
@@ -160,9 +170,9 @@ def _run_within(
 ) -> Any:
     """Call *function* as a part of the operation that *me* runs already."""
     if access is WRITE and guard.reads_only():
-        guard.refuse_write()  # a listener of a load, say, in a read section
+        guard.refuse_write()  # for example a listener of a load in a read section
     if access is not READ and access is not LOAD:
-        guard.may_open = False  # it is a change
+        guard.may_open = False  # no window after a change
     result = function(*args, **kw)
     if access is WRITE and guard.worker is not me:
         guard.note_work(me)
@@ -170,12 +180,16 @@ def _run_within(
 
 
 def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-    """Call *function*, which only looks at loaded state, without a lock if possible.
+    """Optimistic read: call *function* without a lock if possible, else as a ``READ``.
 
-    What it found counts if nobody could change anything meanwhile: there was a version,
-    and it is the same afterwards.  An error it met counts by the same rule.
+    :param function: reads loaded state only.
 
-    Who has to wait for that leaves the queue for a window, but once only.
+    The result counts if no other owner can have changed anything during the call:
+    either the guard has the same version before and after the call, or the caller keeps
+    all other owners out.  The same rule decides whether an error of *function* counts.
+
+    A reader that waits in the queue leaves the queue if a window opens, and tries an
+    optimistic read again.  The second attempt keeps its place in the queue.
     """
     version = guard.version
     if version is None and guard.running is guard.asker():
@@ -184,7 +198,7 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
         try:
             result = function(*args, **kw)
         except SharedSessionError:
-            raise  # of an operation within, which may be told what it lost only once
+            raise  # from an operation inside: a WorkLostError is raised only once
         except Exception:
             if guard.is_still(version):
                 raise
@@ -214,12 +228,15 @@ def guarded(
     calls: Callable[..., Any] | None = None,
     which: int = 0,
 ) -> Callable[..., Any]:
-    """Return *function*, a method, as an operation with the same signature.
+    """Return an operation that calls the method *function*, with the same signature.
 
-    :param find_guard: finds the guard of an argument; ``None`` if it has none.
-    :param refused: whether a read section refuses it even as a part of an operation.
-    :param calls: what is called in the place of *function*.
-    :param which: the position of the argument that has the guard, usually the first.
+    :param access: what the operation does to the session.
+    :param find_guard: returns the guard of the guarded argument, or ``None``.
+    :param refused: whether a read section refuses the operation even if it is a part of
+      another operation.  The default is False.
+    :param calls: the function to call instead of *function*.  The default is
+      *function* itself.
+    :param which: the position of the guarded argument.  The default is 0, ``self``.
     """
     if access is READ:
 
@@ -246,7 +263,7 @@ def guarded(
 
 Table = Mapping[str, "Access | None"]
 
-#: Attributes of a session that set how it works; setting one is a ``CHANGE``.
+#: Configuration attributes of a session; setting one is a ``CHANGE``.
 SESSION_SETTINGS = frozenset(
     {
         *("autobegin", "autoflush", "bind", "enable_baked_queries"),
@@ -256,7 +273,7 @@ SESSION_SETTINGS = frozenset(
 
 SESSION: Table = {
     "__contains__": READ,
-    "__enter__": None,  # counted by the session itself, see session.py
+    "__enter__": None,  # the session counts its with-blocks, see session.py
     "__exit__": END,
     "__iter__": READ,
     "add": WRITE,
@@ -269,17 +286,17 @@ SESSION: Table = {
     "bulk_save_objects": WRITE,
     "bulk_update_mappings": WRITE,
     "close": END,
-    "close_all": None,  # closes each session, every one under its own guard
+    "close_all": None,  # closes each session under that session's guard
     "commit": CHANGE,
     "connection": LOAD,
-    "connection_callable": None,  # a hook that the application sets beforehand
+    "connection_callable": None,  # a hook that the application sets before use
     "delete": WRITE,
     "delete_all": WRITE,
     "deleted": READ,
     "dirty": READ,
-    "dispatch": None,  # event listeners, which are the class's affair
+    "dispatch": None,  # event listeners, a matter of the class
     "enable_relationship_loading": WRITE,
-    "execute": None,  # guarded where all statements meet, see session.py
+    "execute": None,  # guarded in _execute_internal(), see session.py
     "execution_options": None,  # an immutable mapping
     "expire": CHANGE,
     "expire_all": CHANGE,
@@ -294,7 +311,7 @@ SESSION: Table = {
     "identity_key": None,  # computes from the arguments alone
     "in_nested_transaction": READ,
     "in_transaction": READ,
-    "info": None,  # a dictionary of the application's
+    "info": None,  # a dictionary that belongs to the application
     "invalidate": END,
     "is_active": READ,
     "is_modified": LOAD,
@@ -302,9 +319,9 @@ SESSION: Table = {
     "merge_all": WRITE,
     "new": READ,
     "no_autoflush": None,  # a block, see session.py
-    "object_session": None,  # hands out the session and touches nothing of it
+    "object_session": None,  # returns the session and reads nothing of it
     "prepare": CHANGE,
-    "query": None,  # only makes a Query, which executes like any statement
+    "query": None,  # only makes a Query, which is executed like any statement
     "refresh": CHANGE,
     "reset": END,
     "rollback": END,
@@ -312,7 +329,8 @@ SESSION: Table = {
     "scalars": None,  # see execute
 }
 
-#: Ways from the rest of SQLAlchemy into a session that pass by its public methods.
+#: Private methods by which the rest of SQLAlchemy enters a session, bypassing the
+#: public ones.
 SESSION_INTERNAL: Table = {
     "_get_impl": LOAD,  # Query.get()
     "_merge": WRITE,  # merge_frozen_result()
@@ -328,7 +346,7 @@ TRANSACTION: Table = {
     "commit": CHANGE,
     "connection": LOAD,
     "connections": READ,
-    "declare_states": None,  # part of how the class is made
+    "declare_states": None,  # a decorator, used when the class is made
     "is_active": READ,
     "nested": None,  # never changes
     "origin": None,  # never changes
@@ -354,7 +372,7 @@ CONNECTION: Table = {
     "dialect": None,  # belongs to the engine
     "dispatch": None,  # event listeners
     "engine": None,  # never changes
-    "exec_driver_sql": None,  # by statement, see connections.py
+    "exec_driver_sql": None,  # the access depends on the statement, see connections.py
     "execute": None,  # the same
     "execution_options": LOAD,
     "get_execution_options": READ,
@@ -363,7 +381,7 @@ CONNECTION: Table = {
     "get_transaction": READ,
     "in_nested_transaction": READ,
     "in_transaction": READ,
-    "info": None,  # a dictionary of the application's
+    "info": None,  # a dictionary that belongs to the application
     "invalidate": CHANGE,
     "invalidated": READ,
     "recover_twophase": LOAD,
@@ -373,7 +391,7 @@ CONNECTION: Table = {
     "scalars": None,  # see execute
     "schema_for_object": None,  # computes from the arguments alone
     "should_close_with_result": None,  # a constant
-    "_begin_impl": CHANGE,  # this and what follows: the transactions it hands out
+    "_begin_impl": CHANGE,  # from here to _savepoint_impl: called by its transactions
     "_begin_twophase_impl": CHANGE,
     "_commit_impl": CHANGE,
     "_commit_twophase_impl": CHANGE,
@@ -383,12 +401,12 @@ CONNECTION: Table = {
     "_rollback_to_savepoint_impl": CHANGE,
     "_rollback_twophase_impl": CHANGE,
     "_savepoint_impl": CHANGE,
-    "_safe_close_cursor": LOAD,  # the end of every result
+    "_safe_close_cursor": LOAD,  # called at the end of every result
 }
 
-#: The transactions and savepoints that a connection hands out.
+#: The transactions and savepoints that a connection returns.
 CONNECTION_TRANSACTION: Table = {
-    "__enter__": None,  # notes itself on the connection
+    "__enter__": None,  # only stores a reference to itself on the connection
     "__exit__": CHANGE,
     "close": CHANGE,
     "commit": CHANGE,
@@ -400,7 +418,7 @@ CONNECTION_TRANSACTION: Table = {
     "xid": None,  # never changes
 }
 
-#: Methods of a connection that hand out such a transaction.
+#: Methods of a connection that return such a transaction.
 HAND_OUT_TRANSACTIONS = frozenset(
     {
         *("begin", "begin_nested", "begin_twophase"),
@@ -429,9 +447,9 @@ IDENTITY_MAP: Table = {
 }
 
 STATE: Table = {
-    "async_session": None,  # hands out the session and touches nothing of it
+    "async_session": None,  # returns the session and reads nothing of it
     "attrs": None,  # makes a namespace of AttributeState, see ATTRIBUTE_STATE
-    "callables": None,  # internal: loaders of this object
+    "callables": None,  # internal: the loaders of this object
     "class_": None,  # never changes
     "committed_state": None,  # one field; internal
     "deleted": READ,
@@ -441,14 +459,14 @@ STATE: Table = {
     "expired_attributes": None,  # one field
     "extension_type": None,  # a constant
     "get_history": None,  # guarded at the attribute, see instances.py
-    "get_impl": None,  # of the class
+    "get_impl": None,  # belongs to the class
     "has_identity": READ,
     "identity": READ,
     "identity_key": READ,
     "identity_token": None,  # never changes
-    "info": None,  # a dictionary of the application's
+    "info": None,  # a dictionary that belongs to the application
     "insert_order": None,  # one field; internal
-    "is_aliased_class": None,  # a constant, like all is_...
+    "is_aliased_class": None,  # a constant, like all the following is_... names
     "is_attribute": None,
     "is_bundle": None,
     "is_clause_element": None,
@@ -459,8 +477,8 @@ STATE: Table = {
     "key": None,  # one field
     "load_options": None,  # never changes
     "load_path": None,  # never changes
-    "manager": None,  # of the class
-    "mapper": None,  # of the class
+    "manager": None,  # belongs to the class
+    "mapper": None,  # belongs to the class
     "modified": None,  # one field
     "obj": None,  # the weak reference to the object
     "object": None,  # the object
@@ -468,7 +486,7 @@ STATE: Table = {
     "pending": READ,
     "persistent": READ,
     "runid": None,  # one field; internal
-    "session": None,  # hands out the session and touches nothing of it
+    "session": None,  # returns the session and reads nothing of it
     "session_id": None,  # one field
     "transient": READ,
     "unloaded": READ,
@@ -487,10 +505,10 @@ ATTRIBUTE_STATE: Table = {
     "value": None,  # guarded at the attribute
 }
 
-#: What the object behind an attribute does with one object's value.
+#: Methods of an attribute's implementation, which work on the value of one object.
 ATTRIBUTE_IMPL: Table = {
     "_default_value": CHANGE,  # init_collection() makes an empty collection
-    "_dispose_previous_collection": CHANGE,  # and drops the one before
+    "_dispose_previous_collection": CHANGE,  # and drops the previous collection
     "append": WRITE,
     "delete": WRITE,
     "get": LOAD,
@@ -505,27 +523,27 @@ ATTRIBUTE_IMPL: Table = {
 COLLECTION_ADAPTER: Table = {
     "__iter__": READ,
     "__len__": READ,
-    "append_multiple_without_event": None,  # internal: fills a collection being made
+    "append_multiple_without_event": None,  # internal: fills a new collection
     "append_with_event": WRITE,
     "append_without_event": CHANGE,
-    "attr": None,  # of the class
-    "bulk_appender": None,  # returns one of the above
-    "bulk_remover": None,
+    "attr": None,  # belongs to the class
+    "bulk_appender": None,  # returns a method of the adapter
+    "bulk_remover": None,  # the same
     "clear_with_event": WRITE,
     "clear_without_event": CHANGE,
-    "data": None,  # hands out the collection, which is guarded
+    "data": None,  # returns the collection, which is guarded
     "empty": None,  # one field
-    "fire_append_event": None,  # internal: inside the methods of the collection
-    "fire_append_wo_mutation_event": None,
-    "fire_pre_remove_event": None,
-    "fire_remove_event": None,
+    "fire_append_event": None,  # internal: called by the methods of the collection
+    "fire_append_wo_mutation_event": None,  # the same
+    "fire_pre_remove_event": None,  # the same
+    "fire_remove_event": None,  # the same
     "invalidated": None,  # one field
     "owner_state": None,  # never changes
     "remove_with_event": WRITE,
     "remove_without_event": CHANGE,
 }
 
-#: Methods of collections and mutable values that only look at what is there.
+#: Methods of collections and mutable values that read only the value itself.
 LOOKS = frozenset(
     {
         *("__bool__", "__getitem__", "__iter__", "__len__", "__reversed__"),
@@ -533,8 +551,8 @@ LOOKS = frozenset(
     }
 )
 
-#: Methods that ask the members too, which may have to load something to answer.  Every
-#: method in neither set, an application's own included, is taken to change things.
+#: Methods that call methods of the members too, which may load something.  A method in
+#: neither set, also one that the application has defined, counts as a write.
 COMPARES = frozenset(
     {
         *("__add__", "__and__", "__contains__", "__eq__", "__format__", "__ge__"),

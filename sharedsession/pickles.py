@@ -1,12 +1,12 @@
-"""Pickling and copying mapped objects while other threads load or expire them.
+"""Pickle and copy mapped objects while other threads load or expire them.
 
-``pickle`` and ``copy`` take an object apart by its ``__reduce_ex__()`` and walk what
-that returns later, outside of any operation.  So what it returns here is a snapshot,
-made as one operation, in which no class is ours.
+``pickle`` and ``copy`` reduce an object by its ``__reduce_ex__()`` and iterate over the
+result later, outside of any operation.  Therefore the result here is a snapshot, which
+is made as one operation and contains no class of this library.
 
-An object and its state are taken apart in two calls, and what was expired between the
-two would be missing from both.  So whichever comes first takes both apart, and the
-second call of the same thread returns what was taken then.
+An object and its state are reduced in two calls.  An attribute that is expired between
+the two calls would be missing from both results.  Therefore the first call reduces both
+the object and the state, and the second call of the same thread returns the other half.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .terms import READ
 
 
 class _Half(threading.local):
-    """The half that this thread took apart and has not asked for yet."""
+    """The half of a reduced pair that this thread has not asked for yet."""
 
-    #: The state, weakly: what a copy leaves here must keep no object alive.
+    #: A weak reference to the state: a forgotten half must keep no object alive.
     state: Any = None
-    #: What the object or the state was reduced to; one of the two is None.
+    #: The reduced object and the reduced state; one of the two is None.
     of_object: Any = None
     of_state: Any = None
 
@@ -36,7 +36,7 @@ class _Half(threading.local):
         self.of_object, self.of_state = of_object, of_state
 
     def take(self, state: Any) -> tuple[Any, Any]:
-        """Return both, or None for each if another state was taken apart last."""
+        """Return both fields, or None for each if another state was reduced last."""
         is_same = self.state is not None and self.state() is state
         taken = (self.of_object, self.of_state) if is_same else (None, None)
         self.state = self.of_object = self.of_state = None
@@ -50,10 +50,10 @@ _half = _Half()
 
 
 def guard_reduction(cls: type) -> None:
-    """Have objects of a mapped class taken apart under the guard of their session."""
+    """Have the objects of a mapped class reduced under the guard of their session."""
     plain: Any = cls.__reduce_ex__
     if not getattr(plain, "_is_guarded", False):
-        # Past a metaclass that would look for a column in it.
+        # Bypass a declarative metaclass, which would look for a column in the value.
         type.__setattr__(cls, "__reduce_ex__", _guarded_reduction(plain))
 
 
@@ -114,17 +114,17 @@ _plain_reduction = reduce_as(alchemy.InstanceState)
 
 
 def reduction_of(base: type) -> Any:
-    """The ``__reduce_ex__`` of a collection or a mutable value, which is guarded."""
+    """Return the ``__reduce_ex__`` of a guarded collection or mutable value."""
     plain = reduce_as(base)
     return lambda self, protocol: _snapshot(plain(self, protocol))
 
 
 def _snapshot(reduced: Any) -> Any:
-    """Copy what would be walked later: dictionaries of attributes, and iterators."""
+    """Copy the parts that are iterated later: dictionaries of attributes, iterators."""
     if isinstance(reduced, str) or len(reduced) < 3:
         return reduced
     function, args, contents, *items = reduced
-    if isinstance(contents, tuple):  # with the values of slots
+    if isinstance(contents, tuple):  # the __dict__ and the values of slots
         contents = tuple(map(_copy, contents))
     items = [it if it is None or callable(it) else iter([*it]) for it in items]
     return function, args, _copy(contents), *items

@@ -1,6 +1,7 @@
-"""Reading a loaded attribute, which takes no lock if nobody changes anything meanwhile.
+"""Optimistic reads of loaded attributes, the most frequent operation of all.
 
-No operation is as frequent in an application.
+A read takes no lock.  Its value counts if no other owner can have changed anything
+meanwhile; otherwise the attribute is read again, as an operation.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _find_guard = guards.get
 
 
 def getter_of(key: str, otherwise: Getter) -> Getter:
-    """The ``__get__`` of an attribute whose values are in its objects' ``__dict__``.
+    """Make the ``__get__`` of an attribute whose values are in ``__dict__`` of objects.
 
-    :param key: the attribute's name there.
-    :param otherwise: called with the same arguments if it takes more than a look.
+    :param key: the name of the attribute in ``__dict__``.
+    :param otherwise: called with the same arguments if an optimistic read fails.
     """
     state_key = alchemy.STATE_KEY
 
@@ -41,7 +42,7 @@ def getter_of(key: str, otherwise: Getter) -> Getter:
                 if guard.is_mine():
                     return value
         except KeyError:
-            pass  # not loaded, not mapped, or its session went away at this moment
+            pass  # not loaded, not mapped, or the session is just going away
         return otherwise(self, instance, owner)
 
     return __get__

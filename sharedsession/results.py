@@ -1,9 +1,10 @@
 """Results in memory, for several threads at once.
 
-A result of SQLAlchemy's is for one thread: its iterators are generators, which two
-threads cannot step at once, and fetching is several steps.  So a result whose rows are
-in memory changes its class in place, to one whose methods take turns at a lock of the
-result.  That lock is no guard: nobody waits in it for anything but memory.
+A plain result is not thread-safe: its iterators are generators, which two threads
+cannot advance at once, and a fetch takes several steps.  Therefore a result whose rows
+are in memory changes its class in place, to a subclass whose methods acquire a lock of
+the result.  This lock is not a guard, because its holder only reads memory and never
+waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Callable, Iterator
 from . import alchemy
 from .disguise import become, is_ours, like, per_class, subclass
 
-#: Methods that consume rows, and end before they return.
+#: Methods that consume rows and are done when they return.
 _CONSUMING = (
     *("_allrows", "_next_impl", "_only_one_row"),
     *("fetchone", "fetchmany"),
@@ -23,7 +24,7 @@ _CONSUMING = (
 _ENDING = ("_soft_close", "close")
 #: Methods that return an iterator over the rows.
 _ITERATING = ("_iter_impl", "partitions")
-#: Methods that return another result over the same rows, or this one.
+#: Methods that return the same result, or another result over the same rows.
 _FILTERING = ("columns", "mappings", "scalars", "tuples", "unique", "yield_per")
 
 _LOCK = "_sharedsession_lock"
@@ -108,7 +109,7 @@ def _filtering(function: Callable[..., Any]) -> Any:
 
 
 class _Iterator:
-    """An iterator whose steps several threads take in turns."""
+    """An iterator that several threads may advance, one at a time."""
 
     __slots__ = ("_lock", "_result", "_plain")
 
@@ -123,5 +124,5 @@ class _Iterator:
     def __next__(self) -> Any:
         with self._lock:
             if alchemy.was_consumed(self._result):
-                raise StopIteration  # by another iterator over the same rows
+                raise StopIteration  # another iterator has consumed the same rows
             return next(self._plain)

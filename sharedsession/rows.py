@@ -1,11 +1,10 @@
-"""Results: all rows in memory, or a stream that keeps the guard.
+"""Results: all rows in memory, or a stream that holds the guard.
 
-A result that is fetched piece by piece would go to the database, and turn rows into
-objects, long after the operation that made it.  So the rows of every result are
-fetched, and their objects made, before the operation ends; the result then deals them
-out from memory, in any thread and in several at once, at any time.  Only a result that
-was asked to stream does not: it is one long operation, and the guard is kept until its
-end.
+A plain result fetches rows from the database, and makes objects from them, after its
+operation has ended.  Therefore all rows of a result are fetched, and their objects are
+made, before the operation ends.  The result then returns them from memory, at any time,
+in any thread and in several threads at once.  The exception is a result that was asked
+to stream: the stream is one long operation, and the guard is held until its end.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ from .terms import LOAD, STREAM
 
 
 def settle(guard: Guard, result: Any) -> Any:
-    """Fetch what *result* would fetch later; to be called inside its operation."""
+    """Fetch all rows of *result*, or make it a stream, and return it.
+
+    Call this inside the operation that made *result*.
+    """
     if isinstance(result, alchemy.CursorResult):
         if alchemy.is_exhausted(result):
             own = alchemy.has_rows_of_its_own(result)
@@ -94,10 +96,10 @@ def _make_objects(guard: Guard, result: Any, session: Any) -> None:
 
 
 class _MadeObjects:
-    """Deals out rows whose objects are made, as long as the session has the objects.
+    """Iterator over rows whose objects are made already.
 
-    SQLAlchemy would make them only now, and refuse if the session was closed, or all
-    objects expunged, in the meantime: its identity map is another one then.
+    Raises the error that SQLAlchemy raises for a plain result if the session was closed
+    since, or all its objects were expunged: the session has a new identity map then.
     """
 
     __slots__ = ("_session", "_identity_map", "_rows")
@@ -105,7 +107,7 @@ class _MadeObjects:
     def __init__(self, session: Any, rows: list[Any]) -> None:
         self._session = session
         self._identity_map = None if session is None else session.identity_map
-        self._rows = iter(rows)  # one step of a list's iterator is whole by itself
+        self._rows = iter(rows)  # next() on the iterator of a list is atomic
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -198,12 +200,15 @@ def _stream(guard: Guard, result: Any, cursor_result: Any) -> None:
             if isinstance(result, alchemy.ChunkedIteratorResult):
                 result.chunks = _guarded_chunks(hold, result.chunks)
     except BaseException:
-        hold.release()  # nobody will get the result that would have ended it
+        hold.release()  # the caller gets no result that could end the stream
         raise
 
 
 def _fetch(hold: Hold, function: Callable[..., Any], *args: Any) -> Any:
-    """One step of a stream: an operation of the caller, which takes the stream over."""
+    """Run one step of a stream as an operation of the caller.
+
+    The caller takes over the hold of the stream first.
+    """
     return run_in(hold, LOAD, function, *args)
 
 
@@ -219,22 +224,22 @@ def _guarded_chunks(hold: Hold, chunks: Callable[..., Any]) -> Any:
 
 
 class _Streaming:
-    """What a strategy of SQLAlchemy's does in a stream: the same, inside the guard.
+    """Mixin for SQLAlchemy's cursor fetch strategies: each fetch runs under the guard.
 
-    Whatever ends the stream, be it the last row, ``close()``, an error or the
-    collector, closes the cursor first and gives the guard back then.
+    A stream ends by its last row, by ``close()``, by an error or by garbage collection.
+    In each case the cursor is closed first and the guard is released afterwards.
     """
 
     __slots__ = ()
 
-    # Of the subclasses that are made below.
+    # Fields of the subclasses that are made below.
     hold: Hold
     close_cursor: Callable[[], None]
 
     def yield_per(self, result: Any, cursor: Any, num: int) -> None:
         plain: Any = super()
         _fetch(self.hold, plain.yield_per, result, cursor, num)
-        if result.cursor_strategy is not self:  # some put another in their place
+        if result.cursor_strategy is not self:  # some strategies replace themselves
             result.cursor_strategy = _streaming(result, self.hold)
 
     def fetchone(self, result: Any, cursor: Any, hard_close: bool = False) -> Any:
@@ -268,19 +273,23 @@ class _Streaming:
             raise
 
     def _end(self, result: Any) -> None:
-        # What the result would do next, while the guard is still kept for it.
+        # The result would clear its cursor next; do it while the guard is still held.
         alchemy.let_go_of_cursor(result)
         run_in(self.hold, LOAD, self.close_cursor)
         self.hold.release()
 
     def _give_up(self) -> None:
-        """The result counts as closed and will not come back to do the rest."""
+        """Let the next owner close the cursor.
+
+        The result is marked as closed already and does not call its strategy again.
+        """
         self.hold.guard.leave_behind(self.close_cursor)
         self.hold.release()
 
     def __del__(self) -> None:
         if hasattr(self, "hold") and self.hold.is_open:
-            # Any thread, any line: the cursor waits for the next one that comes in.
+            # The collector runs in any thread, at any line, and cannot enter the guard.
+            # The next owner closes the cursor.
             self.hold.guard.leave_behind(self.close_cursor)
             self.hold.guard.forsake(self.hold)
 
@@ -292,7 +301,7 @@ def _streaming_class(base: Any) -> Any:
 
 
 def _streaming(result: Any, hold: Hold) -> Any:
-    """The same strategy as *result* has now, for a stream that keeps *hold*."""
+    """Copy the present strategy of *result* for a stream that keeps *hold*."""
     plain = result.cursor_strategy
     streaming = object.__new__(_streaming_class(type(plain)))
     for cls in type(plain).__mro__:
@@ -300,5 +309,5 @@ def _streaming(result: Any, hold: Hold) -> Any:
             if hasattr(plain, name):
                 setattr(streaming, name, getattr(plain, name))
     streaming.close_cursor = alchemy.closer_of_cursor(result)
-    streaming.hold = hold  # last: with it, it is complete
+    streaming.hold = hold  # last, because __del__ releases the hold once it is set
     return streaming

@@ -1,8 +1,8 @@
-"""Savepoints that SQLite's driver takes for transactions.
+"""Check savepoints on SQLite, whose driver may begin no transaction around them.
 
-By default Python's driver begins no transaction before the first INSERT, UPDATE, DELETE
-or REPLACE.  A SAVEPOINT that comes before is the transaction itself, so its RELEASE
-commits, and nothing can undo a unit of work afterwards.
+By default Python's ``sqlite3`` begins a transaction only before the first INSERT,
+UPDATE, DELETE or REPLACE.  If a SAVEPOINT comes before these, the savepoint itself is
+the transaction: its RELEASE commits, and a unit of work cannot be undone afterwards.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from .errors import SharedSessionError
 
 
 class Unit(enum.Enum):
-    """What is to become of a unit's savepoint when the unit ends well."""
+    """What follows the savepoint of a unit of work when the unit succeeds."""
 
-    #: A commit of the whole transaction follows.
+    #: The whole transaction is committed.
     COMMITTED = enum.auto()
-    #: It is left to the transaction around it, which may be rolled back.
+    #: The surrounding transaction goes on and may still be rolled back.
     LEFT = enum.auto()
 
 
 def make_savepoint_of(transaction: SessionTransaction, unit: Unit) -> None:
-    """Have a savepoint that was not sent to the database yet checked as it is."""
+    """Have the savepoint of a unit checked when it is sent to the database."""
     if type(transaction) is SessionTransaction:  # of a session without a guard
         transaction.__class__ = _CheckedSavepoint
     transaction.unit = unit  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ class _CheckedSavepoint(SessionTransaction):
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
         if not alchemy.has_connection(self, bind):
             check_savepoint(self, bind, execution_options)
-            execution_options = None  # they are applied
+            execution_options = None  # check_savepoint() has applied them
         plain: Any = super()._connection_for_bind
         return plain(bind, execution_options)
 
@@ -48,7 +48,9 @@ class _CheckedSavepoint(SessionTransaction):
 def check_savepoint(transaction: Any, bind: Any, execution_options: Any) -> None:
     """Refuse a unit that SQLite would commit early, before its SAVEPOINT is sent.
 
-    If the unit commits anyway, begin a transaction around it instead.
+    If a commit follows the unit anyway, begin a transaction around the unit instead.
+
+    :raises SharedSessionError: if the unit could not be undone by a later rollback.
     """
     connection = transaction.parent._connection_for_bind(bind, execution_options)
     driver = alchemy.driver_connection(connection)

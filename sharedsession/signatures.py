@@ -1,7 +1,7 @@
 """Functions that have the signature of another function.
 
-``functools.wraps`` shows it to ``inspect.signature()`` only.  SQLAlchemy looks at code
-objects, so it makes such functions as SQLAlchemy does for itself.
+``functools.wraps`` is not enough, because only ``inspect.signature()`` respects it and
+SQLAlchemy reads code objects.  SQLAlchemy's own decorator makes such functions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from .disguise import like
 
 
 def as_function(function: Any, body: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that looks like *function* and calls *body*.
+    """Return a function with the signature of *function* that calls *body*.
 
-    :param body: called with *function* first, then with the arguments.
+    :param body: called with *function* as the first argument, then the arguments of the
+      call.
     """
     if not _has_plain_signature(function):
 
@@ -34,6 +35,6 @@ def _has_plain_signature(function: Any) -> bool:
     """Whether SQLAlchemy's decorator can make a function with the same signature."""
     return (
         inspect.isfunction(function)
-        and function.__name__.isidentifier()  # unlike that of a lambda
+        and function.__name__.isidentifier()  # False for a lambda
         and not function.__code__.co_posonlyargcount
     )

@@ -1,4 +1,4 @@
-"""Telling statements that only read from those that change something."""
+"""Tell statements that only read from statements that write."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ _READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
 
 
 def access_of(statement: Any, options: Any = None) -> Access:
-    """What executing *statement* does: ``LOAD`` if it is known to only read.
+    """Return ``LOAD`` if *statement* is known to only read, otherwise ``WRITE``.
 
-    Text counts as reading if it begins with SELECT or VALUES; WITH may begin an UPDATE,
-    too, so it counts as a change.  A SELECT that is to overwrite what is loaded counts
-    as one as well.
+    Text is known to read if it begins with SELECT or VALUES.  Text that begins with
+    WITH counts as a write, because it may be an UPDATE.  A SELECT with
+    ``populate_existing`` counts as a write, because it overwrites loaded values.
+
+    :param options: the execution options of the call, or ``None``.
     """
     cls: Any = type(statement)
     kind = _kind_of(cls)
@@ -52,7 +54,7 @@ class _Kind(enum.Enum):
     TEXT = enum.auto()
     AROUND_ANOTHER = enum.auto()
     SELECT = enum.auto()
-    BY_ITSELF = enum.auto()  # a lambda, say: only the statement knows what it is
+    BY_ITSELF = enum.auto()  # depends on the statement, for example a lambda
     OTHER = enum.auto()
 
 
@@ -80,17 +82,17 @@ def _access_of_text(text: str) -> Access:
     return access
 
 
-#: What executing a text does, and the classes of statements that are one thing always:
-#: true for a SELECT, false for a text.
+#: The access of each known text.
 known_texts: dict[str, Access] = {}
+#: True for classes whose statements are always SELECTs, False for classes of texts.
 known_kinds: dict[type, bool] = {}
 
 
 def is_known_change(statement: Any) -> bool:
-    """Whether *statement* is sure to change data, and no BEGIN, SAVEPOINT or SET.
+    """Whether *statement* certainly changes data.
 
-    Those are executed on a connection by SQLAlchemy, or by listeners of its events, as
-    parts of whatever operation needs a transaction first.
+    False for BEGIN, SAVEPOINT and SET: SQLAlchemy, or an event listener, executes these
+    as a part of any operation that needs a transaction first.
     """
     if isinstance(statement, sa.TextClause):
         statement = statement.text
@@ -100,7 +102,7 @@ def is_known_change(statement: Any) -> bool:
 
 
 def has_changes_within(statement: Any) -> bool:
-    """Whether an INSERT, UPDATE or DELETE hides in a SELECT, as a CTE of it."""
+    """Whether *statement* has an INSERT, UPDATE or DELETE in it, such as a CTE."""
     if not isinstance(statement, sa.ClauseElement):
         return False
     return any(isinstance(each, sa.UpdateBase) for each in iterate(statement))

@@ -1,4 +1,4 @@
-"""Setting an attribute, as one operation."""
+"""Set an attribute as one operation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _find_guard = guards.get
 
 
 def setter_of(impl: Any, state_key: str, otherwise: Setter) -> Setter:
-    """The ``__set__`` of an attribute whose values are in its objects' ``__dict__``.
+    """Make the ``__set__`` of an attribute whose values are in ``__dict__`` of objects.
 
-    :param impl: what is behind the attribute; its ``set_unguarded()`` is called.
-    :param state_key: where the state of an object is in its ``__dict__``.
-    :param otherwise: called with the same arguments for an object without a state.
+    :param impl: the implementation of the attribute; its ``set_unguarded()`` is called.
+    :param state_key: the key of an object's state in its ``__dict__``.
+    :param otherwise: called with the same arguments if the object has no state.
     """
     set_unguarded = impl.set_unguarded
 

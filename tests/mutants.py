@@ -258,7 +258,7 @@ MUTANTS = [
     Mutant(
         "a window opens after a flush",
         "operations",
-        "        guard.may_open = False  # it is a change\n",
+        "        guard.may_open = False  # no window after a change\n",
         "        pass\n",
         WINDOWS,
     ),
