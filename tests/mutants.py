@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant(
         "the monitor lets somebody in without closing the gate",
         "monitor",
-        "            return False  # an operation is in, by the gate\n",
+        "            return False  # an operation is inside by the gate\n",
         "            pass\n",
         SCHEDULES,
     ),
@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "a hold that was forgotten is looked for once",
         "monitor",
-        "                    continue  # somebody did it; look again when",
-        "                    return  # somebody did it; look again when",
+        "                    continue  # done by another thread; check",
+        "                    return  # done by another thread; check",
         f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
