@@ -1,7 +1,7 @@
 """The errors of the library.
 
-Every one is a :class:`SharedSessionError`, which is one of SQLAlchemy's
-``InvalidRequestError``: code that catches SQLAlchemy's errors catches these.
+Each error is a :class:`SharedSessionError`, which is a subclass of SQLAlchemy's
+``InvalidRequestError``: code that catches SQLAlchemy's errors catches these, too.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ class SharedSessionError(sa_exc.InvalidRequestError):
 
 
 class LockTimeout(SharedSessionError, TimeoutError):
-    """The guard could not be had in the time that was given."""
+    """The guard was not acquired within the timeout."""
 
 
 class ConcurrentAccessError(SharedSessionError):
-    """A thread met another one in a session that does not let it wait."""
+    """A thread or task met another one in a session where it must not wait."""
 
 
 class DeadlockError(SharedSessionError):
-    """Waiting would never end: the holder waits for something of the asker's."""
+    """Waiting would never end: the owner waits for something that the waiter holds."""
 
 
 class UpgradeError(SharedSessionError):
-    """A write was asked for inside a read section."""
+    """A write was attempted inside a read section."""
 
 
 class WorkLostError(SharedSessionError, sa_exc.PendingRollbackError):
     """Another thread threw away work that this thread had in the transaction.
 
-    Raised once, at this thread's next operation; its own ``rollback()`` or
-    ``close()`` clears it without raising.
+    Raised once, at this thread's next operation.  Its own ``rollback()`` or ``close()``
+    clears the error without raising it.
     """
 
 

@@ -1,8 +1,8 @@
-"""The guard of a session: one owner inside, and what the library and people ask of it.
+"""The guard of a session: what the library and its users call on top of the monitor.
 
-It adds to the monitor what is done with an admission: single operations, sections,
-blocks and streams; the checks of who asks; notes for whoever comes in next; and what
-becomes of an owner or a process that is no more.
+The monitor admits owners.  The guard adds the uses of an admission (operations,
+sections, blocks, streams), the checks of each new owner, work that is deferred to the
+next owner, statistics and reports, and the cleanup after a dead owner or a fork.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _guard_numbers = itertools.count(1)
 class Guard(Monitor):
     """Decides which thread may be inside a session.
 
-    Like a :class:`threading.RLock`, but it knows its holder, can be shared by readers,
-    notices what would never end, and tells what it has seen.  Sessions make their own;
-    use :attr:`SharedSession.guard` to look at it.
+    Like a :class:`threading.RLock`, but a guard names its owner, can be shared by
+    readers, raises where waiting would never end, and keeps statistics.  Each session
+    makes its own guard; read it as :attr:`SharedSession.guard`.
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class Guard(Monitor):
 
     @classmethod
     def check_lock_object(cls, lock: Any) -> None:
-        """Raise if guards of this class cannot stand on a lock object."""
+        """Raise if guards of this class cannot use a lock object."""
 
     def __init__(
         self,
@@ -95,20 +95,22 @@ class Guard(Monitor):
             make_mutex=make_mutex,
             make_gate=make_gate,
         )
-        #: Later guards have higher numbers; several are acquired in this order.
+        #: Grows with each guard that is made.  Several guards are acquired in the order
+        #: of their numbers.
         self.number = next(_guard_numbers)
-        #: The session, if there is one, and it is alive.
+        #: Returns the session, or ``None`` if there is none or it was collected.
         self.session: Callable[[], Any] = _no_session
-        #: The owner whose work in the present transaction was noted last.
+        #: The last owner whose work in the present transaction was noted.
         self.worker: Owner | None = None
         #: Called with an owner that left work in the transaction.
         self.note_work: Callable[[Owner], None] = _no_note
-        #: Called when a second owner first comes in; refuses it by raising.
+        #: Called when a second owner first enters; refuses that owner by raising.
         self.second_owner: Callable[[Owner], None] = _no_note
-        #: Whose operation raised last, and what: it may have broken the transaction.
+        #: The owner whose operation raised last, and the class name of the error, which
+        #: may have broken the transaction.
         self.failed: tuple[Owner, str] | None = None
-        #: Does what makes for attention; called with the owner that came in and what
-        #: for.
+        #: Handles the reasons for ``attention``; called with the owner that entered and
+        #: the access of its operation.
         self.attend: Callable[[Owner, Access], None] | None = None
         self._process = os.getpid()
         self._chores: deque[Callable[[], None]] = deque()
@@ -117,7 +119,7 @@ class Guard(Monitor):
     # -- one operation
 
     def enter(self, me: Owner, access: Access) -> None:
-        """Let *me* in for one operation, or wait; otherwise like :meth:`come_in`."""
+        """Like :meth:`come_in`, but wait if the guard is not free."""
         if self.checks_askers and self.sole is not me:
             self._check_asker(me)
         if self.come_in(me):
@@ -128,7 +130,8 @@ class Guard(Monitor):
             mine = self._owner is me or self._loader is me
             reads = self._is_reading(me)
             joins = mine or self._may_join(me)
-            # If the turn is not restricted, another thread is ending it at this moment.
+            # If the turn is not read-only any more, another thread is ending the
+            # section at this moment.
             only_reads = reads or self._loader is me or (joins and self.restricted)
             if only_reads and access is not READ and access is not LOAD:
                 self.refuse_write()
@@ -142,18 +145,21 @@ class Guard(Monitor):
             self.attend_to(me, access)
 
     def attend_to(self, me: Owner, access: Access) -> None:
-        """Deal with what makes for attention; to be called inside, first of all."""
-        me.busy = False  # inside: what is done here may use the session
+        """Handle the reasons for ``attention``.
+
+        Call this inside, before anything else of the operation.
+        """
+        me.busy = False  # *me* is inside, and ``attend()`` may use the session
         if self.attend is not None:
             self.attend(me, access)
         else:
             self.attention = self.unsettled = False  # there is no session
 
     def exclude_others(self, me: Owner) -> bool:
-        """Make *me*, which is inside for one operation, exclusive; whether it is then.
+        """Make the operation of *me* exclusive; return whether it is exclusive now.
 
-        Not inside a read section.  Others may come in before: whoever asks has to look
-        again at what it found.
+        A load inside a read section stays as it is.  Other owners may enter before *me*
+        is exclusive, so the caller must check again what it has read.
         """
         if self._loader is me and not self._is_reading(me):
             with self._mutex:
@@ -175,10 +181,10 @@ class Guard(Monitor):
         )
 
     def check_may_execute(self) -> None:
-        """Refuse a statement where another one is under way."""
+        """Refuse a statement while another statement runs."""
 
     def check_may_relate(self) -> None:
-        """Refuse a change to what belongs to what, where it would be lost."""
+        """Refuse a change of a relationship that would be lost."""
 
     # -- sections, blocks and streams
 
@@ -203,7 +209,7 @@ class Guard(Monitor):
         return self._take(hold, timeout, restricts=alone)
 
     def reads_only(self) -> bool:
-        """Whether the asker is in a read section, or in an operation inside one."""
+        """Whether the caller is in a read section, or in an operation inside one."""
         if not self.restricted and not self.reading:
             return False
         me = self.asker()
@@ -214,7 +220,7 @@ class Guard(Monitor):
         return self._loader is me or self._is_reading(me)
 
     def keep(self, what: str) -> Hold:
-        """Keep the guard beyond the operation that runs now: for a stream."""
+        """Keep the guard after the present operation ends, for a stream."""
         me = self.asker()
         self._move_in(me)
         hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
@@ -224,10 +230,12 @@ class Guard(Monitor):
         return hold
 
     def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
-        """End the streams that *me* began in an operation which raised.
+        """End the streams that *me* began in an operation that raised.
 
-        Nobody has them.  Those of another owner, for which *me* was waiting when it
-        gave up, go on.
+        Their results were never returned, so no caller could close them.  If *me* gave
+        up waiting for another owner's stream, that stream goes on.
+
+        :param before: the numbers of the holds from before the operation.
         """
         if not self.is_exclusive(me) and self._loader is not me:
             return
@@ -260,7 +268,8 @@ class Guard(Monitor):
                 self.attend_to(me, CHANGE)
             if self.forsaken:
                 self.reap()
-            # The last call: after it an interrupt would leave the hold to nobody.
+            # Keep this the last call: an interrupt in a later call would lose the hold,
+            # because the caller does not have it yet.
             me.keeps(self)
         except BaseException:
             if anew:
@@ -272,7 +281,10 @@ class Guard(Monitor):
         return hold
 
     def _note_whatever_it_got(self, hold: Hold) -> None:
-        """Before it is released: an interrupt came at the gate, or after it."""
+        """Register *hold* if an interrupted acquisition did reach the guard.
+
+        Otherwise releasing *hold* would not release the guard.
+        """
         me = hold.owner
         if self.is_exclusive(me):
             self._move_in(me)
@@ -282,13 +294,13 @@ class Guard(Monitor):
             self.reading[me].holds.add(hold.number)
 
     def _join(self, hold: Hold, restricts: bool) -> bool:
-        """Note *hold* if its owner is in already; whether it is.
+        """Register *hold* if its owner is inside already; return whether it is.
 
-        Under the mutex, like :meth:`go_on`.
+        Takes the mutex for the same reason as :meth:`go_on`.
         """
         me = hold.owner
         if self._owner is not me and self._loader is not me and me not in self.reading:
-            return False  # nobody else would let it in
+            return False  # no mutex: no other thread puts *me* inside meanwhile
         with self._mutex:
             if hold.mode is SHARED:
                 mine = me in self.reading
@@ -310,10 +322,10 @@ class Guard(Monitor):
         self._settle_rights()
 
     def downgrade(self, hold: Hold) -> None:
-        """Let readers in beside an exclusive *hold*, and nobody in between.
+        """Turn an exclusive *hold* into a shared one; no other owner enters in between.
 
-        Where there is no sharing, or something else keeps the guard exclusive, only
-        the right to change things goes.
+        If the kind does not share, or if another hold or an operation keeps the guard
+        exclusive, the turn only becomes read-only.
         """
         me = hold.owner
         with self._mutex:
@@ -332,10 +344,10 @@ class Guard(Monitor):
             me.busy = False
         self.reap()
 
-    # -- what is left for the next one
+    # -- work deferred to the next owner
 
     def leave_behind(self, chore: Callable[[], None]) -> None:
-        """Have *chore* done by the next owner that comes in; never waits."""
+        """Let the next owner that enters run *chore*; never wait."""
         self._chores.append(chore)
         self.attention = True
 
@@ -343,14 +355,18 @@ class Guard(Monitor):
         return bool(self._chores)
 
     def do_chores(self, me: Owner) -> None:
-        """Do what was left behind; to be called inside."""
+        """Run the deferred work; call this inside."""
         while self._chores:
             self._chores.popleft()()
 
-    # -- who asks
+    # -- checks of each new owner
 
     def _check_asker(self, me: Owner) -> None:
-        """What the only owner so far need not be asked."""
+        """Check an owner that is not the only one so far; refuse it by raising.
+
+        Refused are the child of a fork, a stranger to a confined session, and whatever
+        second owner ``second_owner()`` refuses.
+        """
         if self._process != os.getpid():
             raise ForkedSessionError(
                 "This session was made in process "
@@ -380,7 +396,7 @@ class Guard(Monitor):
         return sole.ident is not None and not sole.is_alive()
 
     def _is_of_same_thread(self, me: Owner, sole: Any) -> bool:
-        """Whether *me* is of the only thread that has come in so far."""
+        """Whether *me* runs in the only thread that has entered so far."""
         if self.kind is Kind.CONFINE or not isinstance(sole, Owner):
             return False
         return (sole.ident, sole.native_id) == (me.ident, me.native_id)
@@ -398,13 +414,15 @@ class Guard(Monitor):
         return f"thread {flow.name!r}"
 
     def hand_over(self, thread: Any = None) -> None:
-        """Pass a confined session on.
+        """Make another thread the owner of a confined session.
 
-        :param thread: the thread that owns it from now on; ``None``, the default, for
-            whoever uses it next.
-        :raises ConcurrentAccessError: if another thread owns it.
-        :raises SharedSessionError: if the kind is not ``"confine"``, or a section is
-            open.
+        Call this in the thread that owns the session.
+
+        :param thread: the new owner, for an asyncio session a task; ``None``, the
+            default, for the next thread that uses the session.
+        :raises ConcurrentAccessError: if another thread owns the session.
+        :raises SharedSessionError: if the kind is not ``"confine"``, if a section or a
+            stream is open, or if *thread* is no thread.
         """
         if self.kind is not Kind.CONFINE:
             raise SharedSessionError(
@@ -426,11 +444,11 @@ class Guard(Monitor):
             self.sole = thread
         self.reap()
 
-    # -- what a person wants to know
+    # -- reports
 
     @property
     def held(self) -> Literal["exclusive", "shared"] | None:
-        """How the calling thread holds this guard."""
+        """How the calling thread holds this guard; ``None`` if it does not."""
         me = self.asker()
         if self.is_exclusive(me):
             return "exclusive"
@@ -438,18 +456,18 @@ class Guard(Monitor):
 
     @property
     def is_shared(self) -> bool:
-        """Whether more than one owner has come in so far."""
+        """Whether more than one owner has entered so far."""
         return not self.checks_askers
 
     @property
     def owner(self) -> Any:
-        """The thread (or the task) that is exclusive, if one is."""
+        """The thread (or the task) that is exclusive, or ``None``."""
         owner = self._owner or self._in_by_gate()
         return None if owner is None else owner.flow
 
     @property
     def readers(self) -> tuple[Any, ...]:
-        """The threads (or the tasks) in read sections that share."""
+        """The threads (or the tasks) in shared read sections."""
         with self._mutex:
             readers = tuple(owner.flow for owner in self.reading)
         self.reap()
@@ -457,15 +475,15 @@ class Guard(Monitor):
 
     @property
     def waiting(self) -> tuple[Any, ...]:
-        """The threads (or the tasks) that wait, in the order of their arrival."""
+        """The threads (or the tasks) that wait, in order of arrival."""
         with self._mutex:
             waiters = [*self._before, *self.queue]
         self.reap()
         return tuple(waiter.owner.flow for waiter in waiters)
 
     def stats(self) -> GuardStats:
-        """Return the figures so far."""
-        with self._mutex:  # those inside count from when they leave
+        """Return the figures since this guard was made."""
+        with self._mutex:  # an exclusive operation counts once it has ended
             stats = GuardStats(
                 self._shared_entries + self.last_version - self._windows,
                 self._contended,
@@ -492,10 +510,10 @@ class Guard(Monitor):
             "A guard cannot be pickled: it is about the threads of this process."
         )
 
-    # -- owners and processes that are no more
+    # -- dead owners and forks
 
     def bury(self, owner: Owner) -> None:
-        """Release what an owner that has ended still held."""
+        """Release what a dead *owner* still held."""
         with self._mutex:
             inside = self._owner or self._loader
             held = inside is not None and inside.party is owner
@@ -514,10 +532,11 @@ class Guard(Monitor):
             logger.warning("%s ended while it held a guard; released", owner.name)
 
     def _end_turn_of_ended(self) -> None:
-        """End the turn of an owner that has ended, unless it goes on without it.
+        """End the turn of a dead owner, except for holds that have moved.
 
-        A stream or a block that moved belongs to its object: the next owner that uses
-        it takes it over, and it ends at the latest when the object is collected.
+        A stream or a block that moved belongs to its object.  The next owner that uses
+        the object takes the hold over; it ends at the latest when the object is
+        collected.
         """
         left = {n: what for n, what in self.holds.items() if what in GO_ON}
         if left:
@@ -529,8 +548,9 @@ class Guard(Monitor):
             self._drop()
 
     def disown(self) -> None:
-        """Make everybody come to be refused: this is the child of a fork."""
-        self._set_mutex(threading.RLock())  # the old one may be held by nobody
+        """Refuse every owner from now on, because this is the child of a fork."""
+        # A thread that exists in the parent only may hold the old mutex.
+        self._set_mutex(threading.RLock())
         self.checks_askers = True
         self.sole = None
         self.version = None
@@ -543,14 +563,14 @@ class Guard(Monitor):
 
 
 def _no_session() -> None:
-    """For a guard that somebody made to look at."""
+    """Return None: the session of a guard that was made without one."""
 
 
 def _no_note(owner: Owner) -> None:
-    """For a guard without a session: there is no transaction to lose work of."""
+    """Do nothing: without a session there is no transaction with work to lose."""
 
 
-#: Every guard alive, for those two events that concern all of them.
+#: All living guards: the death of an owner and a fork concern every one.
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
@@ -558,14 +578,14 @@ def _bury_everywhere(owner: Owner) -> None:
     for guard in list(_guards):
         try:
             guard.bury(owner)
-        except Exception:  # an application's lock may refuse to be released
+        except Exception:  # a lock object may refuse to be released
             logger.exception(
                 "%s ended, and %r could not be released", owner.name, guard
             )
 
 
 def disown_all() -> None:
-    """In the child of a fork: all guards are the parent's."""
+    """Disown every guard in the child of a fork, because all belong to the parent."""
     for guard in list(_guards):
         guard.disown()
 

@@ -1,4 +1,4 @@
-"""What a guard hands out and keeps while somebody is in it or waits for it."""
+"""What a guard keeps for the owners inside and for its waiters."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _hold_numbers = itertools.count(1)
 class Hold:
     """A guard kept beyond one operation: by a section, a block, or a stream.
 
-    The guard knows a hold by its number only, so that a hold which everybody forgot is
-    collected, and gives back what it kept.
+    The guard only stores the number of a hold.  Therefore a hold that the application
+    forgot is collected, and releases the guard then.
     """
 
-    is_open = False  # until it is all there
-    #: Whether it has been taken away, but what it kept was not given back yet.
+    is_open = False  # until ``__init__()`` is done
+    #: Whether the hold was removed from the guard, but the guard is not released yet.
     is_ending = False
-    #: Whether its section was left, though it could not be released at once.
+    #: Whether its section was left, although the hold could not be released at once.
     is_finished = False
 
     def __init__(
@@ -44,17 +44,17 @@ class Hold:
         self.is_open = True
 
     def take_over(self) -> Owner:
-        """Make the caller the owner of the turn; return the owner before."""
+        """Make the caller the owner of the turn; return the former owner."""
         former = self.owner
         if self.is_open and self.guard.asker() is not former:
             self.guard.take_over(self)
         return former
 
     def forget_if_busy(self) -> bool:
-        """Forget this hold if its end comes from a finalizer that cannot work now.
+        """Abandon this hold if the caller is a finalizer that cannot use the guard now.
 
-        Work that such a finalizer would end, by a rollback for instance, is ended by
-        the next owner, as for every section that was left without an end.
+        The next owner then does what is left to do, such as a rollback, as after every
+        section that was abandoned.
         """
         if not self.guard.asker().busy:
             return False
@@ -62,7 +62,7 @@ class Hold:
         return True
 
     def release(self) -> None:
-        """Give it back; nothing if that was done before.  Any thread may call this."""
+        """Release the guard; do nothing the second time.  Any thread may call this."""
         self.guard.let_go(self)
 
     def __del__(self) -> None:
@@ -71,13 +71,13 @@ class Hold:
 
 
 class WindowOpened(Exception):
-    """Whoever waited to come in for a look can look without coming in."""
+    """Raised in a waiter that only wants to read: it can read optimistically now."""
 
 
 class Waiter:
     """One owner in the queue; ``parked`` is released to wake it.
 
-    All but ``parked`` is changed under the mutex of its guard.
+    All other fields are changed under the mutex of its guard.
     """
 
     __slots__ = (
@@ -126,7 +126,7 @@ class Waiter:
 
 
 class Reading:
-    """One owner's read sections, the outermost of which acquired the guard."""
+    """The read sections of one owner; the outermost one acquired the guard."""
 
     __slots__ = ("since", "holds")
 

@@ -1,4 +1,4 @@
-"""The kinds of lock by name, and the locks that applications bring along."""
+"""The argument ``lock=``: kinds of lock by name, and adapters of lock objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .terms import EXCLUSIVE, Kind, Mode
 
 @runtime_checkable
 class RLockLike(Protocol):
-    """A reentrant lock in the manner of :class:`threading.RLock`."""
+    """A reentrant lock with the methods of :class:`threading.RLock`."""
 
     def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
 
@@ -23,14 +23,14 @@ class RLockLike(Protocol):
 
 @runtime_checkable
 class RWLockLike(Protocol):
-    """A reader/writer lock in the manner of the package readerwriterlock."""
+    """A reader/writer lock with the methods of the package readerwriterlock."""
 
     def gen_rlock(self) -> Any: ...
 
     def gen_wlock(self) -> Any: ...
 
 
-#: What ``lock=`` takes.
+#: The types that ``lock=`` takes.
 LockArgument = Union[str, RLockLike, RWLockLike, None]
 
 #: The names that ``lock=`` takes.
@@ -42,7 +42,7 @@ def make_guard(
     timeout: float | None = None,
     guard_class: type[Guard] = Guard,
 ) -> Guard | None:
-    """Return a new guard for what was given as ``lock=``; ``None`` for off."""
+    """Return a new guard for the argument ``lock=``; ``None`` for ``"off"``."""
     if lock is None or lock == "off":
         return None
     if isinstance(lock, str):
@@ -66,14 +66,14 @@ def _name_of(lock: Any) -> str:
 
 
 class _ForeignExclusive:
-    """An application's RLock; several guards may stand on one."""
+    """Adapter of an RLock-like object, which several guards may use."""
 
     shares = False
 
     def __init__(self, lock: RLockLike) -> None:
         self._lock = lock
         self.name = _name_of(lock)
-        #: The owners that have it, and through which guards: once through each.
+        #: The owners of the lock, each with the guard through which it has the lock.
         self._held: dict[tuple[Owner, object], bool] = {}
 
     def acquire(
@@ -86,11 +86,11 @@ class _ForeignExclusive:
 
     def release(self, owner: Owner, through: object) -> None:
         if (owner, through) in self._held:
-            # In this order no interrupt can come in between.
+            # In this order no interrupt can separate the two steps.
             del self._held[owner, through]
             try:
                 self._lock.release()
-            except Exception:  # this thread may not
+            except Exception:  # the lock belongs to another thread
                 self._held[owner, through] = True
                 raise
 
@@ -102,10 +102,10 @@ class _ForeignExclusive:
 
 
 class _ForeignReadWrite:
-    """An application's reader/writer lock, which counts its readers itself.
+    """Adapter of a reader/writer lock object, which counts its readers itself.
 
-    Such a lock is not reentrant, so an owner that comes through a second guard shares
-    what it has through the first one.
+    Such a lock is not reentrant.  Therefore an owner that enters through a second guard
+    shares the side of the lock that it has through the first guard.
     """
 
     shares = True
@@ -113,9 +113,9 @@ class _ForeignReadWrite:
     def __init__(self, lock: RWLockLike) -> None:
         self._lock = lock
         self.name = _name_of(lock)
-        #: The side of the lock that an owner has, and whether it excludes others.
+        #: The side of the lock that an owner has, and whether that side is exclusive.
         self._sides: dict[Owner, tuple[Any, bool]] = {}
-        #: The guards that an owner has it through.  Written by that owner alone.
+        #: The guards through which an owner has the lock; written by that owner alone.
         self._guards: dict[Owner, list[object]] = {}
 
     def acquire(
@@ -124,7 +124,7 @@ class _ForeignReadWrite:
         if owner in self._sides:
             exclusive = self._sides[owner][1]
             if mode is EXCLUSIVE and not exclusive:
-                return False  # an upgrade: it would wait for itself
+                return False  # an upgrade would make the owner wait for itself
         else:
             exclusive = mode is EXCLUSIVE
             side = self._lock.gen_wlock() if exclusive else self._lock.gen_rlock()
@@ -156,7 +156,7 @@ class _ForeignReadWrite:
 
 _Foreign = Union[_ForeignExclusive, _ForeignReadWrite]
 
-#: One adapter for each lock, so that guards on one lock know each other's holders.
+#: One adapter for each lock object: guards on one lock know each other's owners by it.
 _adapters: weakref.WeakValueDictionary[int, _Foreign] = weakref.WeakValueDictionary()
 _adapters_mutex = threading.Lock()
 

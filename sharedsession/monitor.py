@@ -1,22 +1,22 @@
-"""The monitor: who is inside a session now, who waits, and who comes next.
+"""The monitor: which owners are inside a session, which wait, and which comes next.
 
-All of a guard's state is changed under one small mutex that is never held while
-anything else runs: no user code, no wait, no logging.  (One exception: the
-``release()`` and ``downgrade()`` of a lock that the application brought along, which
-must not come back here.)  Three kinds of admission exist, called *modes*:
+All state of a guard changes under one small mutex.  Nothing else runs while the mutex
+is held: no user code, no wait, no logging.  (One exception: ``release()`` and
+``downgrade()`` of a lock object that the application passed in.  They must not call
+back into the guard.)  Owners are admitted in three *modes*:
 
 ``EXCLUSIVE``
-    One owner, nobody else.  Every operation that is not a mere look, every critical
-    section, and everything at all under a kind that does not share.
+    One owner alone.  Every operation that is not a mere read of loaded state, every
+    critical section, and any operation at all under a kind that does not share.
 ``SHARED``
-    Any number of owners, none of whom changes anything: the read sections of ``"rw"``.
+    Any number of owners, none of which changes anything: the read sections of ``"rw"``.
 ``BESIDE``
-    One operation at a time beside the shared ones: a load inside a read section, or a
-    look at loaded state that came while it could not be taken without a lock.
+    One operation at a time beside the shared owners: a load inside a read section, or a
+    read of loaded state that came at a moment when no optimistic read was possible.
 
-Admission is handed over by whoever leaves, in the order of arrival, so that neither
-readers nor writers starve; owners that are in a read section already go first, since
-everybody else waits for them.
+The owner that leaves hands the guard off in the order of arrival, because then neither
+readers nor writers starve.  Owners that are in a read section already go first, because
+all others wait for them.
 
 Hand-off is not strict FIFO, because switching threads costs more than a short section.
 The first exclusive waiter is woken and must win the guard against newcomers (barging).
@@ -25,65 +25,67 @@ is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive own
 barge, and only while all waiters are exclusive: a reader enters once for each time that
 it waits, so that writers who barge ahead of readers would starve them.
 
-Most of the time nobody is in, nobody waits, and what comes is one operation.  For that
-there is the *gate*, which needs no mutex: a dictionary of one entry, so that coming in
-is one ``setdefault()``, which is a single step of the interpreter, and leaving is one
-``del``.  An entry is the owner of the one operation that is in, or ``CLOSED``: then the
-monitor decides.  The monitor admits somebody only after it closed the gate itself, and
-opens it when nobody is left.  Who is in by the gate looks at the queue after it opened
-it, and who queues looks at the gate after it queued, so one of the two sees the other.
+Most of the time the guard is free, the queue is empty, and the newcomer wants a single
+operation.  Such an operation enters by the *gate*, without the mutex.  The gate is a
+dictionary with at most one entry: entering is one ``setdefault()``, an atomic step of
+the interpreter, and leaving is one ``del``.  The entry is the owner of the operation
+that is inside, or ``CLOSED`` if the monitor decides.  The monitor closes the gate
+before it admits an owner, and opens the gate when no owner is left inside.  An owner
+that leaves by the gate opens the gate first and reads the queue then; a waiter joins
+the queue first and reads the gate then.  Therefore one of the two sees the other.
 
-While an operation that has changed nothing so far waits for the database, nothing
-changes for anybody.  Then it opens a *window*: there is a version for its duration, and
-who looks at what is loaded goes on.  Whatever the owner itself does meanwhile, in a
-listener, say, closes the window first.
+While an operation that has changed nothing yet waits for the database, no loaded state
+changes.  Then the operation opens a *window*: the guard has a version until the window
+closes, and optimistic reads go on.  Any operation of the owner itself in the meantime,
+for example in a listener, closes the window first.
 
 Fields, and how each is published:
 
 ``gate``
-    The owner of an operation puts itself there if nothing is there, and takes itself
-    away, or replaces itself by ``CLOSED``.  ``CLOSED`` is put there in the same way,
-    and taken away under the mutex.
-``_owner``, ``_loader``, ``reading``, ``queue``, ``rests_until``
-    Changed under the mutex, with the gate closed (the queue also while it is not; and
-    ``_owner`` by who is in by the gate, before it closes it).  An owner may compare
-    ``_owner`` or ``_loader`` with itself, and look itself up in ``reading``, without
-    the mutex: only that owner puts itself there.  It is taken away by itself, or under
-    the mutex by whoever ends the last thing that it holds while nothing of its runs.
-``holds``
-    What keeps the guard beyond one operation.  Changed inside only, or under the mutex
-    by whoever ends a stream of another owner, or on behalf of one that is gone.
-``running``
-    The owner whose operation runs now.  Written by that owner alone (or on its behalf
-    once it is gone), so comparing it with oneself needs no mutex.  While it is set, the
-    end of a hold does not give the guard away; so the end of an operation clears it
-    first, and looks for holds then, and one that begins in what is held sets it under
+    An owner puts itself into an empty gate, and takes itself out or replaces itself by
+    ``CLOSED``.  The monitor puts ``CLOSED`` in by the same step, and takes it out under
     the mutex.
+``_owner``, ``_loader``, ``reading``, ``queue``, ``rests_until``
+    Changed under the mutex, with the gate closed.  Two exceptions: the queue changes
+    with the gate open, too, and an owner inside by the gate sets ``_owner`` before it
+    closes the gate.  An owner may compare ``_owner`` or ``_loader`` with itself, and
+    look itself up in ``reading``, without the mutex, because only that owner puts
+    itself there.  An owner is taken out by itself, or under the mutex by the thread
+    that ends its last hold while none of its operations runs.
+``holds``
+    The holds that keep the guard beyond one operation.  Changed inside only, or under
+    the mutex by a thread that ends another owner's stream or cleans up after a dead
+    owner.
+``running``
+    The owner whose operation runs now.  Written by that owner alone (or for it once it
+    is dead), so an owner may compare the field with itself without the mutex.  While
+    ``running`` is set, the end of a hold does not release the guard.  Therefore the end
+    of an operation clears ``running`` first and reads ``holds`` then, and an operation
+    that begins inside a hold sets ``running`` under the mutex.
 ``inside``
-    The owner that has full rights between operations, too: by a section, a block or a
-    stream.  Published like ``running``.
+    The owner that may do anything between operations, too, because of a section, a
+    block or a stream.  Published like ``running``.
 ``window``, ``may_open``
-    Written by the owner that is exclusive alone.
+    Written by the exclusive owner alone.
 ``version``, ``last_version``
-    ``version`` is ``None`` while somebody may be changing things, or has left things
-    ``unsettled``, and otherwise a number that was never there before.  It is written by
-    who is exclusive alone: before the first change and after the last one.  A value
-    that was read between two looks at the very same version was not changed meanwhile.
-    ``last_version`` is where the next number comes from, and is written by who is
-    exclusive, too.
+    ``version`` is ``None`` while an owner may be changing state, or has left state
+    ``unsettled``; otherwise it is a number that was never used before.  The exclusive
+    owner alone writes it: before its first change and after its last one.  A value that
+    was read between two checks of the very same version did not change in between.
+    ``last_version`` is the last number used; the exclusive owner alone writes it, too.
 ``attention``, ``unsettled``, ``failed``, ``unfinished_by``
-    Notes for whoever comes in next.  Each is one reference, stored whole: the note
-    first, ``attention`` after it.  Who comes in looks at ``attention`` once it is
-    inside, and clears what it dealt with there; a note that is stored meanwhile by
-    the collector is dealt with by the one after.
+    Notes for the next owner that enters.  Each is one reference and stored whole: the
+    note first, ``attention`` after it.  An owner reads ``attention`` once it is inside
+    and clears what it has handled.  If the garbage collector stores a note meanwhile,
+    the owner after that handles the note.
 ``worker``
     Changed inside only.
 ``forsaken``, ``_chores``
-    Deques, appended to by anybody, for appending and taking are one step each.  They
-    are emptied under the mutex and inside, respectively.
+    Deques.  Any thread may append, because appending and popping are atomic.
+    ``forsaken`` is emptied under the mutex, ``_chores`` inside.
 ``sole``, ``checks_askers``
-    The first is changed under the mutex; the second goes from true to false once, and
-    who still sees it true asks needlessly.
+    ``sole`` is changed under the mutex.  ``checks_askers`` goes from True to False
+    once.  A stale True costs one needless check and is harmless.
 ``restricted``, ``since`` and the statistics
     Changed under the mutex, or by the exclusive owner for itself.
 """
@@ -121,12 +123,12 @@ from .terms import (
     check_timeout,
 )
 
-#: That the queue rests until somebody joins it; compared by identity.
+#: ``rests_until`` while the queue is empty; compared by identity.
 FOREVER = math.inf
 
 logger = logging.getLogger("sharedsession")
 
-#: In the gate: the monitor decides who comes in.
+#: In the gate while the monitor decides which owner may enter.
 CLOSED = object()
 
 
@@ -135,7 +137,7 @@ def _never() -> bool:
 
 
 class Monitor:
-    """Admits owners to a session and hands it on; what a :class:`Guard` stands on."""
+    """Admits owners to a session and hands it off; the base of :class:`Guard`."""
 
     __slots__ = (
         *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
@@ -172,21 +174,21 @@ class Monitor:
         self.last_version = 0
         self.version: int | None = 0
         if kind is Kind.CONFINE:
-            self.version = None  # for good: every look comes to be checked
+            self.version = None  # for good, because every read must be checked
         self.running: Owner | None = None
         self.inside: Owner | None = None
-        #: True if the next one in has something to be told or to do first.
+        #: True if the next owner that enters must first be told, or do, something.
         self.attention = False
-        #: True if that concerns who only looks at what is loaded, too.
+        #: True if that concerns mere reads of loaded state, too.
         self.unsettled = False
-        #: An owner that left a section unfinished, if the next one in must know.
+        #: An owner that left a section unfinished, if the next owner must know.
         self.unfinished_by: Owner | None = None
         self._lock = lock
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
         self._set_mutex(make_mutex())
         self.gate = make_gate()
-        #: A lock of the application's, and a check at each entry, are the monitor's.
+        #: A lock object and the checks of ``"confine"`` need the monitor at each entry.
         usable = lock is None and kind is not Kind.CONFINE
         self._has_gate = usable and self._may_have_gate
         if not self._has_gate:
@@ -198,36 +200,38 @@ class Monitor:
         self.holds: dict[int, str] = {}
         self.reading: dict[Owner, Reading] = {}
         self.queue: deque[Waiter] = deque()
-        #: Until when who leaves need not see to the queue, as the clock has it.
+        #: The clock's time until which a leaving owner may ignore the queue.
         self.rests_until = FOREVER
-        self._before: list[Waiter] = []  # those who wait for the application's lock
-        #: When it became exclusive; for an operation, only if it is timed.
+        self._before: list[Waiter] = []  # those that wait for the lock object
+        #: When the exclusive owner was admitted; ``None`` for an untimed operation.
         self.since: float | None = None
-        #: Until a second owner came: the first one, who needs no check.
+        #: The first owner, which needs no check; valid until a second owner came.
         self.sole: Owner | threading.Thread | None = None
         self.checks_askers = True
         self.forsaken: deque[Hold] = deque()
-        #: How many waiters wait to take a turn over, or to join their party in it.
+        #: The number of waiters that want to take a turn over, or to join their party.
         self.joiners = 0
-        #: Seconds of waiting after which a warning is logged; ``None`` for never.
+        #: Seconds of waiting after which a warning is logged, once for each wait;
+        #: ``None`` for never.
         self.warn_after: float | None = 5.0
-        #: Seconds that a coroutine may block its event loop to wait for its turn.
+        #: Seconds for which a coroutine may block its event loop to wait for its turn.
         self.wait_in_loop = 0.0
         #: The owner that has a window open.
         self.window: Owner | None = None
-        #: Whether the operation that runs has changed nothing yet, and will do so only
-        #: by operations of its own that say so; and there are others at all.
+        #: Whether the running operation may open a window: it has changed nothing yet,
+        #: only operations nested in it may, and the session has a second owner.
         self.may_open = False
-        #: Those of readers; all others show in the version, and so do windows.
+        #: Entries of readers, and windows.  ``last_version`` counts all other entries,
+        #: and the windows as well.
         self._shared_entries = self._windows = 0
         self._contended = self._timeouts = 0
         self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
 
     def _set_mutex(self, mutex: Lock) -> None:
-        """Use *mutex*, which is reentrant, for the bookkeeping.
+        """Use *mutex*, which is reentrant, for the guard's own state.
 
-        A finalizer that runs in the middle of it, in the same thread, must not wait for
-        its own thread; it asks ``_is_in_mutex()``.
+        A finalizer that interrupts this thread inside the mutex must not wait for its
+        own thread.  It calls ``_is_in_mutex()`` to find out.
         """
         self._mutex = mutex
         self._is_in_mutex: Callable[[], bool] = getattr(mutex, "_is_owned", _never)
@@ -235,16 +239,16 @@ class Monitor:
     # -- one operation
 
     def come_in(self, me: Owner) -> bool:
-        """Let *me* in for one operation if nobody is in and nobody waits.
+        """Let *me* in by the gate for one operation; return whether *me* is inside.
 
-        The usual case, in as few steps as can be.  To be called if none of ``running``,
-        ``inside`` and ``window`` is *me*: whoever is in by the gate already would come
-        in once more.  Whatever comes of it, :meth:`leave` has to follow.
+        The fast path of the common case.  Call this only if none of ``running``,
+        ``inside`` and ``window`` is *me*, because an owner inside by the gate would
+        enter a second time.  Call :meth:`leave` afterwards in any case.
         """
         known = self.sole is me or not self.checks_askers
         try:
-            # The second look is for what a signal handler may have done in between:
-            # come in and leave, in this thread.  After it there is no call.
+            # Check the gate twice: in between, a signal handler in this thread may have
+            # entered and left.  No call follows the second check.
             if known and self.gate.setdefault(0, me) is me and self.gate[0] is me:
                 self.version = None
                 self.running = me
@@ -254,15 +258,16 @@ class Monitor:
         return False
 
     def open_window(self, me: Owner) -> None:
-        """Let others look while *me*, which is in, waits.
+        """Let optimistic reads go on while the operation of *me* waits.
 
-        Not in a section or a stream, nor where threads that meet are an error.
+        Opens nothing in a section or a stream, nor under the kinds that never wait.
         """
         self.may_open = False
         if self.holds or not self._has_windows or not self.is_exclusive(me):
             return
         self._windows += 1
-        # No call from here to the version: an interrupt finds it open or not.
+        # No call from here to the version, because an interrupt must find the window
+        # either open or closed.
         self.window = me
         self.running = None
         self.last_version += 1
@@ -271,9 +276,9 @@ class Monitor:
             self._let_look()
 
     def _let_look(self) -> None:
-        """Wake those who only wait to look.
+        """Wake the waiters that only want to read.
 
-        One who queues later looks for itself whether there is a window.
+        A waiter that joins the queue later checks for a window by itself.
         """
         with self._mutex:
             for waiter in self.queue:
@@ -282,26 +287,26 @@ class Monitor:
         self.reap()
 
     def close_window(self, me: Owner) -> None:
-        """Let nobody look any more; nothing if the window was closed meanwhile."""
+        """End the optimistic reads; do nothing if *me* has no window open."""
         if self.window is me:
             self.version = None
             self.running = me  # first: a finalizer in between must find it inside
             self.window = None
 
     def is_still(self, version: int | None) -> bool:
-        """Whether nothing has changed since there was that version.
+        """Whether nothing has changed since the guard had that version.
 
-        Without a version, whether nothing can have changed: see :meth:`is_mine`.
+        For the version ``None``: whether nothing can have changed, see :meth:`is_mine`.
         """
         return self.version is version and (version is not None or self.is_mine())
 
     def is_mine(self) -> bool:
-        """Whether the asker may look, because it keeps everybody else out.
+        """Whether the caller may read without a lock because it keeps all others out.
 
-        In a section that only reads, it may have to be told something first.  To be
-        asked before the look and after it: another thread may have ended a stream, or
-        the collector a section that everybody forgot, and nobody gets back in without
-        asking for it.
+        False if the caller is in a read-only section and must be told something first.
+        Check this before the read and after it, because meanwhile another thread may
+        have ended the caller's stream, or the garbage collector a forgotten section.
+        Checking twice is enough: the caller only gets back inside by its own entry.
         """
         me = self.asker()
         if self.running is me or self.inside is me:
@@ -309,16 +314,16 @@ class Monitor:
         return self._owner is me and not self.attention
 
     def is_in_bookkeeping(self) -> bool:
-        """Whether this thread is in the middle of a change to the guard's own state."""
+        """Whether this thread is changing the guard's own state at this moment."""
         return self._is_in_mutex()
 
     def begin_nested_operation(self, me: Owner) -> None:
-        """Let *me*, which is inside, run an operation between two steps of its own."""
+        """Let *me* run an operation that interrupts its own entering or leaving."""
         self.version = None
         self.running = me
 
     def end_nested_operation(self, running: Owner | None, version: int | None) -> None:
-        """Go on where ``running`` and ``version`` were these."""
+        """Restore ``running`` and, by a new number, ``version``."""
         self.running = running
         if version is not None and not self.unsettled:
             self.last_version += 1
@@ -328,10 +333,10 @@ class Monitor:
         return self._owner is me or self.gate.get(0) is me
 
     def go_on(self, me: Owner) -> bool:
-        """Begin an operation in what *me* holds; whether it still holds anything.
+        """Begin an operation inside the turn of *me*; return whether *me* still has it.
 
-        Under the mutex, since whoever ends a hold of *me* in the meantime, in another
-        thread, gives the guard away if nothing runs.
+        Takes the mutex, because a thread that ends the last hold of *me* meanwhile
+        releases the guard if no operation runs.
         """
         with self._mutex:
             held = self._owner is me or self._loader is me
@@ -342,18 +347,19 @@ class Monitor:
         return held
 
     def leave(self, me: Owner) -> None:
-        """End the operation that :meth:`enter` began, or tried to.
+        """End the operation that :meth:`enter` began, or tried to begin.
 
-        To be called again if an interrupt came: it does what is left to do.
+        After an interrupt, call this again: it does the steps that are left.
         """
         if self.inside is me:
             self.running = None
             if self.holds and not self.joiners:
-                return  # a section goes on
+                return  # the section goes on
         elif self.gate.get(0) is me and self._rests():
             if self.since is not None:
                 self._note_hold()
-            # No call from here to the end: an interrupt finds all of it or nothing.
+            # No call from here to the ``del``, because an interrupt must find all of
+            # these steps done or none.
             self.running = self.window = None
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
@@ -363,7 +369,7 @@ class Monitor:
         self._leave_late(me)
 
     def _rests(self) -> bool:
-        """Whether nobody in the queue is to be seen to now."""
+        """Whether a leaving owner may ignore the queue now."""
         until = self.rests_until
         return until is FOREVER or self.clock() < until
 
@@ -387,23 +393,24 @@ class Monitor:
             self.reap()
 
     def _move_in(self, me: Owner) -> None:
-        """Let the monitor know *me*, which came in by the gate; nothing if it does."""
+        """Turn an entry by the gate into an admission; do nothing if it is one."""
         self.close_window(me)
         if self.gate.get(0) is me:
             self._owner = me
             self.gate[0] = CLOSED
 
-    # -- what is held beyond one operation
+    # -- holds, which last longer than one operation
 
     def _settle_rights(self) -> None:
-        """Who may go on between operations, by what is held."""
+        """Set ``inside`` from the present holds."""
         has_rights = self.holds and not self.restricted
         self.inside = self._owner if has_rights else None
 
     def let_go(self, hold: Hold) -> None:
-        """Release *hold*.  May be called again if it was interrupted."""
+        """Release *hold*.  May be called again after an interrupt."""
         if self._is_in_mutex():
-            self.abandon(hold, finished=True)  # a finalizer, in the middle of this
+            # The caller is a finalizer that interrupts this thread inside the mutex.
+            self.abandon(hold, finished=True)
             return
         with self._mutex:
             self._let_go(hold)
@@ -416,8 +423,8 @@ class Monitor:
         self._note_owner(hold)
         me, number = hold.owner, hold.number
         reading = self.reading.get(me)
-        # One that is not there, for its stream was dropped, say, keeps nothing: its
-        # owner may be in by now for something else.
+        # A hold may be gone already (its stream was dropped).  Do not release the guard
+        # then: the owner may have entered again.
         if reading is not None and (number in reading.holds or hold.is_ending):
             hold.is_ending = True
             reading.holds.discard(number)
@@ -435,17 +442,18 @@ class Monitor:
         hold.is_open = False
 
     def forsake(self, hold: Hold) -> None:
-        """Release a hold that everybody forgot.
+        """Release a hold that was collected before it was released.
 
-        The collector calls this, in any thread and at any line, in the middle of the
-        guard's own bookkeeping too.
+        The garbage collector calls this in any thread and at any line, while the guard
+        changes its own state, too.
         """
         self.abandon(hold, finished=False)
 
     def abandon(self, hold: Hold, finished: bool) -> None:
-        """Release *hold* as soon as the mutex is free; never wait for it.
+        """Release *hold* as soon as the mutex is free, but never wait for the mutex.
 
-        :param finished: whether its section was left, and not just forgotten.
+        :param finished: True if the section of the hold was left, False if it was only
+            forgotten.
         """
         heir = Hold(hold.guard, hold.owner, hold.mode, hold.what, hold.restricts)
         heir.number, heir.is_ending = hold.number, hold.is_ending
@@ -455,11 +463,11 @@ class Monitor:
         self.reap()
 
     def reap(self) -> None:
-        # If the mutex is taken, its holder comes here when it has released it.
+        # If the mutex is taken, its owner calls reap() after releasing it.
         while self.forsaken and not self._is_in_mutex() and self._mutex.acquire(False):
             try:
                 if not self.forsaken:
-                    continue  # somebody did it; look again when the mutex is free
+                    continue  # done by another thread; check again after the release
                 hold = self.forsaken.popleft()
                 held = self.holds.get(hold.number, STREAM)
                 if held not in STREAMS and not hold.is_finished:
@@ -473,7 +481,7 @@ class Monitor:
     # -- holds that move
 
     def _note_owner(self, hold: Hold) -> None:
-        """Note in *hold* who owns the turn that it keeps; it may have moved."""
+        """Store the present owner of the turn in *hold*, because turns can move."""
         if hold.number in self.holds:
             owner = self._owner or self._loader
             if owner is not None:
@@ -486,10 +494,10 @@ class Monitor:
     def take_over(self, hold: Hold, *, begins: bool = False) -> None:
         """Make the caller the owner of the turn that *hold* keeps.
 
-        Unlike entering, this waits only for the operation that the present owner may be
-        in the middle of, not for the end of the turn.
+        Unlike entering, this does not wait for the end of the turn, only for the end of
+        the operation that its present owner may be running.
 
-        :param begins: whether an operation of the caller begins with it.
+        :param begins: whether an operation of the caller begins at the same time.
         """
         me = self.asker()
         if me.busy or self._is_in_mutex():
@@ -510,7 +518,10 @@ class Monitor:
         me.keeps(self)
 
     def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
-        """Give the turn that *hold* keeps to *me*, unless an operation runs in it."""
+        """Make *me* the owner of the turn that *hold* keeps.
+
+        Return False, and change nothing, if an operation runs in that turn.
+        """
         self._note_owner(hold)
         owner = hold.owner
         if hold.number not in self.holds and owner not in self.reading:
@@ -544,7 +555,7 @@ class Monitor:
         mine.holds |= reading.holds
 
     def _may_join(self, owner: Owner) -> bool:
-        """Whether *owner* is of the party that holds the guard, between operations."""
+        """Whether the party of *owner* has the turn and no operation runs in it."""
         holder = self._owner or self._loader
         return (
             holder is not None
@@ -569,12 +580,13 @@ class Monitor:
         *,
         looks: bool = False,
     ) -> None:
-        """Be admitted in *mode*, or raise with nothing changed.
+        """Admit *me* in *mode*, or raise with nothing changed.
 
-        With *looks*, raise :class:`WindowOpened` if there is one to wait in no longer.
+        :param looks: whether *me* only reads.  If a window opens, such a waiter raises
+            :class:`WindowOpened`, because it need not wait any longer.
         """
-        # The application's lock first: who has it through another guard on the same
-        # lock must not meet somebody in here who waits for it.
+        # Acquire the lock object first.  Otherwise an owner that has it through another
+        # guard could wait here for an owner that waits for the lock object.
         foreign = None if mode is BESIDE and self._is_reading(me) else self._lock
         try:
             if foreign is not None:
@@ -597,17 +609,17 @@ class Monitor:
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
-            return False  # an operation is in, by the gate
+            return False  # an operation is inside by the gate
         if self.queue and not self._goes_first(me) and not self._may_overtake(mode):
-            return False  # those who came before go before
+            return False  # earlier waiters go first
         return self._fits(mode, me)
 
     def _goes_first(self, owner: Owner) -> bool:
-        """Whether others in the queue wait for something that *owner* is part of."""
+        """Whether *owner* belongs to the readers or the party that others wait for."""
         return self._is_reading(owner) or self._may_join(owner)
 
     def _may_overtake(self, mode: Mode) -> bool:
-        """Whether an owner that comes now may enter ahead of the waiters."""
+        """Whether a newcomer may barge, that is, enter ahead of the waiters."""
         if not self._has_gate or mode is not EXCLUSIVE or self.queue[0].is_next():
             return False
         return all(waiter.mode is EXCLUSIVE for waiter in self.queue)
@@ -622,7 +634,8 @@ class Monitor:
         return self._loader is None and (mode is BESIDE or not self.reading)
 
     def _admit(self, me: Owner, mode: Mode) -> None:
-        # What calls comes first, what stores then: an interrupt finds all or nothing.
+        # Do the calls first and the stores after them, because an interrupt must find
+        # all of the stores done or none.
         if self._may_join(me):
             self._turn_moves_to(me)
             return
@@ -640,7 +653,7 @@ class Monitor:
             self._loader = me
 
     def _drop(self) -> None:
-        """Take the exclusive, or the one beside the readers, out."""
+        """Take out the owner that is exclusive or beside the readers."""
         owner = self._owner or self._loader
         if owner is None:
             return
@@ -651,8 +664,8 @@ class Monitor:
             self._drop_reader(owner)  # its section ended before its stream
         elif reading is None and self._lock is not None:
             self._lock.release(owner, self)
-        # Last, and without a call in it: until then an interrupt leaves it to be
-        # done again.
+        # Do this last and without a call: an interrupt before it leaves the owner
+        # inside, and the whole can be done again.
         self.restricted = False
         self.running = self.inside = self.window = None
         self.last_version += 1
@@ -661,7 +674,7 @@ class Monitor:
         self._owner = self._loader = None
 
     def _note_hold(self) -> None:
-        """Note how long it was exclusive, if that is known."""
+        """Update the longest hold, if the present one is timed."""
         if self.since is not None:
             held = self.clock() - self.since
             if held > self._longest_hold:
@@ -677,13 +690,16 @@ class Monitor:
         del self.reading[owner]
 
     def _pass_on(self) -> None:
-        """Admit from the head of the queue all that fit together.
+        """Admit waiters from the head of the queue, as many as fit together.
 
-        The last step of whatever changes who is in: it opens the gate if nobody is.
+        Call this as the last step of every change of owners or waiters.  The gate opens
+        here if the guard is free and the queue is empty.
         """
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
-            return  # an operation is in, by the gate, and comes here when it ends
-        closed = False  # behind an exclusive that must wait, only readers' own loads go
+            return  # the operation inside by the gate calls this when it ends
+        # Behind a waiter that must wait, admit only waiters that go first, such as the
+        # loads of readers.
+        closed = False
         for waiter in tuple(self.queue):
             if not waiter.admitted:
                 goes_first = waiter.takes is not None or self._goes_first(waiter.owner)
@@ -699,7 +715,8 @@ class Monitor:
                     self._admit(waiter.owner, waiter.mode)
                 waiter.admitted = True
                 waiter.owner.waiting_for = None
-            # Whoever comes here after an interrupt finds it admitted, and wakes it.
+            # If an interrupt comes here, the next call finds the waiter admitted and
+            # wakes it.
             waiter.wake()
             self.queue.remove(waiter)
         if not self.queue:
@@ -713,15 +730,15 @@ class Monitor:
         return self._fits(waiter.mode, waiter.owner)
 
     def _wake_first(self, waiter: Waiter) -> None:
-        """Let the first waiter try, and others barge until it is next."""
-        waiter.wake()  # first: an interrupt in between finds a waiter that looks
+        """Wake the first waiter to try by itself; let others barge until it is next."""
+        waiter.wake()  # first, so that after an interrupt the waiter tries anyway
         if waiter.next_at is None:
             waiter.next_at = self.clock() + TURN
         self.rests_until = waiter.next_at
         self._open_gate()
 
     def _open_gate(self) -> None:
-        """Let whoever comes in without the monitor, if nobody is in."""
+        """Open the gate if no owner is inside."""
         taken = self._owner is not None or self._loader is not None
         if self._has_gate and not taken and not self.reading:
             del self.gate[0]
@@ -755,10 +772,11 @@ class Monitor:
                 self.queue.append(waiter)
                 self._contended += 1
                 self._pass_on()
-            self.reap()  # before the wait: it may be what is waited for
+            # Reap first: an abandoned hold may be the very thing this waiter waits for.
+            self.reap()
             self._release_ended_owners(waiter)
             if not waiter.admitted and waiting.would_deadlock(me, waiter):
-                if not (waiter.admitted or waiter.woken):  # while it looked
+                if not (waiter.admitted or waiter.woken):  # during the search
                     self._refuse_deadlock(me)
             self._park(waiter, timeout)
         finally:
@@ -775,18 +793,18 @@ class Monitor:
         return self.kind not in (Kind.DETECT, Kind.CONFINE)
 
     def _release_ended_owners(self, waiter: Waiter) -> None:
-        """Release what is held by threads that ended and could not tell."""
+        """Release what dead threads hold whose death was not reported."""
         for owner in self.blockers(waiter):
             if owner.has_ended():
                 owner.alive = False
                 self.bury(owner)
 
     def bury(self, owner: Owner) -> None:
-        """Release what an owner that has ended still held."""
+        """Release what a dead *owner* still held."""
         raise NotImplementedError
 
     def _park(self, waiter: Waiter, timeout: float | None) -> None:
-        """Wait until *waiter* is admitted, or the time is up."""
+        """Wait until *waiter* is admitted, may read in a window, or timed out."""
         end = None if timeout is None else waiter.since + timeout
         after = self.warn_after
         warn_at = None if after is None else waiter.since + after
@@ -808,13 +826,13 @@ class Monitor:
                 if woken:
                     waiter.woken = False
                 if waiter.is_next():
-                    self.rests_until = 0.0  # whoever leaves hands over from now on
+                    self.rests_until = 0.0  # every leaving owner hands off from now on
                 if not waiter.admitted and waiter.takes is None:
                     self._admit_if_free(waiter)
             self.reap()
 
     def _warn(self, waiter: Waiter) -> None:
-        """Log who holds the guard: the wait is long, and may be endless."""
+        """Log the state of the guard, because a wait this long may be endless."""
         self._release_ended_owners(waiter)
         if not waiter.admitted:
             logger.warning(
@@ -825,7 +843,7 @@ class Monitor:
             )
 
     def _hint(self, waiter: Waiter) -> str:
-        """What may help, if the code of the holder is suspended or waits."""
+        """Return advice for the case that the owner's code is suspended or waits."""
         if not self.holds or self.running is not None:
             return ""
         return (
@@ -836,22 +854,22 @@ class Monitor:
         )
 
     def _admit_if_free(self, waiter: Waiter) -> None:
-        """Admit *waiter*, which is awake, if it is the first and nobody is in."""
+        """Admit *waiter*, which is awake, if it is the first and the guard is free."""
         if self.gate.setdefault(0, CLOSED) is not CLOSED:
             return
         first = self.queue and self.queue[0] is waiter
         if first and self._fits(waiter.mode, waiter.owner):
-            waiter.next_at = waiter.since  # awake and first: no more barging
+            waiter.next_at = waiter.since  # it is next: barging ends
         self._pass_on()
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
             if waiter.takes is not None or waiter.owner.party is not waiter.owner:
                 self.joiners -= 1
-            if waiter in self.queue:  # not if it was let in, or never got that far
+            if waiter in self.queue:  # neither admitted nor interrupted before it
                 self.rests_until = 0.0
                 self.queue.remove(waiter)
-                self._pass_on()  # those behind may have waited for this one only
+                self._pass_on()  # later waiters may have waited for this one only
             waiter.owner.waiting_for = None
             self._note_wait(waiter)
         self.reap()
@@ -864,7 +882,7 @@ class Monitor:
     def _acquire_foreign(
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
     ) -> None:
-        """Take the application's lock, on which the next one waits for the last."""
+        """Acquire the lock object, inside which the owners wait for each other."""
         if lock.acquire(mode, me, self, 0):
             return
         if not me.can_wait():
@@ -904,7 +922,7 @@ class Monitor:
         self.reap()
 
     def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
-        """Undo what an acquisition that failed may have reached."""
+        """Undo the steps that a failed acquisition may have done."""
         with self._mutex:
             me.waiting_for = None
             self.rests_until = 0.0
@@ -971,16 +989,16 @@ class Monitor:
             "timeout= or lock_timeout=, or make the holder's section shorter."
         )
 
-    # -- who is there
+    # -- owners and waiters
 
     def _in_by_gate(self) -> Owner | None:
         owner = self.gate.get(0)
         return owner if isinstance(owner, Owner) else None
 
     def blockers(self, waiter: Waiter) -> list[Owner]:
-        """Whom *waiter* waits for here.
+        """Return the owners that *waiter* waits for in this guard.
 
-        Readers keep an exclusive one out, and whoever is in the queue behind it.
+        Readers block an exclusive waiter and all that queue behind it.
         """
         waiting_owner = waiter.owner
         with self._mutex:
@@ -991,11 +1009,14 @@ class Monitor:
             if exclusives and not self._is_reading(waiting_owner):
                 present.update(self.reading)
         self.reap()
-        # It may have been let in meanwhile, and nobody waits for itself.
+        # Leave the waiter out: it may have been admitted meanwhile.
         return [o for o in present if o is not None and o is not waiting_owner]
 
     def explain(self) -> str:
-        """Say who holds this guard, since when, at which line, and who waits."""
+        """Tell in words which owner holds this guard, since when and at which line.
+
+        The waiters follow, each with the time that it has waited.
+        """
         with self._mutex:
             now = self.clock()
             exclusive = self._owner or self._loader or self._in_by_gate()
@@ -1006,7 +1027,7 @@ class Monitor:
         self.reap()
         said = []
         if exclusive is not None:
-            # An operation that is not timed was there when the first one had to wait.
+            # An untimed operation was inside when the first waiter began to wait.
             known = [now - since] if since is not None else [t for *_, t in queue]
             said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
         said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]

@@ -1,10 +1,11 @@
-"""Who is asking: the one place that knows what can hold a guard.
+"""Owners: what can hold a guard.
 
-An :class:`Owner` stands for one flow of control.  Guards never look at threads
-themselves; they ask ``current_owner()`` and compare what it returns by identity.
-(Tasks are owners as well, see ``tasks.py``.)
-A thread's identifier would not do: the system gives the number of a thread that
-ended to the next one, which would then hold whatever the first one left held.
+An :class:`Owner` stands for one flow of control, here a thread.  (Tasks are owners as
+well, see ``tasks.py``.)  Guards never deal with threads themselves.  They call
+``current_owner()`` and compare its results by identity.
+
+A thread's identifier cannot be the owner, because the system reuses it: a new thread
+with the identifier of a dead one would hold all that the dead thread left held.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 from .errors import SharedSessionError
 
-#: Frames of these packages are ours, or work for us, when a holder's line is named.
+#: Frames of these packages are skipped to find the application's line of an owner.
 _INNER_PACKAGES = (
     *("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio"),
     *("concurrent", "queue", "logging", "selectors", "socket"),
@@ -32,12 +33,12 @@ _INNER_PACKAGES = (
 #: The coroutines of these packages run the cells of notebooks.
 _NOTEBOOK_PACKAGES = ("IPython", "ipykernel")
 
-#: Called with each owner whose thread ended; the guards register themselves here.
+#: Called with each owner whose thread ended; ``guard.py`` registers its cleanup here.
 on_death: list[Callable[[Owner], None]] = []
 
 
 class Waitable(Protocol):
-    """What an owner can wait for: something that others have."""
+    """Something that an owner can wait for because other owners have it."""
 
     def blockers(self) -> list[Owner]: ...
 
@@ -50,34 +51,36 @@ class Owner:
         *("waiting_for", "is_patient", "sections", "__weakref__"),
     )
 
-    #: What it is called in a message.
+    #: The word for this kind of owner in messages.
     noun: ClassVar[str] = "thread"
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread
-        #: The thread that made this owner, as Python and as the system number it.
+        #: Python's and the system's identifier of the thread that made this owner.
         self.ident = get_ident()
         self.native_id = threading.get_native_id()
         #: False once the thread has ended.
         self.alive = True
-        #: Whether this owner is entering or leaving a guard, or waits for it.  A
-        #: finalizer or a signal handler may run meanwhile, as the same owner.
+        #: Whether this owner is entering or leaving a guard, or waits for one.  A
+        #: finalizer or a signal handler that runs meanwhile is the same owner.
         self.busy = False
-        #: The numbers of the holds of sections that this owner was started in.
+        #: The hold numbers of the sections that this owner was started in.
         self.sections: frozenset[int] = frozenset()
-        #: What this owner waits for; written by the owner, cleared by who lets it in.
+        #: What this owner waits for.  Set by the owner, cleared by the thread that
+        #: admits the owner.
         self.waiting_for: Waitable | None = None
-        #: Whether it gave up its place in a queue for a look, and does not again.
+        #: True during the second attempt of an optimistic read, which keeps its place
+        #: in the queue.
         self.is_patient = False
 
     @property
     def flow(self) -> Any:
-        """What it stands for, as a user knows it."""
+        """The object that this owner stands for, as users know it: a Thread."""
         return self.thread
 
     @property
     def party(self) -> Owner:
-        """Whose work and losses this owner's are: see :func:`one_owner`."""
+        """The owner to which work and losses are attributed; see :func:`one_owner`."""
         return self
 
     @property
@@ -87,16 +90,19 @@ class Owner:
         return f"thread {self.thread.name!r}"
 
     def has_ended(self) -> bool:
-        """Whether its thread is gone, though nothing told this owner."""
-        # A greenlet that passes for a thread is never listed there.
+        """Whether the thread is dead although its death was not reported."""
+        # A greenlet that gevent presents as a thread is never listed there.
         listed = not _HAS_REAL_THREADS or self.ident in sys._current_frames()
         return self.alive and not listed
 
     def keeps(self, guard: Any) -> None:
-        """Note that this owner holds *guard*; a thread's end is told anyway."""
+        """Note that this owner holds *guard*.
+
+        Nothing to do for a thread, because every guard is told when a thread ends.
+        """
 
     def can_wait(self) -> bool:
-        """Whether nobody but itself stands still while it waits."""
+        """Whether a wait of this owner blocks nothing else, such as an event loop."""
         try:
             get_running_loop()
         except RuntimeError:
@@ -104,11 +110,14 @@ class Owner:
         return is_in_cell(sys._getframe())
 
     def parking(self, make_lock: Callable[[], Lock]) -> Lock:
-        """What it waits on: a lock that it acquires twice, and others release."""
+        """Return a lock to wait on.
+
+        The owner acquires the lock twice; another thread wakes it by a release.
+        """
         return make_lock()
 
     def where(self) -> str:
-        """The application's line that this owner is at now, as ``file:line``."""
+        """The application's line that this owner runs now, as ``file:line``."""
         ident = self.thread.ident
         frame = None if ident is None else sys._current_frames().get(ident)
         while frame is not None and is_inner(frame):
@@ -122,20 +131,20 @@ class Owner:
 
 
 def _name_of_foreign_thread(owner: Owner) -> str:
-    """Name a thread that the module ``threading`` did not start, by what is known."""
+    """Name a thread that the module ``threading`` did not start."""
     return f"foreign thread {owner.thread.name!r} (native id {owner.native_id})"
 
 
 def is_inner(frame: FrameType, packages: tuple[str, ...] = _INNER_PACKAGES) -> bool:
-    """Whether its line is none of the application's."""
+    """Whether *frame* runs code of these packages, not of the application."""
     module: str = frame.f_globals.get("__name__", "")
     return module.partition(".")[0] in packages
 
 
 def is_in_cell(frame: FrameType | None) -> bool:
-    """Whether it is in a cell of a notebook, outside of any coroutine of the cell's.
+    """Whether *frame* runs in a notebook cell, outside of the cell's own coroutines.
 
-    A notebook runs its cells in its own loop, which stands still for each anyway.
+    A notebook runs its cells in its own event loop, which each cell blocks anyway.
     """
     while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
         frame = frame.f_back
@@ -143,7 +152,7 @@ def is_in_cell(frame: FrameType | None) -> bool:
 
 
 class _Life:
-    """Kept in a thread's local storage only, so it goes when the thread ends."""
+    """Reports the death of a thread: only the thread's local storage refers to it."""
 
     __slots__ = ("owner", "process")
 
@@ -152,7 +161,8 @@ class _Life:
         self.process = os.getpid()
 
     def __del__(self) -> None:
-        # A fork's child and the interpreter's exit clear the storage of other threads.
+        # A forked child and the interpreter's exit clear the storage of other threads,
+        # which is no death to report.
         if self.process == os.getpid() and not sys.is_finalizing():
             _end(self.owner)
 
@@ -163,19 +173,20 @@ class _Local(threading.local):
 
 _local = _Local()
 
-#: The thread owners that have not ended, by thread identifier.  Identifiers are reused,
-#: so this table only tells that an earlier owner with the same one must have ended.
+#: The thread owners that have not ended, by thread identifier.  Because identifiers are
+#: reused, an owner that is found here for a new thread must have ended.
 _owners: dict[int, Owner] = {}
 
-#: Native identifiers of threads whose local storage is gone: they run finalizers only.
+#: Native identifiers of threads without local storage: only finalizers run in them.
 _ending: set[int] = set()
 
-#: False where greenlets pass for threads, as with gevent: many have one native number.
+#: False if greenlets are presented as threads, as by gevent: then many threads have the
+#: same native identifier.
 _HAS_REAL_THREADS = isinstance(get_ident, BuiltinFunctionType)
 
 
 def _end(owner: Owner) -> None:
-    """Tell the guards, once, that the thread of *owner* has ended."""
+    """Tell the guards that the thread of *owner* has ended; do so once."""
     if not owner.alive:
         return
     owner.alive = False
@@ -188,7 +199,7 @@ def _end(owner: Owner) -> None:
 
 
 def _introduce() -> Owner:
-    """Make the owner of a thread that asks for the first time."""
+    """Make the owner of a thread that has none yet."""
     native_id, ident = threading.get_native_id(), get_ident()
     thread = threading.current_thread()
     if native_id in _ending:
@@ -198,12 +209,12 @@ def _introduce() -> Owner:
                 "session was left alone. Finish the work with the session in the "
                 "function that the thread runs."
             )
-        _ending.discard(native_id)  # the system has given the number to a new thread
+        _ending.discard(native_id)  # the system reused the identifier
     earlier = _owners.get(ident)
     if earlier is not None:
         _end(earlier)
     owner = Owner(thread)
-    # One step: a finalizer that runs before it may have introduced this thread.
+    # Atomic, because a finalizer may have introduced this thread meanwhile.
     life = _local.__dict__.setdefault("life", _Life(owner))
     _owners[ident] = life.owner
     return life.owner  # type: ignore[no-any-return]

@@ -1,21 +1,22 @@
 """The guard of a session that asyncio tasks share.
 
-It is the guard that threads have, with two things more.
+Like the guard for threads, with two additions.
 
-**Lending.**  Whoever is in a section, and not inside an operation at the moment, lends
-the guard to the tasks that were started in it, for one operation or one section at a
-time, and then gets it back.  So family takes turns inside, while strangers wait for the
-section to end.  Turns are lent from the same queue that everybody waits in.
+**Lending.**  A task *belongs* to a section if it was started inside.  While the owner
+of a section runs no operation, it lends its turn to the tasks that belong to the
+section, for one operation or one section at a time.  These tasks take turns inside,
+while other tasks wait for the end of the section.  All of them wait in the same queue.
 
-**Steps.**  What is not awaited cannot wait.  If the guard is not free for it, it may
-still be done at once as a step beside an operation in flight: that one waits for the
-database, at an ``await``, and a step ends before anything else runs.  What that
-operation would undo is hidden from it, see ``changes.py``; what cannot be hidden is
-put off until it ends, or refused.
+**Steps.**  A call that is not awaited, such as ``add()``, cannot wait.  If the guard is
+not free, the call may still be done at once, as a *step* beside the operation in
+flight: that operation waits for the database at an ``await``, and a step ends before
+any other code runs.  A change that the operation would undo is hidden from it, see
+``changes.py``.  A change that cannot be hidden is deferred until the operation ends,
+or refused.
 
-Both put somebody else in the holder's place for a time, so the guard has a stack of
-places.  Its fields are about the topmost, as everybody expects of a guard; ``_below``
-is what they were before.
+Both replace the owner of the turn for a time.  Therefore the guard has a stack of turns
+(:class:`_Place`).  The guard's own fields describe the top turn, because the base
+classes expect that; ``_below`` has the other turns.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ logger = logging.getLogger("sharedsession")
 
 
 class _Place:
-    """What the fields of a guard were when somebody else was put in the place."""
+    """A turn below the top one: the guard's fields from before they were replaced."""
 
     __slots__ = (
         *("_owner", "_loader", "inside", "running", "restricted", "holds"),
@@ -74,7 +75,7 @@ class _Place:
     restricted: bool
 
     def __init__(self, guard: TaskGuard) -> None:
-        #: True if meanwhile the last hold in it was released.
+        #: True once the last hold of this turn was released, below the top turn.
         self.is_over = False
         for name in _FIELDS:
             setattr(self, name, getattr(guard, name))
@@ -88,7 +89,7 @@ _FIELDS = _Place.__slots__[:-1]
 
 
 class _Step:
-    """A step of *owner* beside what another task is doing."""
+    """A step of *owner* beside another task's operation."""
 
     __slots__ = ("owner", "failed", "unsettled", "worker", "hides", "place")
 
@@ -102,7 +103,7 @@ class _Step:
 
 
 class PutOff:
-    """Something that was asked for and is done as soon as it can be."""
+    """A call that is deferred until it is possible."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class PutOff:
         self.instances = instances
 
     def concerns(self, instance: object) -> bool:
-        """Whether it is about that object; if it names none, it is about all."""
+        """Whether the call concerns *instance*; one without instances concerns all."""
         return not self.instances or any(each is instance for each in self.instances)
 
 
@@ -145,12 +146,12 @@ class TaskGuard(Guard):
         super().__init__(kind, timeout=timeout, asker=current_task_owner, **primitives)
         self._below: list[_Place] = []
         self._step: _Step | None = None
-        #: What the operation in flight does; ``None`` if that is not known.
+        #: The access of the operation in flight; ``None`` if it is not known.
         self._access: Access | None = None
-        #: In the order in which it was asked for.
+        #: The deferred calls, in the order in which they were made.
         self.put_off: deque[PutOff] = deque()
         self._is_tidying = False
-        #: What came of it when it was done, for whoever asked for it.
+        #: Errors of deferred calls, to be raised in the owners that made the calls.
         self._errors: weakref.WeakKeyDictionary[Owner, Exception] = (
             weakref.WeakKeyDictionary()
         )
@@ -171,7 +172,7 @@ class TaskGuard(Guard):
         if access is not END:
             if self.put_off:
                 self._do_put_off()
-                if self.attention:  # an expire() may have thrown this task's work away
+                if self.attention:  # a deferred expire() may have lost this task's work
                     self.attend_to(me, access)
             error = self._errors.pop(me, None)
             if error is not None:
@@ -185,24 +186,24 @@ class TaskGuard(Guard):
         if self.put_off and self.running is me:
             self._do_put_off()
         super().leave(me)
-        if self.queue and self.inside is me:  # family may wait for its turn
+        if self.queue and self.inside is me:  # tasks of the section may wait
             with self._mutex:
                 self._pass_on()
             self.reap()
         self._do_if_free()
 
     def open_window(self, me: Owner) -> None:
-        """Never: who looks beside an operation takes a step."""
+        """Open no window, because a read beside an operation is a step."""
         self.may_open = False
 
     def note_change(self) -> None:
-        """The operation in flight turned out to do more than it was let in for."""
+        """Note that the operation in flight does more than its access said."""
         self._access = None
 
     # -- lending
 
     def _lends_to(self, owner: Owner) -> bool:
-        """Whether *owner* is family of whoever holds the guard, and it is its turn."""
+        """Whether *owner* belongs to the sections of the turn and no operation runs."""
         return (
             self._owner is not None
             and self.running is None
@@ -223,7 +224,8 @@ class TaskGuard(Guard):
         if self._owner is None:
             super()._admit(me, mode)
         else:
-            # What is lent is no more than there was: it stays restricted, if it is.
+            # A borrowed turn has no more rights than the lender's: read-only stays
+            # read-only.
             self._below.append(_Place(self))
             self.holds = {}
             self.inside = None
@@ -242,8 +244,8 @@ class TaskGuard(Guard):
         was_reading = me in self.reading
         super()._acquire(me, mode, timeout, looks=looks)
         if was_reading and self._loader is me:
-            # The read section that it is of may have ended while it waited.  Then what
-            # it loads may flush, which is not for beside the readers of another one.
+            # The read section of *me* may have ended during the wait.  Then the load
+            # may flush, which is not allowed beside the readers of another section.
             self.exclude_others(me)
 
     def _drop(self) -> None:
@@ -259,22 +261,22 @@ class TaskGuard(Guard):
             self._drop()
 
     def _all_holds(self) -> list[dict[int, str]]:
-        """By which sections and streams it is held, and those it is lent in."""
+        """Return the holds of the top turn, and those of all turns below it."""
         return [self.holds, *(place.holds for place in self._below)]
 
     def _places_below(self) -> list[_Place]:
         step = self._step
         return self._below if step is None else [*self._below, step.place]
 
-    # -- family
+    # -- tasks that belong to a section
 
     def _is_family(self, me: Owner) -> bool:
-        """Whether *me* was started in the section that keeps strangers out."""
+        """Whether *me* belongs to the outermost section, which excludes other tasks."""
         holds = self._below[0].holds if self._below else self.holds
         return self._owner is not None and bool(holds) and holds.keys() <= me.sections
 
     def _reads_with_family(self, me: Owner) -> bool:
-        """Whether *me* was started in a read section that is still open."""
+        """Whether *me* belongs to a read section that is still open."""
         if self._owner is not None and self._owner is not me:
             return self.restricted and self._is_family(me)
         if me in self.reading or self._owner is me or self._loader is me:
@@ -282,7 +284,10 @@ class TaskGuard(Guard):
         return any(r.holds & me.sections for r in self.reading.values())
 
     def _join_readers(self, me: Owner) -> None:
-        """Let *me* share the read section of its parents, for as long as that lasts."""
+        """Make *me* a reader in the read sections of its parent tasks.
+
+        It is one only until those sections end.
+        """
         if self._owner is not None:
             return
         with self._mutex:
@@ -325,7 +330,7 @@ class TaskGuard(Guard):
         alone = self._owner is me and [*self.holds] == [hold.number]
         if self.put_off and alone and self.running is None:
             try:
-                self._do_put_off()  # where readers let nobody do it before
+                self._do_put_off()  # impossible before, beside readers
             except BaseException:
                 hold.release()
                 raise
@@ -338,13 +343,13 @@ class TaskGuard(Guard):
 
     def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
         if any(hold.number in place.holds for place in self._places_below()):
-            return False  # lent: its borrower gives it back first
+            return False  # the turn is lent, and its borrower gives it back first
         return super()._move(hold, me, begins)
 
     def downgrade(self, hold: Hold) -> None:
         if not self._below:
             super().downgrade(hold)
-        elif not self.restricted:  # what was borrowed is not for others to share
+        elif not self.restricted:  # a borrowed turn cannot be shared with readers
             hold.restricts = self.restricted = True
             self._settle_rights()
 
@@ -358,7 +363,7 @@ class TaskGuard(Guard):
         self._do_if_free()
 
     def _let_go(self, hold: Hold) -> None:
-        # Those who were started in a read section read no longer than it lasts.
+        # Tasks that belong to a read section are readers only until its end.
         for owner, reading in tuple(self.reading.items()):
             if owner is not hold.owner and hold.number in reading.holds:
                 reading.holds.discard(hold.number)
@@ -370,7 +375,7 @@ class TaskGuard(Guard):
             super()._let_go(hold)
 
     def _let_go_below(self, hold: Hold) -> None:
-        """The section ended while it was lent: who has it now gives it back later."""
+        """End a section whose turn is lent; its borrower gives the turn back later."""
         for place in self._places_below():
             if place.holds.pop(hold.number, None):
                 place.is_over = not place.holds and place.running is None
@@ -407,7 +412,7 @@ class TaskGuard(Guard):
         if me in self.reading or self._reads_with_family(me):
             return self._owner is not None or self._loader is not None
         if self.failed is not None:
-            return True  # it takes who can wait to find out what is broken
+            return True  # only an owner that can wait can deal with the failure
         mode = BESIDE if access is READ and self._shares else EXCLUSIVE
         return not self._may_enter_now(me, mode)
 
@@ -418,7 +423,7 @@ class TaskGuard(Guard):
         step.hides = access is WRITE and not self._is_quiet()
         if step.hides:
             changes.watched[self] = {}
-            self.worker = me  # its work is noted when it is shown
+            self.worker = me  # the work is noted when the change is shown
         with self._mutex:
             self._owner = self.running = me
             self._loader = self.inside = None
@@ -429,7 +434,7 @@ class TaskGuard(Guard):
             self.attend_to(me, access)
 
     def _end_step(self, step: _Step) -> None:
-        # Whatever of this an interrupt cuts off may be done again.
+        # All of this may be done again after an interrupt.
         for change in changes.watched.get(self, {}).values():
             change.hide()
             show = functools.partial(self._show, change)
@@ -437,12 +442,12 @@ class TaskGuard(Guard):
         changes.watched.pop(self, None)
         with self._mutex:
             step.place.restore(self)
-            # A step breaks nothing.
+            # A step that fails does not break the transaction.
             self.failed, self.unsettled = step.failed, step.unsettled
             if step.hides:
                 self.worker = step.worker
             self._step = None
-            if step.place.is_over:  # a stream was collected meanwhile
+            if step.place.is_over:  # the stream was collected meanwhile
                 self._drop()
                 self._pass_on()
         self.reap()
@@ -466,32 +471,32 @@ class TaskGuard(Guard):
                 self._refuse_to_lose(me)
 
     def check_may_execute(self) -> None:
-        """Refuse a statement beside another one: nothing but a step asks for that."""
+        """Refuse a statement inside a step: another statement may be in flight."""
         if self._step is not None:
             self._refuse_beside(self.asker())
 
     def check_may_put_off(self, me: Owner) -> None:
-        """Refuse to put off what would be refused if it were its turn."""
+        """Refuse to defer a call that would be refused if the guard were free."""
         if self.reads_only():
             self.refuse_write()
         if self.attention:
-            self.attend_to(me, WRITE)  # to be told what it lost
+            self.attend_to(me, WRITE)  # raises if *me* has lost work
 
     def has_put_off(self, me: Owner) -> bool:
-        """Whether *me* asked for something that is not done yet."""
+        """Whether a call of *me* is still deferred."""
         return any(it.owner is me for it in self.put_off)
 
     def is_free_for(self, me: Owner) -> bool:
-        """Whether something that cannot wait may be done now, as if it could."""
+        """Whether a call that is not awaited may run now, like an awaited one."""
         note_sections(me)
         mine = self.inside is me or self.running is me
         if mine or self.kind in (Kind.DETECT, Kind.CONFINE):
-            return True  # or is refused
+            return True  # *me* does not wait, though it may be refused
         return not self._must_step(me, WRITE)
 
     def _check_step(self, me: Owner, access: Access) -> None:
         if self.running is not None and not isinstance(self.running, TaskOwner):
-            self._refuse_beside(me)  # a thread, which goes on beside this step
+            self._refuse_beside(me)  # a thread does not stop for this step
         strange = {
             number
             for holds in self._all_holds()
@@ -511,30 +516,36 @@ class TaskGuard(Guard):
             self._refuse_beside(me)
 
     def _is_quiet(self) -> bool:
-        """Whether what is in flight would leave a change as it is."""
+        """Whether the operation in flight would keep a change that is made now."""
         session = self.session()
         if session is not None and alchemy.is_flushing(session):
             return False
         if self.running is None:
-            return bool(self.holds)  # between two steps of a stream
+            return bool(self.holds)  # between two fetches from a stream
         return self._access is READ or self._access is LOAD
 
-    # -- what is put off
+    # -- deferred calls
 
     def _do_put_off(self) -> None:
-        """Do what can be done now; to be called while nothing is in flight."""
+        """Run the deferred calls that can run now.
+
+        Call this while no operation is in flight.
+        """
         session = self.session()
         if session is None or alchemy.is_broken(session._transaction):
-            return  # a rollback has to come first, and would undo it
+            return  # a rollback must come first, and would undo the calls
         if self.reading or self._loader is not None:
-            return  # nothing changes under those who read
+            return  # nothing may change while a reader is inside
         for it in tuple(self.put_off):
             if it in self.put_off and self._is_due(it):
                 self.put_off.remove(it)
                 self._do(it)
 
     def _do_if_free(self) -> None:
-        """Do it where whoever left could not, as it was let in for reading only."""
+        """Run the deferred calls if the guard is free.
+
+        A reader that has just left was not allowed to run them.
+        """
         if not self.put_off or self._is_tidying or self.attention:
             return
         owner = self.put_off[0].owner
@@ -544,7 +555,7 @@ class TaskGuard(Guard):
                 with on_behalf_of(owner):
                     run(self, CHANGE, _nothing)
             except Exception as error:
-                self._errors[owner] = error  # it is not whoever leaves here that asked
+                self._errors[owner] = error  # the caller, which leaves, did not call it
             finally:
                 self._is_tidying = False
 
@@ -595,7 +606,10 @@ class TaskGuard(Guard):
     # -- confine
 
     def _lets_wait(self, me: Owner) -> bool:
-        """Its owner takes turns with those who were started in the owner's section."""
+        """Like the base, but a confined session also lets the owner's tasks wait.
+
+        The owner takes turns with the tasks that belong to its section.
+        """
         ours = me is self.sole or self._is_family(me)
         return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
 
@@ -625,7 +639,7 @@ class TaskGuard(Guard):
         )
 
     def _is_in_section_of_others(self, me: Owner) -> bool:
-        """Whether a section is open that *me* was not started in."""
+        """Whether a section is open that *me* does not belong to."""
         return any(
             what not in STREAMS and number not in me.sections
             for holds in self._all_holds()
@@ -666,7 +680,7 @@ class TaskGuard(Guard):
             "session.critical_section()' first."
         )
 
-    # -- what a person wants to know
+    # -- reports
 
     def blockers(self, waiter: Waiter) -> list[Owner]:
         lenders = [place._owner for place in self._below]
@@ -695,7 +709,7 @@ class TaskGuard(Guard):
         return said
 
     def _explain_below(self, place: _Place) -> str:
-        """Say whom a step is beside, from inside the step."""
+        """Explain, inside a step, the turn that the step runs beside."""
         now = _Place(self)
         try:
             place.restore(self)
@@ -705,4 +719,4 @@ class TaskGuard(Guard):
 
 
 def _nothing() -> None:
-    """An operation for the sake of coming in."""
+    """An operation that does nothing: entering and leaving run the deferred calls."""

@@ -1,9 +1,9 @@
-"""Asyncio tasks as owners: which one asks, what it belongs to, and how it waits.
+"""Asyncio tasks as owners: the current task, its sections, and how a task waits.
 
-A task that is started inside a section belongs to it: it inherits the context, and in
-the context is the number of the hold that the section keeps the guard by.  The numbers
-of sections that have ended mean nothing to any guard, so a task that outlives its
-section is a stranger again.
+A task that is started inside a section *belongs* to the section: the task inherits the
+context, which contains the number of the section's hold.  The numbers of sections that
+have ended mean nothing to any guard.  Therefore a task that outlives its section does
+not belong to it any more.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .terms import Lock
 
 _T = TypeVar("_T")
 
-#: The numbers of the holds of all sections that the task is in, or was started in.
+#: The hold numbers of all sections that the task is in, or was started in.
 _sections: ContextVar[frozenset[int]] = ContextVar(
     "sharedsession_sections", default=frozenset()
 )
 
-#: Whom the running code acts for, if not for the task that it runs in.
+#: The owner that the running code acts for, unless that is the running task.
 _acting_for: ContextVar[Owner | None] = ContextVar(
     "sharedsession_acting_for", default=None
 )
@@ -43,7 +43,8 @@ class TaskOwner(Owner):
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         super().__init__(_no_thread)
-        # Weakly: a guard may remember an owner long after everybody forgot the task.
+        # A weak reference, because a guard may keep an owner much longer than the
+        # application keeps the task.
         self._task = weakref.ref(task)
         self._name = task.get_name()
         self._guards: weakref.WeakSet[Any] | None = None
@@ -55,7 +56,7 @@ class TaskOwner(Owner):
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        """A task tells by itself."""
+        """Ignored: the task itself shows whether it is done."""
 
     @property
     def flow(self) -> asyncio.Task[Any] | None:
@@ -78,7 +79,7 @@ class TaskOwner(Owner):
         return "a line that is not known"
 
     def has_ended(self) -> bool:
-        return False  # a task tells by itself
+        return False  # the end of a task is always reported
 
     def can_wait(self) -> bool:
         return alchemy.in_greenlet()
@@ -87,7 +88,7 @@ class TaskOwner(Owner):
         return _Parking()
 
     def keeps(self, guard: Any) -> None:
-        """Have ``guard.bury()`` called with this owner once the task has ended."""
+        """Call ``guard.bury()`` with this owner once the task has ended."""
         task = self._task()
         if self._guards is None and task is not None:
             self._guards = weakref.WeakSet()
@@ -102,7 +103,7 @@ class TaskOwner(Owner):
 
 _no_thread: Any = None
 
-#: Weakly by task, as an owner must not outlive what it stands for.
+#: The owner of each task.  The keys are weak, because this table must not keep a task.
 _owners: weakref.WeakKeyDictionary[asyncio.Task[Any], TaskOwner] = (
     weakref.WeakKeyDictionary()
 )
@@ -123,7 +124,7 @@ def _running_task() -> asyncio.Task[Any] | None:
 
 
 def current_task_owner() -> Owner:
-    """Return the owner for the task that is asking; outside of tasks, the thread's."""
+    """Return the owner of the running task; outside of tasks, that of the thread."""
     acting_for = _acting_for.get()
     if acting_for is not None:
         return acting_for
@@ -141,9 +142,9 @@ def _owner_of(task: asyncio.Task[Any]) -> Owner:
 def current_owner() -> Owner:
     """Return the owner of the operation that the caller is about to begin.
 
-    That is the running task where an event loop runs in this thread, else the thread; a
-    plain cell of a notebook, which runs in the notebook's own loop, counts as its
-    thread.  Inside of :func:`one_owner` it is a member of that party.
+    The owner is the running task if an event loop runs in this thread, else the thread.
+    A plain cell of a notebook counts as its thread although it runs in the notebook's
+    event loop.  Inside :func:`one_owner` the owner is a member of that party.
     """
     party = _party.get()
     if asyncio._get_running_loop() is None:
@@ -159,7 +160,7 @@ def current_owner() -> Owner:
 
 
 class Party(Owner):
-    """All that runs in one ``one_owner()`` block: its members take turns as one."""
+    """The threads and tasks of one ``one_owner()`` block, which act as one owner."""
 
     __slots__ = ("_title", "_members", "_last")
 
@@ -193,7 +194,7 @@ class Party(Owner):
 
 
 class Member(Owner):
-    """A thread or a task, in so far as it acts for a party."""
+    """A thread or a task as far as it acts for a party."""
 
     __slots__ = ("_party", "_base")
 
@@ -205,12 +206,15 @@ class Member(Owner):
 
     @property
     def alive(self) -> bool:
-        """What a member holds, its party holds: a worker thread may end before it."""
+        """Whether the party is alive.
+
+        The party holds what its members hold, because a worker thread may end earlier.
+        """
         return self._party.alive
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        """The party tells."""
+        """Ignored: a member lives as long as its party."""
 
     @property
     def party(self) -> Owner:
@@ -259,17 +263,19 @@ _party: ContextVar[Party | None] = ContextVar("sharedsession_party", default=Non
 
 @contextlib.contextmanager
 def one_owner(name: str) -> Iterator[None]:
-    """Make all that runs in this context one owner, whatever threads it uses.
+    """Make all code that runs in this context one owner, whatever threads it uses.
 
-    Unlike a plain section, which belongs to one thread or task, a section or a block
-    that is entered by code of this context belongs to all code of this context: context
-    variables tell what that is, and ``asyncio.to_thread()``, anyio's worker threads and
-    child tasks inherit them.  The members take turns, an operation at a time.
+    A plain section belongs to one thread or task.  A section or a block that is entered
+    in this context belongs to all code of the context.  The context is that of
+    :mod:`contextvars`: ``asyncio.to_thread()``, anyio's worker threads and child tasks
+    inherit it.  The threads and tasks of the context take turns, an operation at a
+    time.
 
-    :param name: what messages call this owner, ``"request 7"`` for instance.
+    At the end of the block every guard that the owner still holds is released, as if a
+    thread had ended.
+
+    :param name: the name of this owner in messages, for example ``"request 7"``.
     :raises SharedSessionError: if *name* is no string.
-
-    What is still held when the block ends is released, as if its owner had ended.
     """
     if not isinstance(name, str):
         raise SharedSessionError(f"one_owner() takes a name, not {name!r}.")
@@ -286,7 +292,7 @@ def one_owner(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def acting_for(owner: Owner) -> Iterator[None]:
-    """Let the block count as done by *owner*, which does nothing else meanwhile."""
+    """Let the block act for *owner*, which does nothing else meanwhile."""
     token = _acting_for.set(owner)
     try:
         yield
@@ -296,10 +302,10 @@ def acting_for(owner: Owner) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_behalf_of(owner: Owner) -> Iterator[None]:
-    """Like :func:`acting_for`, for what *owner* asked for in a task of its own.
+    """Like :func:`acting_for`, for a call that *owner* deferred in another task.
 
-    So it counts as done in the owner's sections, not in those of the running task: who
-    waits to come in would else be taken for family there.
+    The call runs in the sections of *owner*, not in those of the running task.
+    Otherwise *owner*, which may be waiting to enter, would seem to belong to the latter.
     """
     token = _sections.set(owner.sections)
     try:
@@ -313,7 +319,7 @@ def on_behalf_of(owner: Owner) -> Iterator[None]:
 
 
 def note_sections(me: Owner) -> None:
-    """Note what the owner that is asking belongs to, for others to look at."""
+    """Store the sections of *me*, the caller, where other tasks can read them."""
     me.sections = _sections.get()
 
 
@@ -322,7 +328,10 @@ def enter_section(number: int) -> None:
 
 
 def leave_section(number: int) -> None:
-    """Forget it; a task that inherited it forgets nothing, and need not."""
+    """Remove the section from this context.
+
+    A task that inherited the number keeps it, which is harmless.
+    """
     sections = _sections.get()
     if number in sections:
         _sections.set(sections - {number})
@@ -332,10 +341,10 @@ def leave_section(number: int) -> None:
 
 
 class _Parking:
-    """What a task waits on: like a lock that is acquired once and then waited for.
+    """Like a lock, but a second ``acquire()`` suspends the task, not the thread.
 
-    The greenlet that SQLAlchemy runs the operation in is suspended, and the task with
-    it, so the loop goes on.  May be released from any thread.
+    It suspends the greenlet in which SQLAlchemy runs the operation, and with it the
+    task.  The event loop goes on.  Any thread may call ``release()``.
     """
 
     def __init__(self) -> None:
@@ -365,7 +374,7 @@ class _Parking:
 
     def _wake(self) -> None:
         assert self._released is not None
-        if not self._released.done():  # it may have been cancelled
+        if not self._released.done():  # the wait may have been cancelled
             self._released.set_result(None)
 
     def __enter__(self) -> bool:
@@ -380,7 +389,7 @@ async def to_the_end(
 ) -> _T:
     """Await ``function(*args)`` to its end even if this task is cancelled meanwhile.
 
-    It runs in a task of its own, which acts for this one.
+    The call runs in a new task, which acts for this one.
     """
     owner = current_task_owner()
     sections = _sections.get()
@@ -403,18 +412,18 @@ async def to_the_end(
     _sections.set(_sections.get() - ended)
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # it counts as looked at
+            task.exception()  # otherwise asyncio logs that it was never retrieved
         raise cancelled
     return task.result()
 
 
-# -- where a task is
+# -- the line at which a task is
 
 _OPERATIONS = ("sharedsession", "sqlalchemy")
 
 
 def _running_frames() -> Iterator[FrameType]:
-    """From the innermost outwards, through the greenlets that SQLAlchemy makes."""
+    """Yield the frames, innermost first, through the greenlets of SQLAlchemy."""
     frame: FrameType | None = sys._getframe(1)
     greenlet = alchemy.current_greenlet()
     while frame is not None:
@@ -426,7 +435,7 @@ def _running_frames() -> Iterator[FrameType]:
 
 
 def _suspended_frames(task: asyncio.Task[Any]) -> list[FrameType]:
-    """From the innermost outwards, without what the driver of a database does."""
+    """Return the frames, innermost first, without those of a database driver."""
     frames: list[FrameType] = []
     coroutine: Any = task.get_coro()
     while coroutine is not None:

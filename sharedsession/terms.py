@@ -1,4 +1,4 @@
-"""The words that guards are spoken to in: accesses, modes, kinds of guard."""
+"""The terms that guards use: accesses, modes, kinds, and protocols of locks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .owners import Owner
 
 
 class Access(enum.Enum):
-    """What an operation does to the session it is an operation of."""
+    """What an operation does to its session."""
 
-    #: Looks at what is loaded.
+    #: Reads loaded state only.
     READ = "read"
-    #: May emit a SELECT, and adds what was not loaded.
+    #: May emit a SELECT and add the result to the loaded state.
     LOAD = "load"
-    #: Changes something, but leaves no work that could be lost.
+    #: Changes state, but leaves no work that could be lost.
     CHANGE = "change"
-    #: Leaves work in the transaction that a rollback would throw away.
+    #: Leaves work in the transaction that a rollback would lose.
     WRITE = "write"
     #: Ends the work of the transaction: rollback and close.
     END = "end"
@@ -36,14 +36,14 @@ class Mode(enum.Enum):
 
 EXCLUSIVE, SHARED, BESIDE = Mode
 
-#: What a hold is for, if it may be forgotten: rows that nobody fetched are no loss.
+#: The purpose of a hold that may be abandoned: rows that were not fetched are no loss.
 STREAM = "streaming result"
-#: What a hold is for that another owner has taken over: it goes on without its owner.
+#: The purpose of a hold that another owner took over: it outlives each of its owners.
 MOVED = "block that moved"
 MOVED_STREAM = "streaming result that moved"
 
 STREAMS = frozenset({STREAM, MOVED_STREAM})
-#: What a hold is for, if it does not end with its owner.
+#: The purposes of holds that outlive their owner.
 GO_ON = frozenset({MOVED, MOVED_STREAM})
 
 
@@ -57,9 +57,9 @@ class Kind(enum.Enum):
 
 
 class ForeignLock(Protocol):
-    """A lock of the application's that a guard takes besides admitting somebody."""
+    """A lock object passed in as ``lock=``, acquired with each admission."""
 
-    #: Whether readers may share it.
+    #: Whether readers may share the lock.
     shares: bool
     #: The class of the lock, for messages.
     name: str
@@ -68,17 +68,17 @@ class ForeignLock(Protocol):
         self, mode: Mode, owner: Owner, through: object, timeout: float | None
     ) -> bool: ...
 
-    # Nothing if the owner does not have it through that guard, or no longer has.
+    # Does nothing unless *owner* has the lock through that guard.
     def release(self, owner: Owner, through: object) -> None: ...
 
-    # False, and unchanged, if it cannot.
+    # Returns False and changes nothing if the lock cannot be downgraded.
     def downgrade(self, owner: Owner, through: object) -> bool: ...
 
     def blockers(self) -> list[Owner]: ...
 
 
 class Gate(Protocol):
-    """Where one owner at most puts itself, in one step: a dictionary."""
+    """A dictionary of at most one entry, changed atomically; see ``monitor.py``."""
 
     def get(self, key: int, /) -> object: ...
 
@@ -92,7 +92,7 @@ class Gate(Protocol):
 
 
 class Lock(Protocol):
-    """The primitive that a guard stands on: a plain lock, not reentrant."""
+    """The primitive that a guard is built on: a plain lock, not reentrant."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 
@@ -105,9 +105,9 @@ class Lock(Protocol):
 
 @dataclass(frozen=True)
 class GuardStats:
-    """What a guard has seen since it was made; times in seconds.
+    """Figures of a guard since it was made; times in seconds.
 
-    An operation counts when it has ended.  Setting a single attribute is not timed.
+    An operation counts once it has ended.  Setting a single attribute is not timed.
     """
 
     acquisitions: int = 0
@@ -119,7 +119,10 @@ class GuardStats:
 
 
 def check_timeout(timeout: float | None) -> float | None:
-    """Return *timeout*, a number of seconds above zero or ``None`` for ever."""
+    """Return *timeout*: seconds, more than 0, or ``None`` to wait for ever.
+
+    :raises ValueError: for any other value.
+    """
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -132,7 +135,7 @@ def check_timeout(timeout: float | None) -> float | None:
 
 
 def check_wait_in_loop(seconds: float) -> None:
-    """Raise unless *seconds* is a number of seconds, zero or more."""
+    """Raise ``ValueError`` unless *seconds* is a number of seconds, 0 or more."""
     if seconds != 0:
         try:
             if check_timeout(seconds) is not None:

@@ -1,9 +1,9 @@
-"""Finding waits that would never end: cycles in who waits for whom.
+"""Deadlock detection: cycles in the graph of owners that wait for each other.
 
-An owner waits for one thing at a time, and a thing knows its holders, so the graph is
-walked without any lock of its own.  That may see an owner that was let in a moment ago
-as still waiting.  A real deadlock stays, though: so a cycle counts only if it is found
-again, the same, after every guard on it was asked once more.
+An owner waits for one thing at a time, and each thing knows its owners.  The search
+takes no lock across the whole graph, so that it may see an owner that was admitted a
+moment ago as still waiting.  But a real deadlock stays.  Therefore a cycle only counts
+if two more searches, which ask every guard on it again, find the same cycle.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _Path = list[int]
 
 
 def would_deadlock(me: Owner, wanted: Waitable) -> bool:
-    """Whether *me* waiting for *wanted* closes a cycle."""
+    """Whether a cycle closes if *me* waits for *wanted*."""
     found = _cycle(me, wanted)
     return found is not None and found == _cycle(me, wanted) == _cycle(me, wanted)
 
 
 def _cycle(me: Owner, wanted: Waitable) -> _Path | None:
-    """The way from *wanted* through those who block it back to *me*, if any."""
+    """Return a path from *wanted* through its blockers back to *me*, if any."""
     seen: set[int] = set()
 
     def follow(thing: Waitable) -> _Path | None:
@@ -40,7 +40,7 @@ def _cycle(me: Owner, wanted: Waitable) -> _Path | None:
 
 
 def describe(holders: list[Owner]) -> str:
-    """A sentence on who holds something."""
+    """Return a sentence that names *holders*."""
     if not holders:
         return "It is held outside of any guard."
     named = ", ".join(f"{owner.name} at {owner.where()}" for owner in holders)

@@ -122,8 +122,8 @@ MUTANTS = [
     Mutant(
         "family is not told that its turn has come",
         "taskguard",
-        "        if self.queue and self.inside is me:  # family may wait",
-        "        if False:  # family may wait",
+        "        if self.queue and self.inside is me:  # tasks of",
+        "        if False:  # tasks of",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
@@ -144,8 +144,8 @@ MUTANTS = [
     Mutant(
         "who is let in when it is just being cancelled breaks whoever lets it in",
         "tasks",
-        "        if not self._released.done():  # it may",
-        "        if True:  # it may",
+        "        if not self._released.done():  # the wait may",
+        "        if True:  # the wait may",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
@@ -165,7 +165,7 @@ MUTANTS = [
     Mutant(
         "a section begins before what its task put off",
         "taskguard",
-        "                self._do_put_off()  # where readers let nobody do it before\n",
+        "                self._do_put_off()  # impossible before, beside readers\n",
         "                pass\n",
         f"{TASK_SCHEDULES} {NOT_AWAITED} -k 'failed_once or comes_before'",
     ),
@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant(
         "the monitor lets somebody in without closing the gate",
         "monitor",
-        "            return False  # an operation is in, by the gate\n",
+        "            return False  # an operation is inside by the gate\n",
         "            pass\n",
         SCHEDULES,
     ),
@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "a hold that was forgotten is looked for once",
         "monitor",
-        "                    continue  # somebody did it; look again when",
-        "                    return  # somebody did it; look again when",
+        "                    continue  # done by another thread; check",
+        "                    return  # done by another thread; check",
         f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
