@@ -189,7 +189,12 @@ class Guard(Monitor):
     # -- sections, blocks and streams
 
     def hold(self, what: str, timeout: float | None = None) -> Hold:
-        """Acquire the guard exclusively until the hold is released."""
+        """Acquire the guard exclusively until the hold is released.
+
+        :param what: the purpose of the hold, for messages.
+        :param timeout: in seconds; ``None``, the default, for the guard's own timeout.
+        :raises UpgradeError: if the caller is in a read section.
+        """
         me = self.asker()
         if (self.restricted or self.reading) and self.reads_only():
             raise UpgradeError(
@@ -201,7 +206,11 @@ class Guard(Monitor):
         return self._take(hold, timeout, restricts=False)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
-        """Acquire the guard for reading until the hold is released."""
+        """Acquire the guard for reading until the hold is released.
+
+        Shared if the kind shares, otherwise exclusive and read-only.  The arguments are
+        those of :meth:`hold`.
+        """
         me = self.asker()
         shares = self._shares and self._loader is not me
         alone = self.is_exclusive(me) or not (shares or self._is_reading(me))

@@ -51,10 +51,10 @@ class Hold:
         return former
 
     def forget_if_busy(self) -> bool:
-        """Abandon this hold if the caller is a finalizer that cannot use the guard now.
+        """Abandon this hold if a finalizer ends it that cannot use the guard now.
 
-        The next owner then does what is left to do, such as a rollback, as after every
-        section that was abandoned.
+        Return whether it was abandoned.  The next owner then does what is left to do,
+        such as a rollback, as after every section that was abandoned.
         """
         if not self.guard.asker().busy:
             return False
@@ -99,7 +99,7 @@ class Waiter:
         self.mode = mode
         self.parked = parked
         self.admitted = False
-        #: Whether ``parked`` was released since the waiter last looked.
+        #: Whether ``parked`` was released since the waiter last checked.
         self.woken = False
         #: When barging ends, by the guard's clock; ``None`` until it was first woken.
         self.next_at: float | None = None
@@ -107,16 +107,16 @@ class Waiter:
         self.takes = takes
         #: Whether this waiter only reads, for which a window is enough.
         self.looks = looks
-        #: Whether a window was open when the waiter looked.
+        #: Whether a window was open when the waiter checked.
         self.may_look = False
         self.since = guard.clock()
 
     def is_next(self) -> bool:
-        """Whether nobody may enter ahead of this waiter any more."""
+        """Whether no owner may enter ahead of this waiter any more."""
         return self.next_at is not None and self.guard.clock() >= self.next_at
 
     def wake(self) -> None:
-        """Wake the waiter; nothing if it has been woken already."""
+        """Wake the waiter; do nothing if it has been woken already."""
         if not self.woken:
             self.woken = True
             self.parked.release()

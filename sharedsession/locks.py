@@ -156,7 +156,8 @@ class _ForeignReadWrite:
 
 _Foreign = Union[_ForeignExclusive, _ForeignReadWrite]
 
-#: One adapter for each lock object: guards on one lock know each other's owners by it.
+#: One adapter for each lock object, because guards that share a lock object must know
+#: each other's owners.
 _adapters: weakref.WeakValueDictionary[int, _Foreign] = weakref.WeakValueDictionary()
 _adapters_mutex = threading.Lock()
 

@@ -20,10 +20,10 @@ all others wait for them.
 
 Hand-off is not strict FIFO, because switching threads costs more than a short section.
 The first exclusive waiter is woken and must win the guard against newcomers (barging).
-If it has not won after ``TURN`` seconds it is next: nobody may enter ahead of it.  This
-is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive owners may
-barge, and only while all waiters are exclusive: a reader enters once for each time that
-it waits, so that writers who barge ahead of readers would starve them.
+If it has not won after ``TURN`` seconds it is next: no owner may enter ahead of it.
+This is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive owners
+may barge, and only while all waiters are exclusive: a reader enters only once for each
+time that it waits, and writers that barge ahead of readers would starve them.
 
 Most of the time the guard is free, the queue is empty, and the newcomer wants a single
 operation.  Such an operation enters by the *gate*, without the mutex.  The gate is a
@@ -177,7 +177,7 @@ class Monitor:
             self.version = None  # for good, because every read must be checked
         self.running: Owner | None = None
         self.inside: Owner | None = None
-        #: True if the next owner that enters must first be told, or do, something.
+        #: True if the next owner must be told something, or must do something, first.
         self.attention = False
         #: True if that concerns mere reads of loaded state, too.
         self.unsettled = False
@@ -301,7 +301,7 @@ class Monitor:
         return self.version is version and (version is not None or self.is_mine())
 
     def is_mine(self) -> bool:
-        """Whether the caller may read without a lock because it keeps all others out.
+        """Whether the caller keeps all others out and may read without a lock.
 
         False if the caller is in a read-only section and must be told something first.
         Check this before the read and after it, because meanwhile another thread may
@@ -866,7 +866,7 @@ class Monitor:
         with self._mutex:
             if waiter.takes is not None or waiter.owner.party is not waiter.owner:
                 self.joiners -= 1
-            if waiter in self.queue:  # neither admitted nor interrupted before it
+            if waiter in self.queue:  # not if admitted, or interrupted before joining
                 self.rests_until = 0.0
                 self.queue.remove(waiter)
                 self._pass_on()  # later waiters may have waited for this one only
@@ -1013,9 +1013,10 @@ class Monitor:
         return [o for o in present if o is not None and o is not waiting_owner]
 
     def explain(self) -> str:
-        """Tell in words which owner holds this guard, since when and at which line.
+        """Return a description of this guard in words.
 
-        The waiters follow, each with the time that it has waited.
+        It names the owners, the time for which they have held the guard and the line at
+        which they are, and then the waiters with the time that they have waited.
         """
         with self._mutex:
             now = self.clock()

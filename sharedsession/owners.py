@@ -1,4 +1,4 @@
-"""Owners: what can hold a guard.
+"""Owners: the flows of control that can hold a guard.
 
 An :class:`Owner` stands for one flow of control, here a thread.  (Tasks are owners as
 well, see ``tasks.py``.)  Guards never deal with threads themselves.  They call

@@ -75,7 +75,7 @@ class _Place:
     restricted: bool
 
     def __init__(self, guard: TaskGuard) -> None:
-        #: True once the last hold of this turn was released, below the top turn.
+        #: True once the last hold of this turn was released while it was not on top.
         self.is_over = False
         for name in _FIELDS:
             setattr(self, name, getattr(guard, name))
@@ -286,7 +286,7 @@ class TaskGuard(Guard):
     def _join_readers(self, me: Owner) -> None:
         """Make *me* a reader in the read sections of its parent tasks.
 
-        It is one only until those sections end.
+        *me* stays a reader until those sections end.
         """
         if self._owner is not None:
             return

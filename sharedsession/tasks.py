@@ -265,11 +265,11 @@ _party: ContextVar[Party | None] = ContextVar("sharedsession_party", default=Non
 def one_owner(name: str) -> Iterator[None]:
     """Make all code that runs in this context one owner, whatever threads it uses.
 
-    A plain section belongs to one thread or task.  A section or a block that is entered
-    in this context belongs to all code of the context.  The context is that of
-    :mod:`contextvars`: ``asyncio.to_thread()``, anyio's worker threads and child tasks
-    inherit it.  The threads and tasks of the context take turns, an operation at a
-    time.
+    Unlike a plain section, which belongs to one thread or task, a section or a block
+    that is entered in this context belongs to all code of the context.  The context is
+    that of :mod:`contextvars`: ``asyncio.to_thread()``, anyio's worker threads and
+    child tasks inherit it.  The threads and tasks of the context take turns, an
+    operation at a time.
 
     At the end of the block every guard that the owner still holds is released, as if a
     thread had ended.
@@ -304,8 +304,8 @@ def acting_for(owner: Owner) -> Iterator[None]:
 def on_behalf_of(owner: Owner) -> Iterator[None]:
     """Like :func:`acting_for`, for a call that *owner* deferred in another task.
 
-    The call runs in the sections of *owner*, not in those of the running task.
-    Otherwise *owner*, which may be waiting to enter, would seem to belong to the latter.
+    The call runs in the sections of *owner*.  Otherwise *owner*, which may be waiting
+    to enter, would seem to belong to the sections of the running task.
     """
     token = _sections.set(owner.sections)
     try:

@@ -48,7 +48,7 @@ GO_ON = frozenset({MOVED, MOVED_STREAM})
 
 
 class Kind(enum.Enum):
-    """How a guard treats the second thread."""
+    """How a guard treats a second owner."""
 
     RLOCK = "rlock"
     RW = "rw"
