@@ -210,7 +210,8 @@ class MemoryCursor:
             return  # the strategy has all rows already
         try:
             try:
-                is_psycopg = getattr(cursor, "pgresult", None) is not None
+                driver_cursor = getattr(cursor, "_cursor", cursor)  # of an adapter
+                is_psycopg = getattr(driver_cursor, "pgresult", None) is not None
                 self._fetched = cursor.fetchall()
                 if is_psycopg and self._rowcount is None:
                     self._rowcount = len(self._fetched)  # closing the cursor loses it

@@ -530,7 +530,14 @@ class Guard(Monitor):
                 if not (STREAMS | GO_ON).issuperset(self.holds.values()):
                     self.unfinished_by = owner
                     self.attention = self.unsettled = True
-                self._end_turn_of_ended()
+                member = self.running or self.window
+                if member is None or member is owner:
+                    self._end_turn_of_ended()
+                else:
+                    # A thread of a party that ended is in the middle of an operation,
+                    # so the turn ends with that operation.
+                    self.holds = {}
+                    self._settle_rights()
             for reader in tuple(self.reading):
                 if reader.party is owner:
                     held = True

@@ -215,9 +215,10 @@ def _discarding(name: str, which: Callable[..., Any]) -> Any:
         if changers is None or not changers.by_key:
             return plain(state, values, *args, **kw)
         keys = set(which(state, values, *args, **kw)).intersection(changers.by_key)
-        result = plain(state, values, *args, **kw)
+        # First: nobody but the session may have the object, until it is unchanged.
         guard = guards.get(state.session_id)
         session = None if guard is None else guard.session()
+        result = plain(state, values, *args, **kw)
         if session is not None:
             session._note_discarded_changes(changers, keys)
         return result

@@ -504,18 +504,21 @@ class Monitor:
             self.refuse_nested(me)
         me.busy = True
         try:
-            with self._mutex:
-                moved = not hold.is_open or self._move(hold, me, begins)
-            if not moved:
-                self._wait(me, hold.mode, self.timeout, False, hold)
-                with self._mutex:
-                    if begins and hold.is_open:
-                        self.running = me
+            until = None if self.timeout is None else self.clock() + self.timeout
+            while not self._try_to_move(hold, me, begins):
+                # Several waiters may be let in for one hold, one after the other.  Only
+                # the last of them owns it; the others wait for its operation again.
+                left = None if until is None else max(until - self.clock(), 0.001)
+                self._wait(me, hold.mode, left, False, hold)
         finally:
             me.busy = False
             if self.forsaken:
                 self.reap()
         me.keeps(self)
+
+    def _try_to_move(self, hold: Hold, me: Owner, begins: bool) -> bool:
+        with self._mutex:
+            return not hold.is_open or self._move(hold, me, begins)
 
     def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
         """Make *me* the owner of the turn that *hold* keeps.

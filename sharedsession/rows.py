@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator
 
 from . import alchemy, results
 from .disguise import per_class
+from .errors import SharedSessionError
 from .guard import Guard
 from .holds import Hold
 from .operations import run, run_in
@@ -115,8 +116,10 @@ class _MadeObjects:
     def __next__(self) -> Any:
         session = self._session
         row = next(self._rows)
-        if session is not None and session.identity_map is not self._identity_map:
-            alchemy.refuse_identity_map(row)
+        if session is not None:
+            if session.identity_map is not self._identity_map:
+                alchemy.refuse_identity_map(row)
+            self._session = None  # at the first row only, as SQLAlchemy does
         return row
 
 
@@ -147,7 +150,7 @@ class _LaterMade:
 
     def make(self) -> None:
         """Make the objects, unless they are made; only called inside the guard."""
-        if self._made is not None:
+        if self._made is not None or self._error is not None:
             return
         self._guard.may_open = False  # half-loaded objects must not be read
         rows: list[Any] = []
@@ -158,10 +161,17 @@ class _LaterMade:
                 rows += self._rows
         except Exception as error:
             self._error = error  # for the consumer
-        self._made = _MadeObjects(self._session, rows)
+        except BaseException as error:
+            self._error = SharedSessionError(
+                "The objects of this result were being made when "
+                f"{type(error).__name__} came in between. Execute the statement again."
+            )
+            raise
+        else:
+            self._made = _MadeObjects(self._session, rows)
 
     def ensure_made(self) -> None:
-        if self._made is None:
+        if self._made is None and self._error is None:
             run(self._guard, LOAD, self.make)
         if self._error is not None:
             raise self._error
@@ -243,16 +253,20 @@ class _Streaming:
             result.cursor_strategy = _streaming(result, self.hold)
 
     def fetchone(self, result: Any, cursor: Any, hard_close: bool = False) -> Any:
-        plain: Any = super()
-        return _fetch(self.hold, plain.fetchone, result, cursor, hard_close)
+        return _fetch(self.hold, self._now, "fetchone", result, cursor, hard_close)
 
     def fetchmany(self, result: Any, cursor: Any, size: int | None = None) -> Any:
-        plain: Any = super()
-        return _fetch(self.hold, plain.fetchmany, result, cursor, size)
+        return _fetch(self.hold, self._now, "fetchmany", result, cursor, size)
 
     def fetchall(self, result: Any, cursor: Any) -> Any:
-        plain: Any = super()
-        return _fetch(self.hold, plain.fetchall, result, cursor)
+        return _fetch(self.hold, self._now, "fetchall", result, cursor)
+
+    def _now(self, name: str, result: Any, cursor: Any, *args: Any) -> Any:
+        """Fetch, unless another thread ended the stream while the caller waited."""
+        strategy = result.cursor_strategy
+        if strategy is not self:
+            return getattr(strategy, name)(result, result.cursor, *args)
+        return getattr(super(), name)(result, cursor, *args)
 
     def soft_close(self, result: Any, cursor: Any) -> None:
         plain: Any = super()

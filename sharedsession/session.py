@@ -249,6 +249,11 @@ class SharedSessionMixin(Session):
         if self.guard is not None and alchemy.is_unflushed(self, state):
             instances.note_changed(self.guard, state, None)
 
+    def _expunge_states(self, *args: Any, **kw: Any) -> None:
+        super()._expunge_states(*args, **kw)
+        if not self._is_ending:
+            self._note_expunged()  # make_transient() comes here, too
+
     def _close(self) -> None:
         _to_the_end(super().close)
 
@@ -272,7 +277,9 @@ class SharedSessionMixin(Session):
         """Whether to recover or flush first, for readers to see all that was done."""
         guard = self.guard
         left = guard is not None and (
-            guard.unfinished_by is not None or guard.failed is not None
+            guard.unfinished_by is not None
+            or guard.failed is not None
+            or guard.has_chores()
         )
         left = left or self._failure is not None or self._ledger.anybody_to_tell()
         return left or (self.autoflush and not alchemy.is_clean(self))
@@ -582,6 +589,7 @@ _OWN = {
     "close": SharedSessionMixin._close,
     "expunge": SharedSessionMixin._expunge,
     "expunge_all": SharedSessionMixin._expunge_all,
+    "_expunge_states": SharedSessionMixin._expunge_states,
     "invalidate": SharedSessionMixin._invalidate,
     "reset": SharedSessionMixin._reset,
     "rollback": SharedSessionMixin._rollback,

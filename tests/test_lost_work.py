@@ -11,7 +11,13 @@ from typing import Any, Callable, Iterator
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    make_transient,
+    mapped_column,
+)
 
 from sharedsession import (
     SharedSession,
@@ -952,3 +958,23 @@ def test_tasks_are_refused_such_a_unit_too() -> None:
         await engine.dispose()
 
     asyncio.run(main())
+
+
+def test_a_changed_object_that_nobody_keeps_is_lost_aloud(
+    calm: Any, author: Other
+) -> None:
+    """Without its change the session does not keep the object either."""
+    author.do(lambda: setattr(calm.get(Row, 1), "name", "new"))
+    calm.expire_all()
+    with pytest.raises(WorkLostError, match="expired"):
+        author.do(calm.commit)
+
+
+def test_an_object_that_is_made_transient_is_lost_aloud(
+    calm: Any, author: Other
+) -> None:
+    row = Row(name="new")
+    author.do(lambda: calm.add(row))
+    make_transient(row)
+    with pytest.raises(WorkLostError, match="expunged"):
+        author.do(calm.commit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
 from typing import Any
 
@@ -19,6 +20,8 @@ from sharedsession import (
     critical_section,
     one_owner,
 )
+from sharedsession.operations import run, run_in
+from sharedsession.terms import LOAD
 
 from .models import User
 from .threads import Worker, passes, wait_for, wait_until
@@ -319,3 +322,58 @@ def test_a_lock_object_cannot_move(engine: sa.Engine, pool: Pool) -> None:
     pool.run(block.__enter__)
     with pytest.raises(ConcurrentAccessError, match="lock object"):
         block.__exit__(None, None, None)
+
+
+def test_owners_that_wait_for_one_hold_get_it_one_after_the_other(
+    session: Any,
+) -> None:
+    """All of them are let in when the operation that they wait for ends."""
+    guard = session.guard
+    hold = guard.hold("section")
+    inside: list[str] = []
+    overlaps: list[int] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        wait_for(may_end)
+
+    def operation(left: list[int]) -> None:
+        inside.append("in")
+        left[0] -= 1
+        wait_until(lambda: len(inside) > 1 or len(guard.waiting) == left[0])
+        overlaps.append(len(inside))
+        inside.pop()
+
+    left = [3]
+    holder = Worker(lambda: run_in(hold, LOAD, first))
+    wait_for(begun)
+    others = [Worker(lambda: run_in(hold, LOAD, operation, left)) for _ in range(3)]
+    wait_until(lambda: len(guard.waiting) == 3)
+    may_end.set()
+    for worker in (holder, *others):
+        worker.result()
+    assert overlaps == [1, 1, 1]
+    hold.release()
+
+
+def test_a_party_that_ends_leaves_its_thread_to_its_operation(session: Any) -> None:
+    """As a request does that is cancelled while its worker thread waits."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        wait_for(may_end)
+
+    def in_section() -> None:
+        with session.critical_section():
+            run(session.guard, LOAD, wait)
+
+    with one_owner("request"):
+        member = Worker(functools.partial(contextvars.copy_context().run, in_section))
+        wait_for(begun)
+    other = Worker(lambda: session.get(User, 1))
+    assert not passes(other, session.guard)
+    may_end.set()
+    member.result()
+    assert other.result() is not None

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from sharedsession import SharedSession
+from sharedsession import SharedSession, SharedSessionError
 
 from .databases import alone, url_of
 from .models import Base, User
@@ -304,3 +304,60 @@ def test_a_fetch_that_waits_for_a_section_keeps_no_lock(engine: sa.Engine) -> No
             assert len(rows.fetchmany(1)) == 1
         assert len(waiting.result()) == count - 1
         session.rollback()
+
+
+def test_returned_rows_become_objects_before_a_read_section(engine: sa.Engine) -> None:
+    with SharedSession(engine, lock="rw") as session:
+        user = session.get_one(User, 1)
+        rows = session.scalars(renaming())
+
+        def read() -> list[Any]:
+            with session.read_section():
+                first = user.name
+                session.scalar(sa.select(sa.func.count(User.id)))
+                return [first, user.name]
+
+        assert Worker(read).result() == ["new", "new"]
+        assert user in rows.all()
+        session.rollback()
+
+
+def test_who_made_the_objects_may_be_interrupted(engine: sa.Engine) -> None:
+    """The consumer is told, and does not find the result empty."""
+    with SharedSession(engine) as session:
+        rows = session.scalars(renaming())
+        interrupts = [KeyboardInterrupt()]
+
+        def interrupt(user: Any, context: Any) -> None:
+            if interrupts:
+                raise interrupts.pop()
+
+        sa.event.listen(User, "load", interrupt)
+        sa.event.listen(User, "refresh", lambda u, c, a: interrupt(u, c))
+        try:
+            other = Worker(lambda: session.scalar(sa.select(sa.func.count(User.id))))
+            with pytest.raises(KeyboardInterrupt):
+                other.result()
+        finally:
+            interrupts.clear()
+            sa.event.remove(User, "load", interrupt)
+        with pytest.raises(SharedSessionError, match="KeyboardInterrupt"):
+            rows.all()
+        session.rollback()
+
+
+@pytest.mark.parametrize("end", ["close", "expunge_all"])
+def test_objects_that_are_fetched_partly_outlive_their_session(
+    engine: sa.Engine, end: str
+) -> None:
+    def fetch(session: Any) -> list[Any]:
+        found = []
+        for user in session.scalars(sa.select(User).order_by(User.id)):
+            found.append(user.id)
+            getattr(session, end)()
+        return found
+
+    with Session(engine) as plain:
+        expected = fetch(plain)
+    with SharedSession(engine) as session:
+        assert fetch(session) == expected
