@@ -228,6 +228,9 @@ class MemoryCursor:
         """
         return error is self._error or not self._closed
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.fetchone, None)
+
     def fetchone(self) -> Any:
         if self._closed:
             return self._driver_cursor.fetchone()  # raises, because it is closed

@@ -153,7 +153,9 @@ def current_owner() -> Owner:
         task = _running_task()
         in_cell = "IPython" in sys.modules and is_in_cell(sys._getframe())
         owner = thread_owner() if task is None or in_cell else _owner_of(task)
-    return owner if party is None else party.member(owner)
+    if party is None or not party.alive:  # work may outlive its request
+        return owner
+    return party.member(owner)
 
 
 # -- several threads or tasks as one owner

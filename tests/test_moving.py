@@ -21,6 +21,7 @@ from sharedsession import (
     one_owner,
 )
 from sharedsession.operations import run, run_in
+from sharedsession.tasks import current_owner
 from sharedsession.terms import LOAD
 
 from .models import User
@@ -377,3 +378,12 @@ def test_a_party_that_ends_leaves_its_thread_to_its_operation(session: Any) -> N
     may_end.set()
     member.result()
     assert other.result() is not None
+
+
+def test_work_that_outlives_its_party_is_its_threads(session: Any, pool: Pool) -> None:
+    with one_owner("request"):
+        context = contextvars.copy_context()
+    owner = context.run(current_owner)
+    assert owner is current_owner()
+    with session.critical_section():
+        assert context.run(lambda: session.guard.held) == "exclusive"
