@@ -293,7 +293,7 @@ def _run_concurrently(
         try:
             return function()
         except BaseException as error:
-            it.error, it.text = type(error).__name__, str(error)[:200]
+            it.error, it.text = type(error).__name__, str(error)[:600]
         finally:
             present.part = None
             it.ended = len(admitted)
