@@ -404,9 +404,10 @@ def _go_part(world: Any, serial: Serial, prepared: Any, it: Outcome) -> str | No
     thread, number, what = it.part
     serial.now(thread)
     try:
-        if "which were not flushed, are gone" in it.text:
+        lost = "which were not flushed, are gone" in it.text
+        if lost:
             serial.lost_changes()
-        if it.admitted:
+        if it.admitted or lost:
             one = what == "go" and is_one_operation(it.way)
             serial.admit(ends=one and it.way.access is END)
         if what == "prepare":
