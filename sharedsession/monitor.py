@@ -374,10 +374,9 @@ class Monitor:
         return until is FOREVER or self.clock() < until
 
     def _leave_late(self, me: Owner) -> None:
-        """The end of an operation that somebody waits for, or that did not come by the
-        gate."""
+        """End an operation that has waiters, or that did not enter by the gate."""
         if self._is_in_mutex() and self.gate.get(0) is not me:
-            # A finalizer in the middle of a change, which sees to the rest itself.
+            # This is a finalizer that interrupts a change.  The change does the rest.
             if self.running is me:
                 self.running = None
             return

@@ -36,7 +36,7 @@ def settle(guard: Guard, result: Any) -> Any:
             return result
         cursor_result: Any = result
     elif isinstance(result, alchemy.IteratorResult):
-        if isinstance(result.iterator, _MadeObjects):
+        if isinstance(result.iterator, (_MadeObjects, _LaterMade)):
             return result
         cursor_result = _cursor_result(result)
     else:
