@@ -176,14 +176,15 @@ class MemoryCursor:
     """
 
     __slots__ = (
-        *("description", "lastrowid", "arraysize", "_rowcount"),
+        *("description", "lastrowid", "statusmessage", "arraysize", "_rowcount"),
         *("_driver_cursor", "_context", "_fetched", "_left", "_error", "_closed"),
     )
 
     def __init__(self, cursor: Any, context: Any) -> None:
         self.description = cursor.description
-        if hasattr(cursor, "lastrowid"):  # some drivers have none
-            self.lastrowid = cursor.lastrowid
+        for name in ("lastrowid", "statusmessage"):  # some drivers have none
+            if hasattr(cursor, name):
+                setattr(self, name, getattr(cursor, name))
         self.arraysize = getattr(cursor, "arraysize", 1)
         # After a SELECT read the driver's rowcount only if the application asks for it,
         # because some drivers have to count the rows.  After other statements read it

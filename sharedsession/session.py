@@ -250,9 +250,11 @@ class SharedSessionMixin(Session):
             instances.note_changed(self.guard, state, None)
 
     def _expunge_states(self, *args: Any, **kw: Any) -> None:
-        super()._expunge_states(*args, **kw)
-        if not self._is_ending:
-            self._note_expunged()  # make_transient() comes here, too
+        try:
+            super()._expunge_states(*args, **kw)
+        finally:  # a listener may raise half way
+            if not self._is_ending:
+                self._note_expunged()  # make_transient() comes here, too
 
     def _close(self) -> None:
         _to_the_end(super().close)
@@ -263,15 +265,13 @@ class SharedSessionMixin(Session):
     def _invalidate(self) -> None:
         _to_the_end(super().invalidate)
 
-    def _expunge(self, instance: object) -> None:
-        super().expunge(instance)
-        self._note_expunged()
-
     def _expunge_all(self) -> None:
-        _to_the_end(super().expunge_all)
-        self._note_expunged()
-        if self.guard is not None:
-            guard_identity_map(self.identity_map, self.guard)
+        try:
+            _to_the_end(super().expunge_all)
+        finally:  # a listener may raise half way
+            self._note_all_expunged()
+            if self.guard is not None:
+                guard_identity_map(self.identity_map, self.guard)
 
     def _has_to_tidy(self) -> bool:
         """Whether to recover or flush first, for readers to see all that was done."""
@@ -346,9 +346,13 @@ class SharedSessionMixin(Session):
             changed = self._ledger.changed_states()
             gone = [each for each in changed if not alchemy.is_in_session(self, each)]
             if gone:
-                self._note_discarded(
-                    "expunged objects", self._ledger.take_changed(gone)
-                )
+                authors = self._ledger.take_changed(gone)
+                self._note_discarded("expunged objects", authors)
+
+    def _note_all_expunged(self) -> None:
+        if self.guard is not None:
+            authors = self._ledger.take_changed(self._ledger.changed_states())
+            self._note_discarded("expunged objects", authors)
 
     def _note_discarded_changes(self, changers: Changers, keys: set[str]) -> None:
         """Changes to attributes *keys* of one object were overwritten or expired."""
@@ -587,7 +591,6 @@ _OWN = {
     "__exit__": SharedSessionMixin._exit,
     "begin": SharedSessionMixin._begin,
     "close": SharedSessionMixin._close,
-    "expunge": SharedSessionMixin._expunge,
     "expunge_all": SharedSessionMixin._expunge_all,
     "_expunge_states": SharedSessionMixin._expunge_states,
     "invalidate": SharedSessionMixin._invalidate,

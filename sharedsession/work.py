@@ -72,9 +72,20 @@ class Changers:
     def owners(self) -> set[Owner]:
         return set().union(*self.by_key.values())
 
+    def hand_over(self, former: Owner, new: Owner) -> None:
+        self.last = None  # *former* may make changes of its own from now on
+        for owners in self.by_key.values():
+            _replace(owners, former, new)
+
     def take(self, keys: Iterable[str]) -> set[Owner]:
         """Forget the changes to the attributes *keys*, and return their owners."""
         return set().union(*(self.by_key.pop(key, ()) for key in list(keys)))
+
+
+def _replace(owners: set[Owner], former: Owner, new: Owner) -> None:
+    if former in owners:
+        owners.add(new)
+        owners.discard(former)
 
 
 class Ledger:
@@ -90,11 +101,15 @@ class Ledger:
         self._workers.setdefault(level, set()).add(owner)
 
     def hand_over(self, level: Any, former: Owner, new: Owner) -> None:
-        """Give the work of *former* in *level* to *new*, which took over its block."""
+        """Give the work of *former* in *level* to *new*, which took over its block.
+
+        Changes that are not flushed were made in this block: it began with a flush.
+        """
         workers = self._workers.get(level)
-        if workers is not None and former in workers:
-            workers.add(new)
-            workers.discard(former)
+        if workers is not None:
+            _replace(workers, former, new)
+        for changers in self._changers.values():
+            changers.hand_over(former, new)
 
     def has_work(self, owner: Owner) -> bool:
         return any(owner in workers for workers in self._workers.values())

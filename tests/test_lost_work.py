@@ -978,3 +978,42 @@ def test_an_object_that_is_made_transient_is_lost_aloud(
     make_transient(row)
     with pytest.raises(WorkLostError, match="expunged"):
         author.do(calm.commit)
+
+
+@pytest.mark.parametrize("how", ["close", "expunge_all", "expunge"])
+def test_what_is_lost_although_a_listener_raises_is_told(
+    calm: Any, author: Other, how: str
+) -> None:
+    row = calm.get(Row, 1)
+    other = calm.get(Row, 2)
+    author.do(lambda: setattr(row, "name", "new"))
+    author.do(lambda: setattr(other, "name", "new as well"))
+
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("by a listener")
+
+    sa.event.listen(calm, "persistent_to_detached", refuse, once=True)
+    with pytest.raises(RuntimeError, match="by a listener"):
+        calm.expunge(row) if how == "expunge" else getattr(calm, how)()
+    with pytest.raises(WorkLostError, match="expunged"):
+        author.do(calm.commit)
+    author.do(calm.commit)
+    calm.close()
+
+
+def test_changes_go_with_the_block_that_moved(calm: Any, author: Other) -> None:
+    """The end of the block flushes them, in the name of the owner that leaves it."""
+    block = calm.begin()
+
+    def enter_and_add() -> None:
+        block.__enter__()
+        calm.add(Row(name="new"))
+
+    def refuse(connection: Any) -> None:
+        raise RuntimeError("no commit")
+
+    sa.event.listen(calm.get_bind(), "commit", refuse, once=True)
+    author.do(enter_and_add)
+    with pytest.raises(RuntimeError, match="no commit"):
+        block.__exit__(None, None, None)
+    assert "new" not in author.do(lambda: names(calm))
