@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from sharedsession.stress import StressError, parse_url
+from sharedsession.stress.ledger import StressError
+from sharedsession.stress.process import parse_url
 
 from . import ledger, picture, races, report, single
 from .pace import FULL, QUICK, Pace, Round

@@ -17,7 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from sharedsession import SharedSession, stress
+from sharedsession import SharedSession
+from sharedsession.stress import ledger, threads
 
 from . import models
 from .models import HAND, PER_THREAD, RLOCK, RW
@@ -36,15 +37,15 @@ def measure(url: sa.URL | None, sides: Sides, pace: Pace) -> list[Round]:
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             url = sa.URL.create("sqlite", database=f"{folder}/ledger.db")
-        plan = stress.Plan(url, THREADS, pace.units)
+        plan = ledger.Plan(url, THREADS, pace.units)
         return [
             {who: sides.ask(who, units_per_second, plan) for who in CONTESTANTS}
             for _ in range(pace.ledgers)
         ]
 
 
-def _make_engine(plan: stress.Plan) -> sa.Engine:
-    engine = stress.make_engine(
+def _make_engine(plan: ledger.Plan) -> sa.Engine:
+    engine = threads.make_engine(
         plan.url, poolclass=sa.QueuePool, pool_size=plan.threads
     )
     if engine.dialect.name == "sqlite":
@@ -56,17 +57,17 @@ def _make_engine(plan: stress.Plan) -> sa.Engine:
     return engine
 
 
-def units_per_second(contestant: str, plan: stress.Plan) -> float:
+def units_per_second(contestant: str, plan: ledger.Plan) -> float:
     engine = _make_engine(plan)
     try:
-        with stress.tables(engine, plan.accounts):
+        with ledger.tables(engine, plan.accounts):
             with _attempt(contestant, engine, plan) as attempt:
                 return plan.units / _seconds(attempt, plan)
     finally:
         engine.dispose()
 
 
-def _seconds(attempt: _Attempt, plan: stress.Plan) -> float:
+def _seconds(attempt: _Attempt, plan: ledger.Plan) -> float:
     errors: list[Exception] = []
 
     def work(numbers: range) -> None:
@@ -93,7 +94,7 @@ def _seconds(attempt: _Attempt, plan: stress.Plan) -> float:
 
 @contextlib.contextmanager
 def _attempt(
-    contestant: str, engine: sa.Engine, plan: stress.Plan
+    contestant: str, engine: sa.Engine, plan: ledger.Plan
 ) -> Iterator[_Attempt]:
     """How the contestant does the unit of a number."""
     if contestant == PER_THREAD:
@@ -108,28 +109,28 @@ def _attempt(
 
 
 def _in_one_session(
-    session: sa_orm.Session, plan: stress.Plan, section: models.Section
+    session: sa_orm.Session, plan: ledger.Plan, section: models.Section
 ) -> _Attempt:
     def attempt(number: int) -> None:
         with section():
-            stress.do_unit(session, stress.plan_unit(plan, stress.PLAIN, number))
+            ledger.do_unit(session, ledger.plan_unit(plan, ledger.PLAIN, number))
 
     return attempt
 
 
-def _by_merging(engine: sa.Engine, plan: stress.Plan) -> _Attempt:
-    at_home = [stress.Account(id=id) for id in range(plan.accounts)]
+def _by_merging(engine: sa.Engine, plan: ledger.Plan) -> _Attempt:
+    at_home = [ledger.Account(id=id) for id in range(plan.accounts)]
     for account in at_home:
         sa_orm.make_transient_to_detached(account)
 
     def attempt(number: int) -> None:
-        unit = stress.plan_unit(plan, stress.PER_THREAD, number)
+        unit = ledger.plan_unit(plan, ledger.PER_THREAD, number)
         with sa_orm.Session(engine) as session:
             copies = [
                 session.merge(at_home[id], load=False)
                 for id in (unit.source, unit.target)
             ]
-            stress.do_unit(session, unit)
+            ledger.do_unit(session, unit)
             del copies
 
     return attempt

@@ -108,17 +108,17 @@ def _silent_at_start(function: Any) -> Any:
 
 def plant_fault(name: str) -> None:
     """Put back a fault that the library once had, for the tests to find."""
-    from sharedsession import alchemy
+    from sharedsession.internals import cursors
 
     if name == "soft-closed":
         # The dialect asks whether a result is soft-closed before it fetches
-        buffer_rows = alchemy.buffer_rows
+        buffer_rows = cursors.buffer_rows
 
         def buffer_and_soft_close(result: Any) -> None:
             buffer_rows(result)
             result._soft_closed = True
 
-        alchemy.buffer_rows = buffer_and_soft_close
+        cursors.buffer_rows = buffer_and_soft_close
     else:
         assert name == "facts", name
 
@@ -126,5 +126,5 @@ def plant_fault(name: str) -> None:
             init(self, cursor, context)
             self.description, self._rowcount = None, -1
 
-        init = alchemy.MemoryCursor.__init__
-        alchemy.MemoryCursor.__init__ = forget  # type: ignore[method-assign]
+        init = cursors.MemoryCursor.__init__
+        cursors.MemoryCursor.__init__ = forget  # type: ignore[method-assign]

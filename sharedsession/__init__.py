@@ -1,7 +1,7 @@
 """Share one SQLAlchemy Session, and its objects, between threads safely."""
 
 from .config import sessionmaker_from_config
-from .copying import merge_into
+from .decorators import critical_section, read_section
 from .errors import (
     ConcurrentAccessError,
     DeadlockError,
@@ -11,13 +11,13 @@ from .errors import (
     UpgradeError,
     WorkLostError,
 )
-from .guard import Guard
+from .guard.access import GuardStats
+from .guard.guard import Guard
+from .guard.task import one_owner
+from .merge import merge_into
 from .registry import shared_session
-from .session import SharedSession, SharedSessionMixin, share
-from .targets import guard_of
-from .tasks import one_owner
-from .terms import GuardStats
-from .units import critical_section, read_section
+from .resolve import guard_of
+from .session.session import SharedSession, SharedSessionMixin, share
 from .version import __version__
 
 __all__ = [

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import asbool
 
-from .locks import make_guard
-from .session import SharedSession
-from .terms import check_timeout
+from .guard.access import check_timeout
+from .guard.kinds import make_guard
+from .session.session import SharedSession
 
 #: The environment variable that overrides the lock kind.
 VARIABLE = "SHAREDSESSION_LOCK"

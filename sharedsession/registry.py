@@ -9,11 +9,11 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
 from .errors import SharedSessionError
-from .guard import Guard
-from .owners import Owner
-from .sections import CriticalSection, ReadSection
-from .session import SharedSessionMixin, share
-from .tasks import current_owner
+from .guard.guard import Guard
+from .guard.owner import Owner
+from .guard.task import current_owner
+from .session.sections import CriticalSection, ReadSection
+from .session.session import SharedSessionMixin, share
 
 _S = TypeVar("_S", bound=Session)
 _T = TypeVar("_T")

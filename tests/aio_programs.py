@@ -22,17 +22,17 @@ from sharedsession import (
     LockTimeout,
     SharedSessionError,
     UpgradeError,
-    alchemy,
-    changes,
 )
 from sharedsession.asyncio import AsyncSharedSession
-from sharedsession.coroutines import AsyncSection
-from sharedsession.operations import look, run
-from sharedsession.sections import CriticalSection, ReadSection
-from sharedsession.taskguard import TaskGuard
-from sharedsession.tasks import to_the_end
-from sharedsession.terms import CHANGE, END, LOAD, STREAM, WRITE, Kind
-from sharedsession.writes import setter_of
+from sharedsession.asyncio.guard import TaskGuard
+from sharedsession.guard.access import CHANGE, END, LOAD, STREAM, WRITE, Kind
+from sharedsession.guard.task import to_the_end
+from sharedsession.internals import greenlets
+from sharedsession.objects import deferred
+from sharedsession.objects.setting import setter_of
+from sharedsession.operations.operation import look, run
+from sharedsession.session.async_sections import AsyncSection
+from sharedsession.session.sections import CriticalSection, ReadSection
 
 from .aio_scheduler import Loop
 from .guard_programs import attached, attaching
@@ -96,7 +96,7 @@ class World:
     def _attend(self, me: Any, access: Any) -> None:
         """Whoever comes in next hears of what was left unfinished."""
         self.guard.failed = None
-        if alchemy.in_greenlet():
+        if greenlets.in_greenlet():
             self.left_unfinished += self.guard.unfinished_by is not None
             self.guard.unfinished_by = None
             self.guard.unsettled = False
@@ -253,7 +253,7 @@ def check_free(guard: Any) -> None:
     assert not guard._below and guard._step is None and not guard.restricted
     assert not guard.put_off, "put off, and nobody did it"
     assert not guard.forsaken, "a forgotten hold was never released"
-    assert guard not in changes.watched
+    assert guard not in deferred.watched
     may_have_none = guard.kind is Kind.CONFINE or guard.unsettled
     assert guard.version is not None or may_have_none, "no version, and nobody is in"
 
@@ -284,7 +284,7 @@ class FakeSession:
 
 
 def _answer(world: World) -> None:
-    alchemy.await_only(world.loop.ask_database())
+    greenlets.await_only(world.loop.ask_database())
 
 
 def _change(world: World) -> None:
@@ -371,7 +371,7 @@ class FakeAttribute:
         ), "set in another task's section"
         world.sets += 1
         world.unwritten.add(world.sets)
-        noted: Any = changes.watched.get(world.guard)
+        noted: Any = deferred.watched.get(world.guard)
         if noted is not None:
             noted[world.sets, "attribute"] = FakeChange(world, world.sets)
 
@@ -383,7 +383,7 @@ Operation = Callable[[World], Any]
 
 def awaited(access: Any, function: Any) -> Operation:
     async def perform(world: World) -> None:
-        await alchemy.greenlet_spawn(run, world.guard, access, function, world)
+        await greenlets.greenlet_spawn(run, world.guard, access, function, world)
 
     return perform
 
@@ -395,7 +395,7 @@ load_and_change = awaited(LOAD, _load_and_change)
 
 async def look_around(world: World) -> None:
     """A look that can wait."""
-    await alchemy.greenlet_spawn(look, world.guard, _seen, world)
+    await greenlets.greenlet_spawn(look, world.guard, _seen, world)
 
 
 async def glance(world: World) -> None:
@@ -583,7 +583,7 @@ async def _tolerant(operation: Operation, world: World) -> None:
 
 async def stream(world: World) -> None:
     """What is kept between steps, and given back."""
-    hold = await alchemy.greenlet_spawn(run, world.guard, LOAD, _open_stream, world)
+    hold = await greenlets.greenlet_spawn(run, world.guard, LOAD, _open_stream, world)
     block = Block(False, streams=True)
     world.blocks.append(block)
     before = _blocks.get()

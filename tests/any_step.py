@@ -38,12 +38,10 @@ from sharedsession import (
     SharedSession,
     SharedSessionError,
     critical_section,
-    holds,
-    monitor,
-    operations,
-    owners,
     shared_session,
 )
+from sharedsession.guard import monitor, owner, turn
+from sharedsession.operations import operation
 
 from . import faults, threads
 from .conftest import make_engine
@@ -53,8 +51,10 @@ from .threads import Worker, inside, wait_for, wait_until
 
 #: The modules that a guard's own work is in.
 CORE = {
-    *("guard", "monitor", "holds", "operations", "owners", "sections", "units"),
-    *("locks", "waiting", "registry", "tasks", "reads", "writes", "transactions"),
+    *("guard/guard", "guard/monitor", "guard/turn", "guard/owner", "guard/task"),
+    *("guard/kinds", "guard/deadlocks", "operations/operation", "registry"),
+    *("objects/reading", "objects/setting", "session/sections", "session/transaction"),
+    *("decorators", "unit_of_work"),
 }
 
 #: Seconds that a thread may take for what never waits long.
@@ -320,7 +320,7 @@ def end_thread(place: Place) -> None:
     This one lives on, unlike others, and would wait for what it held before.
     """
     place.guard.timeout = 0.002
-    owners._local.__dict__.pop("life", None)
+    owner._local.__dict__.pop("life", None)
 
 
 def section_generator(place: Place) -> Any:
@@ -868,8 +868,8 @@ def _wake_late() -> None:
             waiter.guard.clock()  # an interrupt may come at a call
             waiter.parked.release()
 
-    wake.__code__ = wake.__code__.replace(co_filename=holds.__file__)
-    setattr(holds.Waiter, "wake", wake)
+    wake.__code__ = wake.__code__.replace(co_filename=turn.__file__)
+    setattr(turn.Waiter, "wake", wake)
 
 
 def _plain_mutex() -> None:
@@ -884,7 +884,7 @@ def _plain_mutex() -> None:
 
 def _leave_once() -> None:
     """Nobody ends an operation whose end was interrupted."""
-    setattr(operations, "_leave_again", lambda *args: None)
+    setattr(operation, "_leave_again", lambda *args: None)
 
 
 #: What each is noticed by, what it plants, and where: a scenario and what happens.

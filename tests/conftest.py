@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, close_all_sessions, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from sharedsession import SharedSession, shared_session
-from sharedsession.tripwire import Tripwire, tripwire
+from sharedsession.stress.tripwire import Tripwire, tripwire
 
 from .models import Address, Base, Book, Log, User, Visit, make_user
 

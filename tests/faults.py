@@ -47,6 +47,7 @@ from sharedsession import (
     read_section,
     shared_session,
 )
+from sharedsession.guard import access, task
 
 from .conftest import leave_transactions_to_sqlalchemy, make_engine
 from .models import Address, User
@@ -58,17 +59,18 @@ PACKAGE = os.path.dirname(sharedsession.__file__)
 #: not begun, and what it would have ended is open still, until the traceback goes that
 #: keeps the frames: nothing that is written in Python can do better.
 ENDS = {
-    *(("sections", "__exit__"), ("units", "__exit__")),
-    *(("rows", "soft_close"), ("rows", "hard_close")),
-    *(("units", "send"), ("units", "throw")),
+    *(("session/sections", "__exit__"), ("decorators", "__exit__")),
+    ("unit_of_work", "__exit__"),
+    *(("database/rows", "soft_close"), ("database/rows", "hard_close")),
+    *(("decorators", "send"), ("decorators", "throw")),
 }
 
 
 #: Where it stays open for good, or as long as the thread lives: an application's own
 #: lock, had but not yet noted, and a block of a transaction, which the session keeps.
 LIMITS = {
-    ("c_return of acquire", "locks", "_acquire"),
-    ("the start", "transactions", "__exit__"),
+    ("c_return of acquire", "guard/kinds", "_acquire"),
+    ("the start", "session/transaction", "__exit__"),
 }
 
 
@@ -135,7 +137,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _module(code: CodeType) -> str:
-    return os.path.basename(code.co_filename).removesuffix(".py")
+    return os.path.relpath(code.co_filename, PACKAGE).removesuffix(".py")
 
 
 def _resumes(code: CodeType) -> bool:
@@ -410,8 +412,8 @@ def check_free(guard: Any) -> None:
 
 
 def _can_have(foreign: Any) -> bool:
-    me = sharedsession.tasks.current_owner()
-    got: bool = foreign.acquire(sharedsession.terms.EXCLUSIVE, me, None, 0)
+    me = task.current_owner()
+    got: bool = foreign.acquire(access.EXCLUSIVE, me, None, 0)
     if got:
         foreign.release(me, None)
     return got

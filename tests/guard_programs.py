@@ -19,15 +19,15 @@ from sharedsession import (
     DeadlockError,
     LockTimeout,
     UpgradeError,
-    guard,
-    operations,
-    sections,
-    writes,
 )
-from sharedsession.attachment import guards
-from sharedsession.locks import _ForeignExclusive
-from sharedsession.owners import Owner
-from sharedsession.terms import EXCLUSIVE, LOAD, STREAM, WRITE, Kind
+from sharedsession.guard import guard
+from sharedsession.guard.access import EXCLUSIVE, LOAD, STREAM, WRITE, Kind
+from sharedsession.guard.kinds import _ForeignExclusive
+from sharedsession.guard.owner import Owner
+from sharedsession.objects import setting
+from sharedsession.objects.guards import guards_by_session
+from sharedsession.operations import operation
+from sharedsession.session import sections
 
 from .scheduler import Scheduler, Task
 
@@ -38,9 +38,9 @@ KINDS = ("rlock", "rw", "detect", "confine", "foreign")
 
 PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
-    run=operations.run,
-    look=operations.look,
-    setter_of=writes.setter_of,
+    run=operation.run,
+    look=operation.look,
+    setter_of=setting.setter_of,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
 )
@@ -203,8 +203,8 @@ class World:
         for session in self.sessions:
             check_free(session.guard)
         assert self.left == self.right == self.changes
-        guards = [session.guard for session in self.sessions]
-        last = sum(guard.unfinished_by is not None for guard in guards)
+        guards_by_session = [session.guard for session in self.sessions]
+        last = sum(guard.unfinished_by is not None for guard in guards_by_session)
         assert self.left_unfinished + last == self.ended_inside
         stats = [session.guard.stats() for session in self.sessions]
         assert sum(s.timeouts for s in stats) == self.timeouts
@@ -316,7 +316,7 @@ def set_attribute(world: World) -> None:
 
 def attached(guard: Any) -> Any:
     """Something that is attached to a session with that guard."""
-    guards[_NUMBER] = guard  # there is one world at a time
+    guards_by_session[_NUMBER] = guard  # there is one world at a time
     return SimpleNamespace(state=SimpleNamespace(session_id=_NUMBER))
 
 
@@ -329,7 +329,7 @@ def attaching() -> Iterator[None]:
     try:
         yield
     finally:
-        guards.pop(_NUMBER, None)
+        guards_by_session.pop(_NUMBER, None)
 
 
 def set_within(world: World) -> None:

@@ -26,9 +26,9 @@ from typing import Any, Iterator
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from sharedsession.guard import Guard
-from sharedsession.terms import END
-from sharedsession.tripwire import tripwire
+from sharedsession.guard.access import END
+from sharedsession.guard.guard import Guard
+from sharedsession.stress.tripwire import tripwire
 
 from .conftest import fill, make_engine, make_world, wires
 from .models import Base

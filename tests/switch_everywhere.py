@@ -14,7 +14,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sharedsession import guard, monitor, operations, owners, sections, writes
+from sharedsession.guard import guard, monitor, owner
+from sharedsession.objects import setting
+from sharedsession.operations import operation
+from sharedsession.session import sections
 
 _HOOK = "_switch_point"
 
@@ -53,7 +56,10 @@ def stepping_copy(
 ) -> dict[str, Any]:
     """The names of a copy of *module* that calls *hook* before every statement."""
     tree = _Stepping().visit(ast.parse(inspect.getsource(module)))
-    copy: dict[str, Any] = {"__name__": module.__name__, "__package__": "sharedsession"}
+    copy: dict[str, Any] = {
+        "__name__": module.__name__,
+        "__package__": module.__package__,
+    }
     copy[_HOOK] = hook
     code = compile(ast.fix_missing_locations(tree), str(module.__file__), "exec")
     exec(code, copy)
@@ -68,18 +74,18 @@ def stepping_code(
 
     Without those in the monitor there are so few that whole programs can be explored.
     """
-    told = list(owners.on_death)
+    told = list(owner.on_death)
     below = stepping_copy(monitor, hook) if in_monitor else vars(monitor)
     with mock.patch.multiple(monitor, Monitor=below["Monitor"], CLOSED=below["CLOSED"]):
         guards = stepping_copy(guard, hook)  # on top of the copy below it
-    owners.on_death[:] = told  # the copy must not be told of the death of threads
-    ops = stepping_copy(operations, hook)
+    owner.on_death[:] = told  # the copy must not be told of the death of threads
+    ops = stepping_copy(operation, hook)
     parts = stepping_copy(sections, hook)
     return SimpleNamespace(
         Guard=guards["Guard"],
         run=ops["run"],
         look=ops["look"],
-        setter_of=stepping_copy(writes, hook, run=ops["run"])["setter_of"],
+        setter_of=stepping_copy(setting, hook, run=ops["run"])["setter_of"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],
     )

@@ -21,8 +21,8 @@ from sharedsession import (
     shared_session,
 )
 from sharedsession.asyncio import AsyncSharedSession, async_shared_session
+from sharedsession.guard.task import current_owner
 from sharedsession.registry import OneForAll
-from sharedsession.tasks import current_owner
 
 from .models import User
 from .threads import Worker, passes, together, wait_for

@@ -31,7 +31,7 @@ from sharedsession import (
     share,
 )
 from sharedsession.asyncio import AsyncSharedSession
-from sharedsession.tasks import TaskOwner
+from sharedsession.guard.task import TaskOwner
 
 from .aio import (
     Child,

@@ -18,7 +18,7 @@ import sqlalchemy.exc as sa_exc
 from sqlalchemy.util import greenlet_spawn
 
 from sharedsession import ConcurrentAccessError, shared_session
-from sharedsession.terms import READ
+from sharedsession.guard.access import READ
 
 from .aio import Database, aio, child, passes, stranger, until, world_database
 from .conftest import fill_world

@@ -15,8 +15,8 @@ from sqlalchemy.orm import attributes as sa_attributes
 from sqlalchemy.orm import object_session
 
 from sharedsession import ConcurrentAccessError, UpgradeError, WorkLostError
-from sharedsession.taskguard import PutOff
-from sharedsession.tasks import current_task_owner
+from sharedsession.asyncio.guard import PutOff
+from sharedsession.guard.task import current_task_owner
 
 from .aio import Child, Parent, aio, child, database, gather, passes, stranger
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from sharedsession import stress
-from sharedsession.cli import main
+from sharedsession.stress import ledger, threads
+from sharedsession.stress.cli import main
 from sharedsession.version import __version__
 
-CLEAN = stress.Figures(
+CLEAN = ledger.Figures(
     mode="rlock",
     guarded=True,
     units=20,
@@ -37,14 +37,14 @@ def fake_runs(monkeypatch):
             CLEAN, **{"mode": mode.name, "guarded": mode.guarded, **changes}
         )
 
-    monkeypatch.setattr(stress, "run", run)
+    monkeypatch.setattr(threads, "run", run)
     return changes
 
 
 def test_the_table(capsys):
     assert main([*SMALL]) == 0
     out, err = capsys.readouterr()
-    for name in stress.MODES:
+    for name in ledger.MODES:
         assert f"\n{name} " in out
     assert "20 units of work, 4 threads, sqlite:///" in out
     assert err == ""
@@ -139,7 +139,7 @@ def test_an_interrupt(capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stress, "run", interrupt)
+    monkeypatch.setattr(threads, "run", interrupt)
     assert main([*SMALL, "--json"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

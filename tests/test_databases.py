@@ -11,15 +11,10 @@ from typing import Any, Iterator
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
-    close_all_sessions,
-    mapped_column,
-)
+from sqlalchemy.orm import DeclarativeBase, Mapped, close_all_sessions, mapped_column
 
 from sharedsession import SharedSession, WorkLostError
-from sharedsession.tripwire import tripwire
+from sharedsession.stress.tripwire import tripwire
 
 from .databases import url_of
 from .threads import Worker, inside, passes, together

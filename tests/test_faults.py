@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from sharedsession import ForkedSessionError, SharedSession, WorkLostError
-from sharedsession.guard import Guard
-from sharedsession.holds import Hold
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.turn import Hold
 
 from . import faults
 from .conftest import make_engine

@@ -19,12 +19,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from sharedsession import (
-    SharedSession,
-    SharedSessionMixin,
-    UpgradeError,
-    WorkLostError,
-)
+from sharedsession import SharedSession, SharedSessionMixin, UpgradeError, WorkLostError
 
 from .models import Address, Log, Tag, User, Visit, make_user
 from .threads import Worker, passes

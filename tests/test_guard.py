@@ -18,14 +18,23 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
-from sharedsession.guard import Guard
-from sharedsession.holds import TURN
-from sharedsession.locks import KINDS, make_guard
-from sharedsession.operations import guarded, run
-from sharedsession.owners import Owner
-from sharedsession.tasks import current_owner
-from sharedsession.terms import CHANGE, EXCLUSIVE, LOAD, READ, STREAM, WRITE, Kind
-from sharedsession.writes import setter_of
+from sharedsession.guard.access import (
+    CHANGE,
+    EXCLUSIVE,
+    LOAD,
+    READ,
+    STREAM,
+    WRITE,
+    Kind,
+)
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.kinds import KINDS, make_guard
+from sharedsession.guard.owner import Owner
+from sharedsession.guard.task import current_owner
+from sharedsession.guard.turn import TURN
+from sharedsession.objects.setting import setter_of
+from sharedsession.operations.operation import run
+from sharedsession.operations.wrap import guarded
 
 from .guard_programs import attached, attaching
 from .threads import Worker, inside, passes, wait_for, wait_until

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sharedsession import sections
-from sharedsession.guard import Guard
+from sharedsession.guard.guard import Guard
+from sharedsession.session import sections
 
 from .appends import KEYS, Transaction, anomalies, run_appends
 from .histories import compare

@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from sharedsession import SharedSessionMixin, alchemy
-from sharedsession.alchemy import instance_state
+from sharedsession import SharedSessionMixin
+from sharedsession.internals import orm
+from sharedsession.internals.orm import instance_state
 
 from .conftest import make_engine
 from .models import User
@@ -20,7 +21,7 @@ def while_another(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], Any]
 ) -> None:
     """Let another thread *change* something right after *name* found what it did."""
-    plain = getattr(alchemy, name)
+    plain = getattr(orm, name)
 
     def find(*args: Any) -> Any:
         found = plain(*args)
@@ -28,7 +29,7 @@ def while_another(
         Worker(change).result()
         return found
 
-    monkeypatch.setattr(alchemy, name, find)
+    monkeypatch.setattr(orm, name, find)
 
 
 def test_get_asks_again_if_something_changed_meanwhile(
@@ -120,7 +121,7 @@ def marks(user: User) -> Any:
 
 def set_plainly(user: User, value: Any) -> None:
     impl = User.name.impl
-    alchemy.ScalarAttributeImpl.set(impl, instance_state(user), vars(user), value)
+    orm.ScalarAttributeImpl.set(impl, instance_state(user), vars(user), value)
 
 
 @pytest.mark.parametrize("values", [["one"], ["one", "two"], ["one", "ann"]], ids=str)

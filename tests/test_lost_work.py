@@ -23,9 +23,9 @@ from sharedsession import (
     SharedSession,
     SharedSessionError,
     WorkLostError,
-    alchemy,
     critical_section,
 )
+from sharedsession.internals import orm
 
 from .databases import url_of
 from .threads import Worker, wait_for
@@ -786,7 +786,7 @@ def test_flushed_changes_keep_no_owner_alive(calm: Any) -> None:
     in_thread(lambda: setattr(row, "name", "new"))
     calm.flush()
     assert not calm._ledger.changed_states()
-    assert alchemy.CHANGERS not in vars(sa.inspect(row))
+    assert orm.CHANGERS not in vars(sa.inspect(row))
 
 
 def test_tasks_are_told_of_changes_thrown_away() -> None:

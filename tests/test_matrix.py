@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from sharedsession import ConcurrentAccessError
-from sharedsession.terms import READ
+from sharedsession.guard.access import READ
 
 from .conftest import make_world
 from .threads import Worker, passes, wait_for, wait_until
@@ -92,7 +92,7 @@ def test_confine_raises_from_a_second_thread(engine: sa.Engine, way: Way) -> Non
 
 def test_every_public_method_of_the_tables_has_a_row() -> None:
     """A method that is guarded but has no row is not shown to be."""
-    from sharedsession.operations import CONNECTION, IDENTITY_MAP, SESSION
+    from sharedsession.operations.tables import CONNECTION, IDENTITY_MAP, SESSION
 
     rows = " ".join(way.name for way in WAYS)
     special = {"__contains__", "__iter__", "__exit__", "__getitem__", "__len__"}

@@ -20,13 +20,14 @@ from sharedsession import (
     UpgradeError,
     WorkLostError,
     critical_section,
+    shared_session,
 )
-from sharedsession import guard as guard_module
-from sharedsession import monitor, shared_session
-from sharedsession.guard import Guard
-from sharedsession.locks import make_guard
-from sharedsession.operations import run
-from sharedsession.terms import LOAD, WRITE, Kind
+from sharedsession.guard import guard as guard_module
+from sharedsession.guard import monitor
+from sharedsession.guard.access import LOAD, WRITE, Kind
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.kinds import make_guard
+from sharedsession.operations.operation import run
 
 from .models import Address, Note, User, Visit
 from .threads import Worker, inside, passes, wait_for, wait_until
@@ -311,7 +312,7 @@ def test_who_is_let_in_while_it_looks_for_cycles_sees_none(
         holder.result()  # which lets this thread in
         return True
 
-    monkeypatch.setattr(monitor.waiting, "would_deadlock", find_a_cycle)
+    monkeypatch.setattr(monitor.deadlocks, "would_deadlock", find_a_cycle)
     run(guard, WRITE, lambda: None)
 
 

@@ -20,9 +20,9 @@ from sharedsession import (
     critical_section,
     one_owner,
 )
-from sharedsession.operations import run, run_in
-from sharedsession.tasks import current_owner
-from sharedsession.terms import LOAD
+from sharedsession.guard.access import LOAD
+from sharedsession.guard.task import current_owner
+from sharedsession.operations.operation import run, run_in
 
 from .models import User
 from .threads import Worker, passes, wait_for, wait_until

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sharedsession import SharedSessionError, owners
-from sharedsession.guard import Guard
-from sharedsession.operations import run
-from sharedsession.owners import thread_owner
-from sharedsession.terms import READ, WRITE
+from sharedsession import SharedSessionError
+from sharedsession.guard import owner
+from sharedsession.guard.access import READ, WRITE
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.owner import thread_owner
+from sharedsession.operations.operation import run
 
 from .models import User
 from .threads import PATIENCE, Worker, inside, wait_for, wait_until
@@ -113,16 +114,16 @@ def test_a_finalizer_at_the_first_question_of_a_thread() -> None:
             made.append(thread_owner())
 
     def work() -> Any:
-        plain, owners.Owner = owners.Owner, intruding
+        plain, owner.Owner = owner.Owner, intruding
         try:
             return thread_owner()
         finally:
-            owners.Owner = plain  # type: ignore[misc]
+            owner.Owner = plain  # type: ignore[misc]
 
     def intruding(thread: Any) -> Any:
-        owners.Owner = type(thread_owner_of_main)  # type: ignore[misc]
+        owner.Owner = type(thread_owner_of_main)  # type: ignore[misc]
         Intruder()
-        return owners.Owner(thread)
+        return owner.Owner(thread)
 
     thread_owner_of_main = thread_owner()
     assert Worker(work).result() is made[0]

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sharedsession import reads
-from sharedsession.alchemy import STATE_KEY
-from sharedsession.attachment import guards
-from sharedsession.guard import Guard
+from sharedsession.guard.guard import Guard
+from sharedsession.internals.orm import STATE_KEY
+from sharedsession.objects.guards import guards_by_session
+from sharedsession.objects.reading import getter_of
 
-KINDS = [reads.getter_of]
+KINDS = [getter_of]
 
 NUMBER = -1  # of no session
 OTHERWISE = object()
@@ -51,7 +51,7 @@ class Reading:
         )
         self.attribute = attribute_class()
         self.cls = type("Mapped", (), {"key": self.attribute})
-        self.guard = guards[NUMBER] = Guard()
+        self.guard = guards_by_session[NUMBER] = Guard()
         self.object = self.cls()
         self.values = self.object.__dict__
         self.values[STATE_KEY] = SimpleNamespace(session_id=NUMBER)
@@ -71,7 +71,7 @@ class Reading:
 @pytest.fixture(params=KINDS)
 def reading(request):
     yield Reading(request.param)
-    guards.pop(NUMBER, None)
+    guards_by_session.pop(NUMBER, None)
 
 
 def change(guard):
@@ -114,7 +114,7 @@ def test_what_is_not_there_is_read_otherwise(reading, missing):
 
 
 def test_without_a_guard_what_is_not_there_is_read_otherwise(reading):
-    del guards[NUMBER]
+    del guards_by_session[NUMBER]
     assert reading.object.key is OTHERWISE
 
 
@@ -175,7 +175,7 @@ def test_its_guard_may_go_away_in_between(reading):
     gone = weakref.ref(reading.guard)
 
     def drop():
-        guards.pop(NUMBER, None)
+        guards_by_session.pop(NUMBER, None)
         reading.guard = None
         gc.collect()
 
@@ -216,7 +216,7 @@ def test_it_keeps_nothing_alive(make):
     for _ in range(3):
         reading.object.key
     found = [weakref.ref(it) for it in (value, reading.cls, reading.guard)]
-    del value, reading, guards[NUMBER]
+    del value, reading, guards_by_session[NUMBER]
     gc.collect()
     assert [find() for find in found] == [None] * 3
 
@@ -227,7 +227,7 @@ def test_it_may_go_away_itself_in_between(make):
     reading.values["key"] = VALUE
     reading.guard.version = None
     plain_asker = reading.guard.asker
-    guards[NUMBER] = reading.guard
+    guards_by_session[NUMBER] = reading.guard
 
     def asker():
         # What happens to an attribute whose implementation is another one now.
@@ -241,4 +241,4 @@ def test_it_may_go_away_itself_in_between(make):
     try:
         assert reading.object.key is OTHERWISE
     finally:
-        del guards[NUMBER]
+        del guards_by_session[NUMBER]

@@ -24,7 +24,7 @@ from sharedsession import (
     sessionmaker_from_config,
     shared_session,
 )
-from sharedsession.terms import Kind
+from sharedsession.guard.access import Kind
 
 from .models import User
 from .threads import Worker, inside, passes, together, wait_for

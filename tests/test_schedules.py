@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sharedsession.guard import Guard
-from sharedsession.monitor import CLOSED
-from sharedsession.terms import EXCLUSIVE
+from sharedsession.guard.access import EXCLUSIVE
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.monitor import CLOSED
 
 from .guard_programs import KINDS, ON_ONE_GUARD, PLAIN_CODE, program
 from .scheduler import Explored, Scheduler, explore, try_chance

@@ -27,17 +27,12 @@ import pytest
 import sqlalchemy as sa
 from readerwriterlock import rwlock
 
-from sharedsession import (
-    ForkedSessionError,
-    SharedSession,
-    critical_section,
-    locks,
-    waiting,
-)
-from sharedsession.guard import Guard
-from sharedsession.holds import Hold
-from sharedsession.sections import CriticalSection
-from sharedsession.transactions import GuardedTransaction
+from sharedsession import ForkedSessionError, SharedSession, critical_section
+from sharedsession.guard import deadlocks, kinds
+from sharedsession.guard.guard import Guard
+from sharedsession.guard.turn import Hold
+from sharedsession.session.sections import CriticalSection
+from sharedsession.session.transaction import GuardedTransaction
 
 from . import threads
 from .conftest import make_engine
@@ -661,7 +656,7 @@ def each_guard_has_an_adapter(patch: pytest.MonkeyPatch) -> None:
         def get(self, key: int, default: Any = None) -> Any:
             return None
 
-    patch.setattr(locks, "_adapters", Forgetful())
+    patch.setattr(kinds, "_adapters", Forgetful())
 
 
 @cut("upgrades")
@@ -684,7 +679,7 @@ def nothing_is_downgraded(patch: pytest.MonkeyPatch) -> None:
 
 @cut("deadlocks")
 def nobody_looks_for_cycles(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(waiting, "would_deadlock", lambda *args: False)
+    patch.setattr(deadlocks, "would_deadlock", lambda *args: False)
 
 
 @cut("burying")

@@ -25,8 +25,8 @@ from sharedsession import (
     UpgradeError,
     share,
 )
-from sharedsession.attachment import guards
-from sharedsession.operations import SESSION
+from sharedsession.objects.guards import guards_by_session
+from sharedsession.operations.tables import SESSION
 
 from .models import Address, Base, Tag, User
 from .threads import Worker, inside, passes, together
@@ -151,9 +151,9 @@ def test_a_new_object_is_guarded_when_it_is_added(session: Any) -> None:
 def test_the_guards_table_goes_with_the_session(engine: sa.Engine) -> None:
     session = SharedSession(engine)
     number = session.hash_key
-    assert guards[number] is session.guard
+    assert guards_by_session[number] is session.guard
     del session
-    assert number not in guards
+    assert number not in guards_by_session
 
 
 # -- one and the same task of several threads

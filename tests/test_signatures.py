@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from sharedsession.signatures import as_function
+from sharedsession.operations.wrap import as_function
 
 
 def call(function: Any, *args: Any, **kw: Any) -> Any:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from sharedsession.statements import access_of, has_changes_within, is_known_change
-from sharedsession.terms import LOAD, WRITE
+from sharedsession.guard.access import LOAD, WRITE
+from sharedsession.operations.statements import (
+    access_of,
+    has_changes_within,
+    is_known_change,
+)
 
 from .models import User
 

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from sharedsession import stress
-from sharedsession.stress import MODES, PLAIN, Account, Line, Outcome, Plan
+from sharedsession.stress import ledger, process, threads
+from sharedsession.stress.ledger import MODES, PLAIN, Account, Line, Outcome, Plan
 
 from .databases import VARIABLES, alone, url_of
 
@@ -38,13 +38,13 @@ def plan(file_url):
 @pytest.fixture
 def engine(plan):
     """An engine with the tables, for tests that do the work themselves."""
-    engine = stress.connectable(plan.url)
-    with stress.tables(engine, plan.accounts):
+    engine = threads.connectable(plan.url)
+    with ledger.tables(engine, plan.accounts):
         yield engine
 
 
 def names(url):
-    engine = stress.connectable(url)
+    engine = threads.connectable(url)
     with engine.connect() as connection:
         return sa.inspect(connection).get_table_names()
 
@@ -53,7 +53,7 @@ def names(url):
 def test_a_run_that_should_be_clean_is(url, name):
     seen = []
     plan = Plan(url, threads=4, units=UNITS)
-    figures = stress.run(plan, MODES[name], seen.append)
+    figures = threads.run(plan, MODES[name], seen.append)
     assert figures.clean, figures
     assert figures.done == UNITS
     assert figures.calls > UNITS
@@ -62,7 +62,7 @@ def test_a_run_that_should_be_clean_is(url, name):
 
 
 def test_a_plain_run_survives_and_accounts_for_every_unit(url):
-    figures = stress.run(Plan(url, threads=4, units=UNITS), PLAIN)
+    figures = threads.run(Plan(url, threads=4, units=UNITS), PLAIN)
     assert figures.done + sum(figures.errors.values()) == UNITS
     assert figures.failed == sum(figures.errors.values())
     assert not figures.guarded
@@ -70,7 +70,7 @@ def test_a_plain_run_survives_and_accounts_for_every_unit(url):
 
 
 def test_figures_are_json(plan):
-    figures = stress.run(plan, MODES["rlock"])
+    figures = threads.run(plan, MODES["rlock"])
     told = json.loads(json.dumps(figures.to_dict()))
     assert told["mode"] == "rlock"
     assert told["clean"] is True
@@ -80,12 +80,12 @@ def test_figures_are_json(plan):
 
 @pytest.mark.parametrize("table", [Account.__tablename__, Line.__tablename__])
 def test_a_table_of_that_name_is_left_alone(plan, table):
-    engine = stress.connectable(plan.url)
+    engine = threads.connectable(plan.url)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE TABLE {table} (mine INTEGER)")
         connection.exec_driver_sql(f"INSERT INTO {table} VALUES (1)")
-    with pytest.raises(stress.StressError, match=f"there is a table {table} already"):
-        stress.run(plan, MODES["rlock"])
+    with pytest.raises(ledger.StressError, match=f"there is a table {table} already"):
+        threads.run(plan, MODES["rlock"])
     with engine.connect() as connection:
         assert connection.exec_driver_sql(f"SELECT mine FROM {table}").all() == [(1,)]
     assert names(plan.url) == [table]
@@ -96,7 +96,7 @@ def test_the_tables_are_dropped_on_an_interrupt(plan):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stress.run(plan, MODES["rlock"], interrupt)
+        threads.run(plan, MODES["rlock"], interrupt)
     assert names(plan.url) == []
 
 
@@ -108,7 +108,7 @@ def work(plan, engine):
     moved = set()
     with sa_orm.Session(engine) as session:
         for number in range(1, plan.units + 1):
-            if stress.do_unit(session, stress.plan_unit(plan, PLAIN, number)):
+            if ledger.do_unit(session, ledger.plan_unit(plan, PLAIN, number)):
                 moved.add(number)
             session.commit()
     return moved
@@ -153,28 +153,28 @@ def test_verification(plan, engine, harm, lost, off):
     assert len(moved) == UNITS * 7 // 10
     with sa_orm.Session(engine) as session, session.begin():
         harm(session, plan)
-    assert stress.verify(engine, plan, moved) == (lost, off)
+    assert ledger.verify(engine, plan, moved) == (lost, off)
 
 
 def test_a_transfer_reported_but_absent_is_lost(plan, engine):
     moved = work(plan, engine)
-    assert stress.verify(engine, plan, moved | {UNITS + 1}) == (1, 0)
+    assert ledger.verify(engine, plan, moved | {UNITS + 1}) == (1, 0)
 
 
 @pytest.mark.parametrize("number", range(1, 6))
 def test_a_unit_refuses_figures_that_do_not_add_up(plan, engine, number):
-    unit = stress.plan_unit(plan, PLAIN, number)
+    unit = ledger.plan_unit(plan, PLAIN, number)
     with sa_orm.Session(engine) as session:
         session.get_one(Account, unit.source).balance += 1
-        with pytest.raises(stress.WrongFigures):
-            stress.do_unit(session, unit)
+        with pytest.raises(ledger.WrongFigures):
+            ledger.do_unit(session, unit)
 
 
 def test_a_refused_unit_leaves_nothing(plan, engine):
     with sa_orm.Session(engine) as session:
-        stress.do_unit(session, stress.plan_unit(plan, PLAIN, 4))
+        ledger.do_unit(session, ledger.plan_unit(plan, PLAIN, 4))
         session.commit()
-    assert stress.verify(engine, plan, set()) == (0, 0)
+    assert ledger.verify(engine, plan, set()) == (0, 0)
 
 
 def test_an_error_is_counted_by_its_kind(plan, engine, monkeypatch):
@@ -183,8 +183,8 @@ def test_an_error_is_counted_by_its_kind(plan, engine, monkeypatch):
             session.execute(sa.text("SELECT no_such_column"))
         return False
 
-    monkeypatch.setattr(stress, "do_unit", fail)
-    outcomes = set(stress.perform(plan, MODES["rlock"], engine))
+    monkeypatch.setattr(ledger, "do_unit", fail)
+    outcomes = set(threads.perform(plan, MODES["rlock"], engine))
     assert outcomes == {
         Outcome(number, False, "OperationalError" if number % 2 else None)
         for number in range(1, UNITS + 1)
@@ -196,17 +196,17 @@ def test_an_error_is_counted_by_its_kind(plan, engine, monkeypatch):
 
 def test_threads_that_are_stuck_are_given_up(plan, engine, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(stress, "do_unit", lambda session, unit: go.wait(10))
+    monkeypatch.setattr(ledger, "do_unit", lambda session, unit: go.wait(10))
     stuck = Plan(plan.url, threads=2, units=2, patience=0.01)
     before = set(threading.enumerate())
-    assert list(stress.perform(stuck, PLAIN, engine)) == []
+    assert list(threads.perform(stuck, PLAIN, engine)) == []
     go.set()
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
 
 
 def one_unit(sender):
-    sender.send(stress.Report(Outcome(1, False, None), 1.0, 7, 0, None))
+    sender.send(process.Report(Outcome(1, False, None), 1.0, 7, 0, None))
 
 
 def crash(plan, mode, sender, reports):
@@ -238,10 +238,10 @@ def hang(plan, mode, sender, reports):
     ],
 )
 def test_a_process_that_does_not_finish(plan, monkeypatch, child, ending):
-    monkeypatch.setattr(stress, "_child", child)
+    monkeypatch.setattr(ledger, "_child", child)
     if child is hang:
-        monkeypatch.setattr(stress, "GRACE", -plan.patience + 5)
-    figures = stress.run(plan, MODES["rlock"])
+        monkeypatch.setattr(ledger, "GRACE", -plan.patience + 5)
+    figures = threads.run(plan, MODES["rlock"])
     assert figures.errors == {ending: UNITS - 1}
     assert (figures.done, figures.failed, figures.calls) == (1, UNITS - 1, 7)
     assert not figures.clean
@@ -252,21 +252,21 @@ def complain(plan, mode, sender, reports):
 
 
 def test_a_run_that_cannot_start_says_so(plan, monkeypatch):
-    monkeypatch.setattr(stress, "_child", complain)
-    with pytest.raises(stress.StressError, match="^ValueError: no$"):
-        stress.run(plan, MODES["rlock"])
+    monkeypatch.setattr(ledger, "_child", complain)
+    with pytest.raises(ledger.StressError, match="^ValueError: no$"):
+        threads.run(plan, MODES["rlock"])
     assert names(plan.url) == []
 
 
 def complain_late(plan, mode, sender, reports):
     for number in range(1, UNITS + 1):
-        sender.send(stress.Report(Outcome(number, False, None), 1.0, 0, 0, None))
+        sender.send(process.Report(Outcome(number, False, None), 1.0, 0, 0, None))
     complain(plan, mode, sender, reports)
 
 
 def test_a_session_that_cannot_be_closed_is_not_clean(plan, monkeypatch):
-    monkeypatch.setattr(stress, "_child", complain_late)
-    figures = stress.run(plan, MODES["rlock"])
+    monkeypatch.setattr(ledger, "_child", complain_late)
+    figures = threads.run(plan, MODES["rlock"])
     assert (figures.done, figures.failed) == (UNITS, 0)
     assert figures.errors == {"ValueError at close": 1}
     assert not figures.clean
@@ -278,7 +278,7 @@ def test_a_session_that_cannot_be_closed_is_not_clean(plan, monkeypatch):
 def test_a_seed_draws_the_same_units_again(plan):
     def draw(seed):
         seeded = Plan(plan.url, seed=seed)
-        return [stress.plan_unit(seeded, PLAIN, number) for number in range(50)]
+        return [ledger.plan_unit(seeded, PLAIN, number) for number in range(50)]
 
     assert draw(1) == draw(1) != draw(2)
     assert all(unit.source != unit.target for unit in draw(1))
@@ -286,7 +286,7 @@ def test_a_seed_draws_the_same_units_again(plan):
 
 @pytest.mark.parametrize(("threads", "units"), [(1, 5), (3, 10), (8, 3), (4, 400)])
 def test_the_threads_share_all_units(file_url, threads, units):
-    shares = stress.shares(Plan(file_url, threads=threads, units=units))
+    shares = threads.shares(Plan(file_url, threads=threads, units=units))
     assert len(shares) == threads
     assert [number for share in shares for number in share] == list(range(1, units + 1))
 
@@ -295,6 +295,6 @@ def test_the_threads_share_all_units(file_url, threads, units):
     "text", ["user:secret@host", "postgresql+psycopg://user:secret@host:port/db"]
 )
 def test_a_url_that_cannot_be_read_is_not_repeated(text):
-    with pytest.raises(stress.StressError) as caught:
-        stress.parse_url(text)
+    with pytest.raises(ledger.StressError) as caught:
+        process.parse_url(text)
     assert "secret" not in str(caught.value)

@@ -6,10 +6,10 @@ import sys
 import pytest
 import sqlalchemy as sa
 
-from sharedsession import stress, stress_tasks
-from sharedsession.cli import main
-from sharedsession.stress import PLAIN, Account, Line, Plan
-from sharedsession.stress_tasks import MODES
+from sharedsession.stress import tasks, threads
+from sharedsession.stress.cli import main
+from sharedsession.stress.ledger import PLAIN, Account, Line, Plan
+from sharedsession.stress.tasks import MODES
 
 from .databases import alone, url_of
 
@@ -29,7 +29,7 @@ def url(request, tmp_path):
 
 def names(url):
     sync = url.set(drivername=url.drivername.replace("+aiosqlite", ""))
-    with stress.connectable(sync).connect() as connection:
+    with threads.connectable(sync).connect() as connection:
         return set(sa.inspect(connection).get_table_names())
 
 
@@ -37,7 +37,7 @@ def names(url):
 def test_a_run_that_should_be_clean_is(url, name):
     seen = []
     plan = Plan(url, threads=4, units=UNITS)
-    figures = stress_tasks.run(plan, MODES[name], seen.append)
+    figures = tasks.run(plan, MODES[name], seen.append)
     assert figures.clean, figures
     assert figures.done == UNITS
     assert figures.overlaps is figures.calls is None
@@ -46,7 +46,7 @@ def test_a_run_that_should_be_clean_is(url, name):
 
 
 def test_control_a_plain_run_is_not_clean(url):
-    figures = stress_tasks.run(Plan(url, threads=4, units=UNITS), PLAIN)
+    figures = tasks.run(Plan(url, threads=4, units=UNITS), PLAIN)
     assert figures.done + sum(figures.errors.values()) == UNITS
     assert not figures.clean and not figures.guarded
     assert not {Account.__tablename__, Line.__tablename__} & names(url)
@@ -89,8 +89,8 @@ def test_what_cannot_be_run(capsys, arguments, reason):
 
 
 def test_without_greenlet(capsys, monkeypatch):
-    monkeypatch.delattr("sharedsession.stress_tasks")
-    monkeypatch.setitem(sys.modules, "sharedsession.stress_tasks", None)
+    monkeypatch.delattr("sharedsession.stress.tasks")
+    monkeypatch.setitem(sys.modules, "sharedsession.stress.tasks", None)
     assert main(SMALL) == 2
     assert 'pip install "sqlalchemy-sharedsession[asyncio]"' in capsys.readouterr().err
 

@@ -16,7 +16,9 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
 import sharedsession
-from sharedsession import SharedSession, alchemy, operations
+from sharedsession import SharedSession
+from sharedsession.internals import cursors, orm, transactions
+from sharedsession.operations import tables
 
 from .models import User, make_user
 
@@ -37,16 +39,16 @@ def public_names(cls: type) -> set[str]:
 @pytest.mark.parametrize(
     ("cls", "table"),
     [
-        (Session, operations.SESSION),
-        (SessionTransaction, operations.TRANSACTION),
-        (Connection, operations.CONNECTION),
-        (alchemy.WeakInstanceDict, operations.IDENTITY_MAP),
-        (alchemy.InstanceState, operations.STATE),
-        (alchemy.AttributeState, operations.ATTRIBUTE_STATE),
-        (alchemy.CollectionAdapter, operations.COLLECTION_ADAPTER),
-        (sa.engine.RootTransaction, operations.CONNECTION_TRANSACTION),
-        (sa.engine.NestedTransaction, operations.CONNECTION_TRANSACTION),
-        (sa.engine.TwoPhaseTransaction, operations.CONNECTION_TRANSACTION),
+        (Session, tables.SESSION),
+        (SessionTransaction, tables.TRANSACTION),
+        (Connection, tables.CONNECTION),
+        (orm.WeakInstanceDict, tables.IDENTITY_MAP),
+        (orm.InstanceState, tables.STATE),
+        (orm.AttributeState, tables.ATTRIBUTE_STATE),
+        (orm.CollectionAdapter, tables.COLLECTION_ADAPTER),
+        (sa.engine.RootTransaction, tables.CONNECTION_TRANSACTION),
+        (sa.engine.NestedTransaction, tables.CONNECTION_TRANSACTION),
+        (sa.engine.TwoPhaseTransaction, tables.CONNECTION_TRANSACTION),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -58,16 +60,16 @@ def test_every_setting_of_a_session_is_in_the_table() -> None:
     """What Session() is given and keeps as it is."""
     kept = {name for name in vars(Session()) if not name.startswith("_")}
     parts = {"identity_map", "binds", "hash_key"}
-    assert kept - parts == set(operations.SESSION_SETTINGS)
+    assert kept - parts == set(tables.SESSION_SETTINGS)
 
 
 def test_what_is_guarded_in_all_releases_is_there() -> None:
-    for name in operations.SESSION_INTERNAL:
+    for name in tables.SESSION_INTERNAL:
         assert inspect.isfunction(getattr(Session, name))
-    for name in operations.ATTRIBUTE_IMPL:
+    for name in tables.ATTRIBUTE_IMPL:
         if not name.startswith("_dispose"):
-            assert inspect.isfunction(getattr(alchemy.AttributeImpl, name))
-    for name in operations.CONNECTION:
+            assert inspect.isfunction(getattr(orm.AttributeImpl, name))
+    for name in tables.CONNECTION:
         if name.startswith("_"):
             assert inspect.isfunction(getattr(Connection, name))
 
@@ -83,20 +85,20 @@ def test_every_method_of_the_builtin_collections_is_classed() -> None:
     }
     for cls in (list, set, dict):
         methods = {name for name in dir(cls) if name not in dir(object)}
-        known = operations.LOOKS | operations.COMPARES | writes
+        known = tables.LOOKS | tables.COMPARES | writes
         assert methods - known <= {"__class_getitem__", "fromkeys"}
 
 
-# -- the private API: what alchemy.py assumes
+# -- the private API: what the package internals assumes
 
 
 def test_an_attribute_has_an_implementation_with_a_key() -> None:
     sa.orm.configure_mappers()
     attribute = User.name
     assert isinstance(attribute, InstrumentedAttribute)
-    assert isinstance(attribute.impl, alchemy.AttributeImpl)
+    assert isinstance(attribute.impl, orm.AttributeImpl)
     assert attribute.impl.supports_population
-    assert alchemy.has_plain_instrumentation(User)
+    assert orm.has_plain_instrumentation(User)
     assert hasattr(type(User.addresses.impl), "_initialize_collection")
 
 
@@ -115,7 +117,7 @@ def test_a_state_notes_the_number_of_its_session(engine: sa.Engine) -> None:
 
 def test_loading_puts_states_into_the_map_by_one_method(engine: sa.Engine) -> None:
     with Session(engine) as session:
-        assert type(session.identity_map) is alchemy.WeakInstanceDict
+        assert type(session.identity_map) is orm.WeakInstanceDict
         added = []
         plain = session.identity_map._add_unpresent
         session.identity_map._add_unpresent = lambda *args: (  # type: ignore
@@ -130,18 +132,18 @@ def test_a_mutable_value_knows_its_parents(engine: sa.Engine) -> None:
     with Session(engine) as session:
         user = session.get_one(User, 1)
         assert isinstance(user.data, MutableDict)
-        assert isinstance(user.data, alchemy.MutableBase)
+        assert isinstance(user.data, orm.MutableBase)
         assert list(user.data._parents) == [sa.inspect(user)]
 
 
 def test_a_result_fetches_through_its_strategy(engine: sa.Engine) -> None:
     with Session(engine) as session:
         result: Any = session.execute(sa.text("SELECT 1 UNION SELECT 2"))
-        alchemy.buffer_rows(result)
-        assert alchemy.is_in_memory(result) and not result._soft_closed
+        cursors.buffer_rows(result)
+        assert cursors.is_in_memory(result) and not result._soft_closed
         assert result.all() == [(1,), (2,)]
         objects: Any = session.execute(sa.select(User))
-        assert isinstance(objects, alchemy.ChunkedIteratorResult)
+        assert isinstance(objects, cursors.ChunkedIteratorResult)
         assert objects.raw.context is not None
         assert len([row for chunk in objects.chunks(None) for row in chunk]) == 4
 
@@ -153,7 +155,7 @@ def test_a_query_tells_whether_it_overwrites(engine: sa.Engine) -> None:
         session.query(User).all()
         session.query(User).populate_existing().all()
         found = [{"_sa_orm_load_options": state.load_options} for state in states]
-        assert [alchemy.query_overwrites(each) for each in found] == [False, True]
+        assert [orm.query_overwrites(each) for each in found] == [False, True]
 
 
 def test_a_transaction_tells_its_state(engine: sa.Engine) -> None:
@@ -161,13 +163,13 @@ def test_a_transaction_tells_its_state(engine: sa.Engine) -> None:
         session.connection()
         transaction = session.get_transaction()
         assert transaction is not None
-        assert not alchemy.is_broken(transaction)
-        assert alchemy.boundary(transaction) is transaction
-        assert len(alchemy.connections_of(transaction)) == 1
-        assert alchemy.binds_of(session)[0] is engine
+        assert not transactions.is_broken(transaction)
+        assert transactions.boundary(transaction) is transaction
+        assert len(transactions.connections_of(transaction)) == 1
+        assert orm.binds_of(session)[0] is engine
         session.rollback()
-        assert alchemy.is_closed(transaction)
-        assert not alchemy.is_broken(transaction)
+        assert transactions.is_closed(transaction)
+        assert not transactions.is_broken(transaction)
 
 
 def test_sqlite_tells_what_it_connects_with(tmp_path: Any) -> None:
@@ -175,14 +177,14 @@ def test_sqlite_tells_what_it_connects_with(tmp_path: Any) -> None:
         engine = sa.create_engine(
             f"sqlite:///{tmp_path}/a.db", poolclass=QueuePool, connect_args=given
         )
-        assert alchemy.sqlite_checks_thread(engine) is checks
+        assert orm.sqlite_checks_thread(engine) is checks
 
 
 def test_all_mappers_are_found() -> None:
-    assert User.__mapper__ in alchemy.all_mappers()
+    assert User.__mapper__ in orm.all_mappers()
 
 
-#: Private names that are not in ``alchemy``, and why they cannot be.
+#: Private names that are not in ``internals``, and why they cannot be.
 PRIVATE_ELSEWHERE = {
     # What a subclass overrides, or asks of its base, stands in the subclass.
     **dict.fromkeys(("_assign_proxied", "_proxied"), "asyncio and the registries"),
@@ -204,20 +206,23 @@ def names_made_in(tree: ast.AST) -> set[str]:
     return made
 
 
-def test_private_names_are_used_in_one_module() -> None:
-    """What SQLAlchemy marks as private comes from ``alchemy`` only.
+def test_private_names_are_used_in_one_package() -> None:
+    """What SQLAlchemy marks as private comes from ``internals`` only.
 
     The tables of operations name what they guard, and other tests here ask whether it
     is there.
     """
     folder = Path(sharedsession.__file__).parent
-    trees = {path.name: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+    trees = {
+        str(path.relative_to(folder)): ast.parse(path.read_text())
+        for path in folder.rglob("*.py")
+    }
     ours = set().union(*map(names_made_in, trees.values()))
     # Python's; asyncio documents the last one for event loops.
     ours |= {"_current_frames", "_getframe", "_replace", "_get_running_loop"}
-    for name in ("alchemy.py", "operations.py"):
-        del trees[name]
     for path, tree in trees.items():
+        if path.startswith("internals/") or path == "operations/tables.py":
+            continue
         for node in ast.walk(tree):
             used = set()
             if isinstance(node, ast.ImportFrom):
@@ -237,8 +242,8 @@ def test_what_subclasses_override_is_there() -> None:
             *("_identity_lookup",),
         ),
         SessionTransaction: ("_begin", "_connection_for_bind"),
-        alchemy.WeakInstanceDict: ("_add_unpresent",),
-        alchemy.InstanceState: (
+        orm.WeakInstanceDict: ("_add_unpresent",),
+        orm.InstanceState: (
             *("_commit", "_commit_all", "_expire", "_expire_attributes"),
             "_modified_event",
         ),
@@ -257,14 +262,14 @@ def test_a_change_can_be_hidden_and_shown_again(engine: sa.Engine) -> None:
         state = sa.inspect(user)
         before = user.name
         user.name = "changed"
-        assert alchemy.is_changed(state, "name")
+        assert orm.is_changed(state, "name")
         assert user in session.dirty
-        alchemy.forget_change(state, "name")
-        alchemy.unflag(state)
+        orm.forget_change(state, "name")
+        orm.unflag(state)
         assert not session.is_modified(user)
         assert user not in session.dirty
         impl = User.name.impl  # type: ignore[attr-defined]
-        alchemy.note_change(state, state.dict, impl, before)
+        orm.note_change(state, state.dict, impl, before)
         assert session.is_modified(user)
         assert sa.inspect(user).attrs.name.history.deleted == [before]
 
@@ -272,13 +277,13 @@ def test_a_change_can_be_hidden_and_shown_again(engine: sa.Engine) -> None:
 def test_a_result_tells_whether_it_comes_piece_by_piece(engine: sa.Engine) -> None:
     with Session(engine) as session:
         result: Any = session.execute(sa.text("SELECT 1 UNION SELECT 2"))
-        assert not alchemy.comes_piece_by_piece(result, result)
-        assert not alchemy.is_exhausted(result)
-        assert alchemy.comes_piece_by_piece(result.yield_per(1), result)
-        alchemy.closer_of_cursor(result)()
-        alchemy.let_go_of_cursor(result)
-        assert alchemy.is_exhausted(result)
-    assert alchemy.options_of_statement(sa.text("SELECT 1")) is not None
+        assert not cursors.comes_piece_by_piece(result, result)
+        assert not cursors.is_exhausted(result)
+        assert cursors.comes_piece_by_piece(result.yield_per(1), result)
+        cursors.closer_of_cursor(result)()
+        cursors.let_go_of_cursor(result)
+        assert cursors.is_exhausted(result)
+    assert orm.options_of_statement(sa.text("SELECT 1")) is not None
 
 
 def test_a_plain_session_stays_plain(engine: sa.Engine) -> None:
@@ -286,4 +291,4 @@ def test_a_plain_session_stays_plain(engine: sa.Engine) -> None:
     with Session(engine) as session:
         assert type(session.connection()) is Connection
         assert type(session.get_transaction()) is SessionTransaction
-        assert type(session.identity_map) is alchemy.WeakInstanceDict
+        assert type(session.identity_map) is orm.WeakInstanceDict

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sharedsession.guard import Guard
-from sharedsession.terms import WRITE
+from sharedsession.guard.access import WRITE
+from sharedsession.guard.guard import Guard
 
 from .conftest import make_engine, make_world
 from .databases import url_of

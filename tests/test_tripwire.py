@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from sharedsession.tripwire import OverlapError, tripwire
+from sharedsession.stress.tripwire import OverlapError, tripwire
 
 SERVERS = {
     "postgresql": "SHAREDSESSION_TEST_POSTGRESQL",

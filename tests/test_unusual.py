@@ -13,15 +13,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, attributes
 
-from sharedsession import (
-    SharedSession,
-    SharedSessionMixin,
-    UpgradeError,
-    WorkLostError,
-)
-from sharedsession.guard import Guard
-from sharedsession.operations import guarded, look, run
-from sharedsession.terms import READ, WRITE
+from sharedsession import SharedSession, SharedSessionMixin, UpgradeError, WorkLostError
+from sharedsession.guard.access import READ, WRITE
+from sharedsession.guard.guard import Guard
+from sharedsession.operations.operation import look, run
+from sharedsession.operations.wrap import guarded
 
 from .models import Address, User, make_user
 

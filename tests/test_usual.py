@@ -26,15 +26,13 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import ObjectDereferencedError
 
-from sharedsession import (
-    SharedSession,
-    UpgradeError,
-    alchemy,
-    instances,
-)
-from sharedsession.disguise import is_ours
-from sharedsession.operations import ATTRIBUTE_IMPL, run
-from sharedsession.terms import CHANGE, LOAD
+from sharedsession import SharedSession, UpgradeError
+from sharedsession.guard.access import CHANGE, LOAD
+from sharedsession.internals import orm
+from sharedsession.objects.attributes import install
+from sharedsession.operations.inplace import is_ours
+from sharedsession.operations.operation import run
+from sharedsession.operations.tables import ATTRIBUTE_IMPL
 
 from .models import Address, User
 from .threads import Worker, passes
@@ -44,7 +42,7 @@ from .threads import Worker, passes
 def attributes_are_guarded() -> None:
     """As they are once a shared session was made, which not every test does."""
     configure_mappers()
-    instances.install()
+    install()
 
 
 def known_of(instance: Any) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def known_of(instance: Any) -> dict[str, Any]:
     state = sa.inspect(instance)
     # Of each object or each load, what is only there once it was asked for, and the
     # note of this library's own while there is something to flush.
-    other = {"obj", "runid", "load_path", "mapper", alchemy.CHANGERS}
+    other = {"obj", "runid", "load_path", "mapper", orm.CHANGERS}
     of_state = {name: it for name, it in vars(state).items() if name not in other}
     of_state["_strong_obj"] = state._strong_obj is instance
     of_state["_instance_dict"] = state._instance_dict() is not None
@@ -130,7 +128,7 @@ MAKES = [
 def set_as_sqlalchemy_does(user: User, key: str, value: Any) -> None:
     impl: Any = getattr(User, key).impl
     state = sa.inspect(user)
-    alchemy.ScalarAttributeImpl.set(impl, state, user.__dict__, value, None)
+    orm.ScalarAttributeImpl.set(impl, state, user.__dict__, value, None)
 
 
 @pytest.mark.parametrize("make", MAKES)

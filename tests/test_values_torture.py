@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sharedsession import alchemy, rows
-from sharedsession.operations import run
-from sharedsession.terms import LOAD
+from sharedsession.database import rows
+from sharedsession.guard.access import LOAD
+from sharedsession.internals import cursors
+from sharedsession.operations.operation import run
 
 from .databases import url_of
 from .values_torture import DATABASES, values_torture
@@ -78,7 +79,7 @@ def make_objects_later(monkeypatch: pytest.MonkeyPatch, mended: bool) -> None:
         guard.may_open = False
         while left:
             left.pop().finish()
-        alchemy.buffer_rows(result.raw)
+        cursors.buffer_rows(result.raw)
         chunks, rows = getattr(result, "chunks", None), result.iterator
         if chunks is not None:
             later = _Later(guard, lambda: [*chain.from_iterable(chunks(None))])

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from sharedsession import ConcurrentAccessError, SharedSession
-from sharedsession.monitor import Monitor
+from sharedsession.guard.monitor import Monitor
 
 from .models import Address, User
 from .threads import PATIENCE, Worker, passes, wait_for, wait_until

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from sharedsession import SharedSession, WorkLostError, critical_section
-from sharedsession.tripwire import tripwire
+from sharedsession.stress.tripwire import tripwire
 
 from .models import Address, Base, User, Visit, make_user
 from .rounds import own_database, run_round

@@ -34,21 +34,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from sharedsession import SharedSession, critical_section
-from sharedsession.tripwire import tripwire
+from sharedsession.stress.tripwire import tripwire
 
 from .databases import VARIABLES
-from .models import (
-    Address,
-    Base,
-    Book,
-    Log,
-    Pin,
-    Point,
-    Tag,
-    User,
-    Visit,
-    make_user,
-)
+from .models import Address, Base, Book, Log, Pin, Point, Tag, User, Visit, make_user
 from .rounds import own_database
 from .torture import engine_for
 

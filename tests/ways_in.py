@@ -1,8 +1,8 @@
 """The one table of all ways into a session: what the matrix of tests goes by.
 
-A row names a way, says what it does to the session (as in ``sharedsession.operations``)
-and how to go that way.  ``prepare`` gets hold of what is needed beforehand, in the
-thread that owns the world; ``go`` is what the other thread does with it.
+A row names a way, says what it does to the session (as in ``operations/tables.py``) and
+how to go that way.  ``prepare`` gets hold of what is needed beforehand, in the thread
+that owns the world; ``go`` is what the other thread does with it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import attributes as sa_attributes
 from sqlalchemy.orm.loading import merge_frozen_result
 
-from sharedsession import (
-    SharedSessionError,
-    critical_section,
-    merge_into,
-    read_section,
-)
-from sharedsession.terms import CHANGE, END, LOAD, READ, WRITE, Access
+from sharedsession import SharedSessionError, critical_section, merge_into, read_section
+from sharedsession.guard.access import CHANGE, END, LOAD, READ, WRITE, Access
 
 from .models import Address, Book, Log, Note, Pin, Point, Tag, User, Visit
 

@@ -1,0 +1,326 @@
+"""Guard the database connections of a session in place.
+
+``session.connection()`` returns the connection that the session itself uses, therefore
+every method of the connection is an operation of the session.  The connection changes
+its class when the session's transaction takes it.  It keeps its guard as long as the
+session lives, because the connection may belong to the application, which gave it to
+the session as the bind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Callable, Iterable, NoReturn
+
+from sqlalchemy.engine import Connection
+
+from ..guard.access import CHANGE, LOAD, WRITE
+from ..guard.guard import Guard
+from ..internals import cursors, orm
+from ..operations.inplace import is_ours, like, per_class, subclass
+from ..operations.operation import run
+from ..operations.statements import access_of, has_changes_within, is_known_change
+from ..operations.tables import (
+    CONNECTION,
+    CONNECTION_TRANSACTION,
+    HAND_OUT_TRANSACTIONS,
+)
+from ..operations.wrap import as_function, guarded
+from . import rows
+from .aborts import Abort, abort_after
+from .savepoints import Savepoint
+
+
+def guard_connection(connection: Connection, guard: Guard) -> Connection:
+    """Guard *connection* and return it; if it has a guard already, it keeps that guard.
+
+    Two sessions may share one connection.  An operation of the second session then
+    takes the first session's guard too, while the operation uses the connection.
+    """
+    if (
+        issubclass(type(connection), Connection)
+        and guard_of_connection(connection) is None
+    ):
+        thing: Any = connection
+        thing._sharedsession_guard = weakref.ref(guard)
+        if not is_ours(connection):
+            connection.__class__ = _guarded_class(type(connection))
+    return connection
+
+
+def guard_of_connection(connection: Any) -> Guard | None:
+    try:
+        return connection._sharedsession_guard()  # type: ignore[no-any-return]
+    except AttributeError:
+        return None
+
+
+def _no_guard() -> None:
+    """The default for a connection of a guarded class that has no guard."""
+
+
+def _guard_of(connection: Any) -> Guard | None:
+    """Return the guard of a connection of a guarded class."""
+    return connection._sharedsession_guard()  # type: ignore[no-any-return]
+
+
+@per_class
+def _guarded_class(base: Any) -> Any:
+    members: dict[str, Any] = {
+        "_sharedsession_guard": staticmethod(_no_guard),
+        "_sharedsession_savepoints": (),
+        "_sharedsession_abort": None,
+        "_handle_dbapi_exception": _handling_errors(base._handle_dbapi_exception),
+    }
+    for name, access in CONNECTION.items():
+        member = getattr(base, name, None)
+        if name in _ACCOUNTED_FOR and member is not None:
+            member = like(_ACCOUNTED_FOR[name](member), member)
+        if access is None or member is None:
+            continue
+        if name in HAND_OUT_TRANSACTIONS:
+            member = _handing_out(member)
+        if hasattr(member, "fget"):
+            members[name] = property(guarded(member.fget, access, _guard_of))
+        else:
+            members[name] = guarded(member, access, _guard_of)
+    members["_safe_close_cursor"] = _closing_cursor(members["_safe_close_cursor"], base)
+    for name in ("execute", "exec_driver_sql", "scalar"):
+        function = getattr(base, name)
+        members[name] = as_function(function, _executing)
+    return subclass(base, members)
+
+
+# -- the end of transactions at a connection, also without the session
+
+
+def _session_of(connection: Any) -> Any:
+    guard = guard_of_connection(connection)
+    return None if guard is None else guard.session()
+
+
+def _handling_errors(function: Any) -> Any:
+    """After each failed statement, check if the database aborted the transaction."""
+
+    def _handle_dbapi_exception(
+        self: Any,
+        e: BaseException,
+        statement: Any,
+        parameters: Any,
+        cursor: Any,
+        context: Any,
+        **kw: Any,
+    ) -> NoReturn:
+        if isinstance(cursor, cursors.MemoryCursor) and cursor.knows_of(e):
+            raise e
+        abort = None
+        if guard_of_connection(self) is not None:
+            abort = abort_after(self, e, statement)
+        try:
+            function(self, e, statement, parameters, cursor, context, **kw)
+        except BaseException as error:
+            if abort is not None:
+                self._sharedsession_abort = abort
+                session = _session_of(self)
+                if session is not None:
+                    session._note_failure(error)
+            raise
+        raise AssertionError("SQLAlchemy raises the error that it handles")
+
+    return _handle_dbapi_exception
+
+
+def _closing_cursor(guarded_close: Any, base: Any) -> Any:
+    plain = base._safe_close_cursor
+
+    def _safe_close_cursor(self: Any, cursor: Any) -> Any:
+        in_memory = isinstance(cursor, cursors.MemoryCursor)
+        return (plain if in_memory else guarded_close)(self, cursor)
+
+    return _safe_close_cursor
+
+
+def _making_savepoint(function: Any) -> Any:
+    def make(self: Any, *args: Any) -> Any:
+        name = function(self, *args)
+        self._sharedsession_savepoints += (Savepoint(name),)
+        return name
+
+    return make
+
+
+def _take_savepoints(connection: Any, name: str) -> list[Savepoint]:
+    """Forget and return the savepoint *name* and all savepoints made after it."""
+    kept = list(connection._sharedsession_savepoints)
+    names = [savepoint.name for savepoint in kept]
+    taken = kept[names.index(name) :] if name in names else []
+    connection._sharedsession_savepoints = tuple(kept[: len(kept) - len(taken)])
+    return taken
+
+
+def innermost_savepoints(connections: Iterable[Any]) -> list[Savepoint]:
+    """Return the innermost savepoint of each connection that has a savepoint."""
+    of_each = (getattr(it, "_sharedsession_savepoints", ()) for it in connections)
+    return [savepoints[-1] for savepoints in of_each if savepoints]
+
+
+def _rolling_back_savepoint(function: Any) -> Any:
+    def roll_back(self: Any, name: str) -> Any:
+        result = function(self, name)
+        if self._sharedsession_abort is Abort.LEVEL:
+            self._sharedsession_abort = None
+        workers = {w for each in _take_savepoints(self, name) for w in each.workers}
+        session = _session_of(self)
+        if session is not None:
+            session._note_savepoint_undone(workers)
+        return result
+
+    return roll_back
+
+
+def _releasing_savepoint(function: Any) -> Any:
+    def release(self: Any, name: str) -> Any:
+        result = function(self, name)
+        taken = _take_savepoints(self, name)
+        if self._sharedsession_savepoints:
+            around = self._sharedsession_savepoints[-1]
+            around.workers.update(*(each.workers for each in taken))
+        return result
+
+    return release
+
+
+def _ending(what: str) -> Any:
+    """Make a wrapper that notes the end of the outer transaction in the session.
+
+    :param what: ``"COMMIT"``, ``"ROLLBACK"`` or ``"invalidation"``.
+    """
+
+    def accounted_for(function: Any) -> Any:
+        def end(self: Any, *args: Any) -> Any:
+            result = function(self, *args)
+            self._sharedsession_savepoints = ()
+            self._sharedsession_abort = None
+            session = _session_of(self)
+            if session is not None:
+                session._note_end_at_connection(self, what)
+            return result
+
+        return end
+
+    return accounted_for
+
+
+#: Methods that :class:`Connection` calls to begin a savepoint, or to end a savepoint or
+#: a transaction.
+_ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
+    "invalidate": _ending("invalidation"),
+    "_commit_impl": _ending("COMMIT"),
+    "_commit_twophase_impl": _ending("COMMIT"),
+    "_release_savepoint_impl": _releasing_savepoint,
+    "_rollback_impl": _ending("ROLLBACK"),
+    "_rollback_to_savepoint_impl": _rolling_back_savepoint,
+    "_rollback_twophase_impl": _ending("ROLLBACK"),
+    "_savepoint_impl": _making_savepoint,
+}
+
+
+def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
+    """If *statement* changes data, note its owner in the innermost savepoint.
+
+    Not during a flush, because its statements are the work of the owners that changed
+    the objects.
+    """
+    session = guard.session()
+    if session is None or orm.is_flushing(session):
+        return
+    if access_of(statement) is not LOAD and is_known_change(statement):
+        connection._sharedsession_savepoints[-1].workers.add(guard.asker().party)
+
+
+def _handing_out(function: Any) -> Any:
+    def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
+        transaction = function(self, *args, **kw)
+        if transaction is None or is_ours(transaction):
+            return transaction
+        if guard_of_connection(transaction.connection) is not None:
+            transaction.__class__ = _guarded_transaction(type(transaction))
+        return transaction
+
+    return like(hand_out, function)
+
+
+@per_class
+def _guarded_transaction(base: Any) -> Any:
+    members: dict[str, Any] = {}
+    for name, access in CONNECTION_TRANSACTION.items():
+        member = getattr(base, name, None)
+        if access is not None and member is not None:
+            if hasattr(member, "fget"):
+                getter = guarded(member.fget, access, _guard_behind)
+                members[name] = property(getter)
+            else:
+                members[name] = guarded(member, access, _guard_behind)
+    return subclass(base, members)
+
+
+def _guard_behind(transaction: Any) -> Guard | None:
+    return _guard_of(transaction.connection)
+
+
+def _executing(function: Any, self: Any, *args: Any, **kw: Any) -> Any:
+    """Execute a statement, the first of *args*, as an operation or a part of one."""
+    guard = _guard_of(self)
+    if guard is None:
+        return function(self, *args, **kw)
+    if self._sharedsession_savepoints:
+        _note_in_savepoint(guard, self, args[0])
+    access = _access_now(guard, args[0])
+    if access is None:
+        return rows.settle(guard, function(self, *args, **kw))
+    if access is _WINDOW:
+        return _in_window(guard, function, self, *args, **kw)
+    return run(guard, access, _execute, guard, function, self, *args, **kw)
+
+
+_WINDOW = object()
+
+
+def _access_now(guard: Guard, statement: Any) -> Any:
+    """Return what executing *statement* does to the session.
+
+    ``None`` if the statement is a part of an operation and needs nothing more, and
+    ``_WINDOW`` if it is a part of an operation during which a window may open.
+    """
+    guard.check_may_execute()
+    me = guard.asker()
+    within = guard.running is me
+    if (guard.restricted or guard.reading) and guard.reads_only():
+        if has_changes_within(statement):
+            guard.refuse_write()
+    elif within and guard.worker is me and not guard.may_open:
+        return None  # the work of this owner is noted already
+    access = access_of(statement)
+    if not within:
+        return access
+    if access is LOAD:
+        return _WINDOW if guard.may_open else None
+    if access is WRITE and not is_known_change(statement):
+        return CHANGE
+    return access
+
+
+def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
+    """Open a window while *function* waits for the database: others read meanwhile."""
+    me = guard.asker()
+    try:
+        guard.open_window(me)
+        result = function(*args, **kw)
+    finally:
+        guard.close_window(me)
+    return rows.settle(guard, result)
+
+
+def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
+    guard.check_may_execute()
+    return rows.settle(guard, function(*args, **kw))

@@ -1,0 +1,147 @@
+"""The terms that guards use: accesses, modes, kinds, and protocols of locks."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .owner import Owner
+
+
+class Access(enum.Enum):
+    """What an operation does to its session."""
+
+    #: Reads loaded state only.
+    READ = "read"
+    #: May emit a SELECT and add the result to the loaded state.
+    LOAD = "load"
+    #: Changes state, but leaves no work that could be lost.
+    CHANGE = "change"
+    #: Leaves work in the transaction that a rollback would lose.
+    WRITE = "write"
+    #: Ends the work of the transaction: rollback and close.
+    END = "end"
+
+
+READ, LOAD, CHANGE, WRITE, END = Access
+
+
+class Mode(enum.Enum):
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    BESIDE = "beside"
+
+
+EXCLUSIVE, SHARED, BESIDE = Mode
+
+#: The purpose of a hold that may be abandoned: rows that were not fetched are no loss.
+STREAM = "streaming result"
+#: The purpose of a hold that another owner took over: it outlives each of its owners.
+MOVED = "block that moved"
+MOVED_STREAM = "streaming result that moved"
+
+STREAMS = frozenset({STREAM, MOVED_STREAM})
+#: The purposes of holds that outlive their owner.
+GO_ON = frozenset({MOVED, MOVED_STREAM})
+
+
+class Kind(enum.Enum):
+    """How a guard treats a second owner."""
+
+    RLOCK = "rlock"
+    RW = "rw"
+    DETECT = "detect"
+    CONFINE = "confine"
+
+
+class ForeignLock(Protocol):
+    """A lock object passed in as ``lock=``, acquired with each admission."""
+
+    #: Whether readers may share the lock.
+    shares: bool
+    #: The class of the lock, for messages.
+    name: str
+
+    def acquire(
+        self, mode: Mode, owner: Owner, through: object, timeout: float | None
+    ) -> bool: ...
+
+    # Does nothing unless *owner* has the lock through that guard.
+    def release(self, owner: Owner, through: object) -> None: ...
+
+    # Returns False and changes nothing if the lock cannot be downgraded.
+    def downgrade(self, owner: Owner, through: object) -> bool: ...
+
+    def blockers(self) -> list[Owner]: ...
+
+
+class Gate(Protocol):
+    """A dictionary of at most one entry, changed atomically; see ``monitor.py``."""
+
+    def get(self, key: int, /) -> object: ...
+
+    def __getitem__(self, key: int, /) -> object: ...
+
+    def setdefault(self, key: int, value: object, /) -> object: ...
+
+    def __setitem__(self, key: int, value: object, /) -> None: ...
+
+    def __delitem__(self, key: int, /) -> None: ...
+
+
+class Lock(Protocol):
+    """The primitive that a guard is built on: a plain lock, not reentrant."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class GuardStats:
+    """Figures of a guard since it was made; times in seconds.
+
+    An operation counts once it has ended.  Setting a single attribute is not timed.
+    """
+
+    acquisitions: int = 0
+    contended: int = 0
+    wait_seconds: float = 0.0
+    longest_wait: float = 0.0
+    longest_hold: float = 0.0
+    timeouts: int = 0
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Return *timeout*: seconds, more than 0, or ``None`` to wait for ever.
+
+    :raises ValueError: for any other value.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(
+            f"timeout must be a number of seconds or None, not {timeout!r}"
+        )
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return timeout
+
+
+def check_wait_in_loop(seconds: float) -> None:
+    """Raise ``ValueError`` unless *seconds* is a number of seconds, 0 or more."""
+    if seconds != 0:
+        try:
+            if check_timeout(seconds) is not None:
+                return
+        except ValueError:
+            pass
+        raise ValueError(
+            f"wait_in_loop must be 0 or a number of seconds above, not {seconds!r}"
+        )

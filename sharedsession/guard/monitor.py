@@ -1,0 +1,1042 @@
+"""The monitor: which owners are inside a session, which wait, and which comes next.
+
+All state of a guard changes under one small mutex.  Nothing else runs while the mutex
+is held: no user code, no wait, no logging.  (One exception: ``release()`` and
+``downgrade()`` of a lock object that the application passed in.  They must not call
+back into the guard.)  Owners are admitted in three *modes*:
+
+``EXCLUSIVE``
+    One owner alone.  Every operation that is not a mere read of loaded state, every
+    critical section, and any operation at all under a kind that does not share.
+``SHARED``
+    Any number of owners, none of which changes anything: the read sections of ``"rw"``.
+``BESIDE``
+    One operation at a time beside the shared owners: a load inside a read section, or a
+    read of loaded state that came at a moment when no optimistic read was possible.
+
+The owner that leaves hands the guard off in the order of arrival, because then neither
+readers nor writers starve.  Owners that are in a read section already go first, because
+all others wait for them.
+
+Hand-off is not strict FIFO, because switching threads costs more than a short section.
+The first exclusive waiter is woken and must win the guard against newcomers (barging).
+If it has not won after ``TURN`` seconds it is next: no owner may enter ahead of it.
+This is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive owners
+may barge, and only while all waiters are exclusive: a reader enters only once for each
+time that it waits, and writers that barge ahead of readers would starve them.
+
+Most of the time the guard is free, the queue is empty, and the newcomer wants a single
+operation.  Such an operation enters by the *gate*, without the mutex.  The gate is a
+dictionary with at most one entry: entering is one ``setdefault()``, an atomic step of
+the interpreter, and leaving is one ``del``.  The entry is the owner of the operation
+that is inside, or ``CLOSED`` if the monitor decides.  The monitor closes the gate
+before it admits an owner, and opens the gate when no owner is left inside.  An owner
+that leaves by the gate opens the gate first and reads the queue then; a waiter joins
+the queue first and reads the gate then.  Therefore one of the two sees the other.
+
+While an operation that has changed nothing yet waits for the database, no loaded state
+changes.  Then the operation opens a *window*: the guard has a version until the window
+closes, and optimistic reads go on.  Any operation of the owner itself in the meantime,
+for example in a listener, closes the window first.
+
+Fields, and how each is published:
+
+``gate``
+    An owner puts itself into an empty gate, and takes itself out or replaces itself by
+    ``CLOSED``.  The monitor puts ``CLOSED`` in by the same step, and takes it out under
+    the mutex.
+``_owner``, ``_loader``, ``reading``, ``queue``, ``rests_until``
+    Changed under the mutex, with the gate closed.  Two exceptions: the queue changes
+    with the gate open, too, and an owner inside by the gate sets ``_owner`` before it
+    closes the gate.  An owner may compare ``_owner`` or ``_loader`` with itself, and
+    look itself up in ``reading``, without the mutex, because only that owner puts
+    itself there.  An owner is taken out by itself, or under the mutex by the thread
+    that ends its last hold while none of its operations runs.
+``holds``
+    The holds that keep the guard beyond one operation.  Changed inside only, or under
+    the mutex by a thread that ends another owner's stream or cleans up after a dead
+    owner.
+``running``
+    The owner whose operation runs now.  Written by that owner alone (or for it once it
+    is dead), so an owner may compare the field with itself without the mutex.  While
+    ``running`` is set, the end of a hold does not release the guard.  Therefore the end
+    of an operation clears ``running`` first and reads ``holds`` then, and an operation
+    that begins inside a hold sets ``running`` under the mutex.
+``inside``
+    The owner that may do anything between operations, too, because of a section, a
+    block or a stream.  Published like ``running``.
+``window``, ``may_open``
+    Written by the exclusive owner alone.
+``version``, ``last_version``
+    ``version`` is ``None`` while an owner may be changing state, or has left state
+    ``unsettled``; otherwise it is a number that was never used before.  The exclusive
+    owner alone writes it: before its first change and after its last one.  A value that
+    was read between two checks of the very same version did not change in between.
+    ``last_version`` is the last number used; the exclusive owner alone writes it, too.
+``attention``, ``unsettled``, ``failed``, ``unfinished_by``
+    Notes for the next owner that enters.  Each is one reference and stored whole: the
+    note first, ``attention`` after it.  An owner reads ``attention`` once it is inside
+    and clears what it has handled.  If the garbage collector stores a note meanwhile,
+    the owner after that handles the note.
+``worker``
+    Changed inside only.
+``forsaken``, ``_chores``
+    Deques.  Any thread may append, because appending and popping are atomic.
+    ``forsaken`` is emptied under the mutex, ``_chores`` inside.
+``sole``, ``checks_askers``
+    ``sole`` is changed under the mutex.  ``checks_askers`` goes from True to False
+    once.  A stale True costs one needless check and is harmless.
+``restricted``, ``since`` and the statistics
+    Changed under the mutex, or by the exclusive owner for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from typing import Callable, NoReturn
+
+from ..errors import (
+    ConcurrentAccessError,
+    DeadlockError,
+    LockTimeout,
+    SharedSessionError,
+)
+from . import deadlocks
+from .access import (
+    BESIDE,
+    EXCLUSIVE,
+    MOVED,
+    MOVED_STREAM,
+    SHARED,
+    STREAM,
+    STREAMS,
+    ForeignLock,
+    Gate,
+    Kind,
+    Lock,
+    Mode,
+    check_timeout,
+)
+from .owner import Owner
+from .turn import TURN, Hold, Reading, Waiter, WindowOpened
+
+#: ``rests_until`` while the queue is empty; compared by identity.
+FOREVER = math.inf
+
+logger = logging.getLogger("sharedsession")
+
+#: In the gate while the monitor decides which owner may enter.
+CLOSED = object()
+
+
+def _never() -> bool:
+    return False
+
+
+class Monitor:
+    """Admits owners to a session and hands it off; the base of :class:`Guard`."""
+
+    __slots__ = (
+        *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
+        *("version", "last_version", "window", "may_open", "_windows"),
+        *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
+        *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
+        *("_owner", "_loader", "restricted"),
+        *("reading", "queue", "rests_until", "_before"),
+        *("since", "sole", "checks_askers"),
+        *("forsaken", "joiners", "warn_after", "wait_in_loop"),
+        *("_shared_entries", "_contended", "_timeouts", "_is_in_mutex"),
+        *("_wait_seconds", "_longest_wait", "_longest_hold"),
+    )
+
+    #: Whether the gate may be used at all.
+    _may_have_gate = True
+
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        lock: ForeignLock | None,
+        timeout: float | None,
+        asker: Callable[[], Owner],
+        clock: Callable[[], float],
+        make_lock: Callable[[], Lock],
+        make_mutex: Callable[[], Lock],
+        make_gate: Callable[[], Gate],
+    ) -> None:
+        self.kind = kind
+        self.timeout = check_timeout(timeout)
+        self.asker = asker
+        self.clock = clock
+        self.last_version = 0
+        self.version: int | None = 0
+        if kind is Kind.CONFINE:
+            self.version = None  # for good, because every read must be checked
+        self.running: Owner | None = None
+        self.inside: Owner | None = None
+        #: True if the next owner must be told something, or must do something, first.
+        self.attention = False
+        #: True if that concerns mere reads of loaded state, too.
+        self.unsettled = False
+        #: An owner that left a section unfinished, if the next owner must know.
+        self.unfinished_by: Owner | None = None
+        self._lock = lock
+        self._shares = kind is Kind.RW or (lock is not None and lock.shares)
+        self._make_lock = make_lock
+        self._set_mutex(make_mutex())
+        self.gate = make_gate()
+        #: A lock object and the checks of ``"confine"`` need the monitor at each entry.
+        usable = lock is None and kind is not Kind.CONFINE
+        self._has_gate = usable and self._may_have_gate
+        if not self._has_gate:
+            self.gate[0] = CLOSED
+        self._has_windows = kind is not Kind.DETECT and kind is not Kind.CONFINE
+        self._owner: Owner | None = None
+        self._loader: Owner | None = None
+        self.restricted = False
+        self.holds: dict[int, str] = {}
+        self.reading: dict[Owner, Reading] = {}
+        self.queue: deque[Waiter] = deque()
+        #: The clock's time until which a leaving owner may ignore the queue.
+        self.rests_until = FOREVER
+        self._before: list[Waiter] = []  # those that wait for the lock object
+        #: When the exclusive owner was admitted; ``None`` for an untimed operation.
+        self.since: float | None = None
+        #: The first owner, which needs no check; valid until a second owner came.
+        self.sole: Owner | threading.Thread | None = None
+        self.checks_askers = True
+        self.forsaken: deque[Hold] = deque()
+        #: The number of waiters that want to take a turn over, or to join their party.
+        self.joiners = 0
+        #: Seconds of waiting after which a warning is logged, once for each wait;
+        #: ``None`` for never.
+        self.warn_after: float | None = 5.0
+        #: Seconds for which a coroutine may block its event loop to wait for its turn.
+        self.wait_in_loop = 0.0
+        #: The owner that has a window open.
+        self.window: Owner | None = None
+        #: Whether the running operation may open a window: it has changed nothing yet,
+        #: only operations nested in it may, and the session has a second owner.
+        self.may_open = False
+        #: Entries of readers, and windows.  ``last_version`` counts all other entries,
+        #: and the windows as well.
+        self._shared_entries = self._windows = 0
+        self._contended = self._timeouts = 0
+        self._wait_seconds = self._longest_wait = self._longest_hold = 0.0
+
+    def _set_mutex(self, mutex: Lock) -> None:
+        """Use *mutex*, which is reentrant, for the guard's own state.
+
+        A finalizer that interrupts this thread inside the mutex must not wait for its
+        own thread.  It calls ``_is_in_mutex()`` to find out.
+        """
+        self._mutex = mutex
+        self._is_in_mutex: Callable[[], bool] = getattr(mutex, "_is_owned", _never)
+
+    # -- one operation
+
+    def come_in(self, me: Owner) -> bool:
+        """Let *me* in by the gate for one operation; return whether *me* is inside.
+
+        The fast path of the common case.  Call this only if none of ``running``,
+        ``inside`` and ``window`` is *me*, because an owner inside by the gate would
+        enter a second time.  Call :meth:`leave` afterwards in any case.
+        """
+        known = self.sole is me or not self.checks_askers
+        try:
+            # Check the gate twice: in between, a signal handler in this thread may have
+            # entered and left.  No call follows the second check.
+            if known and self.gate.setdefault(0, me) is me and self.gate[0] is me:
+                self.version = None
+                self.running = me
+                return True
+        except KeyError:
+            pass
+        return False
+
+    def open_window(self, me: Owner) -> None:
+        """Let optimistic reads go on while the operation of *me* waits.
+
+        Opens nothing in a section or a stream, nor under the kinds that never wait.
+        """
+        self.may_open = False
+        if self.holds or not self._has_windows or not self.is_exclusive(me):
+            return
+        self._windows += 1
+        # No call from here to the version, because an interrupt must find the window
+        # either open or closed.
+        self.window = me
+        self.running = None
+        self.last_version += 1
+        self.version = None if self.unsettled else self.last_version
+        if self.queue:
+            self._let_look()
+
+    def _let_look(self) -> None:
+        """Wake the waiters that only want to read.
+
+        A waiter that joins the queue later checks for a window by itself.
+        """
+        with self._mutex:
+            for waiter in self.queue:
+                if waiter.looks:
+                    waiter.wake()
+        self.reap()
+
+    def close_window(self, me: Owner) -> None:
+        """End the optimistic reads; do nothing if *me* has no window open."""
+        if self.window is me:
+            self.version = None
+            self.running = me  # first: a finalizer in between must find it inside
+            self.window = None
+
+    def is_still(self, version: int | None) -> bool:
+        """Whether nothing has changed since the guard had that version.
+
+        For the version ``None``: whether nothing can have changed, see :meth:`is_mine`.
+        """
+        return self.version is version and (version is not None or self.is_mine())
+
+    def is_mine(self) -> bool:
+        """Whether the caller keeps all others out and may read without a lock.
+
+        False if the caller is in a read-only section and must be told something first.
+        Check this before the read and after it, because meanwhile another thread may
+        have ended the caller's stream, or the garbage collector a forgotten section.
+        Checking twice is enough: the caller only gets back inside by its own entry.
+        """
+        me = self.asker()
+        if self.running is me or self.inside is me:
+            return True
+        return self._owner is me and not self.attention
+
+    def is_in_bookkeeping(self) -> bool:
+        """Whether this thread is changing the guard's own state at this moment."""
+        return self._is_in_mutex()
+
+    def begin_nested_operation(self, me: Owner) -> None:
+        """Let *me* run an operation that interrupts its own entering or leaving."""
+        self.version = None
+        self.running = me
+
+    def end_nested_operation(self, running: Owner | None, version: int | None) -> None:
+        """Restore ``running`` and, by a new number, ``version``."""
+        self.running = running
+        if version is not None and not self.unsettled:
+            self.last_version += 1
+            self.version = self.last_version
+
+    def is_exclusive(self, me: Owner) -> bool:
+        return self._owner is me or self.gate.get(0) is me
+
+    def go_on(self, me: Owner) -> bool:
+        """Begin an operation inside the turn of *me*; return whether *me* still has it.
+
+        Takes the mutex, because a thread that ends the last hold of *me* meanwhile
+        releases the guard if no operation runs.
+        """
+        with self._mutex:
+            held = self._owner is me or self._loader is me
+            if held:
+                self.running = me
+        if self.forsaken:
+            self.reap()
+        return held
+
+    def leave(self, me: Owner) -> None:
+        """End the operation that :meth:`enter` began, or tried to begin.
+
+        After an interrupt, call this again: it does the steps that are left.
+        """
+        if self.inside is me:
+            self.running = None
+            if self.holds and not self.joiners:
+                return  # the section goes on
+        elif self.gate.get(0) is me and self._rests():
+            if self.since is not None:
+                self._note_hold()
+            # No call from here to the ``del``, because an interrupt must find all of
+            # these steps done or none.
+            self.running = self.window = None
+            self.last_version += 1
+            self.version = None if self.unsettled else self.last_version
+            del self.gate[0]
+            if self.rests_until and not self.forsaken:
+                return
+        self._leave_late(me)
+
+    def _rests(self) -> bool:
+        """Whether a leaving owner may ignore the queue now."""
+        until = self.rests_until
+        return until is FOREVER or self.clock() < until
+
+    def _leave_late(self, me: Owner) -> None:
+        """End an operation that has waiters, or that did not enter by the gate."""
+        if self._is_in_mutex() and self.gate.get(0) is not me:
+            # This is a finalizer that interrupts a change.  The change does the rest.
+            if self.running is me:
+                self.running = None
+            return
+        with self._mutex:
+            if self.gate.get(0) is me:
+                self._move_in(me)
+            if self._owner is me or self._loader is me:
+                self.running = None
+                if not self.holds:
+                    self._drop()
+            self._pass_on()
+        if self.forsaken:
+            self.reap()
+
+    def _move_in(self, me: Owner) -> None:
+        """Turn an entry by the gate into an admission; do nothing if it is one."""
+        self.close_window(me)
+        if self.gate.get(0) is me:
+            self._owner = me
+            self.gate[0] = CLOSED
+
+    # -- holds, which last longer than one operation
+
+    def _settle_rights(self) -> None:
+        """Set ``inside`` from the present holds."""
+        has_rights = self.holds and not self.restricted
+        self.inside = self._owner if has_rights else None
+
+    def let_go(self, hold: Hold) -> None:
+        """Release *hold*.  May be called again after an interrupt."""
+        if self._is_in_mutex():
+            # The caller is a finalizer that interrupts this thread inside the mutex.
+            self.abandon(hold, finished=True)
+            return
+        with self._mutex:
+            self._let_go(hold)
+            self._pass_on()
+        self.reap()
+
+    def _let_go(self, hold: Hold) -> None:
+        if not hold.is_open:
+            return
+        self._note_owner(hold)
+        me, number = hold.owner, hold.number
+        reading = self.reading.get(me)
+        # A hold may be gone already (its stream was dropped).  Do not release the guard
+        # then: the owner may have entered again.
+        if reading is not None and (number in reading.holds or hold.is_ending):
+            hold.is_ending = True
+            reading.holds.discard(number)
+            if not reading.holds and self._loader is not me:
+                self._drop_reader(me)
+        mine = self._owner is me or self._loader is me
+        if mine and (number in self.holds or hold.is_ending):
+            hold.is_ending = True
+            self.holds.pop(number, None)
+            if hold.restricts and self.restricted:
+                self.restricted = False
+            self._settle_rights()
+            if not self.holds and self.running is None:
+                self._drop()
+        hold.is_open = False
+
+    def forsake(self, hold: Hold) -> None:
+        """Release a hold that was collected before it was released.
+
+        The garbage collector calls this in any thread and at any line, while the guard
+        changes its own state, too.
+        """
+        self.abandon(hold, finished=False)
+
+    def abandon(self, hold: Hold, finished: bool) -> None:
+        """Release *hold* as soon as the mutex is free, but never wait for the mutex.
+
+        :param finished: True if the section of the hold was left, False if it was only
+            forgotten.
+        """
+        heir = Hold(hold.guard, hold.owner, hold.mode, hold.what, hold.restricts)
+        heir.number, heir.is_ending = hold.number, hold.is_ending
+        heir.is_finished = finished
+        hold.is_open = False
+        self.forsaken.append(heir)
+        self.reap()
+
+    def reap(self) -> None:
+        # If the mutex is taken, its owner calls reap() after releasing it.
+        while self.forsaken and not self._is_in_mutex() and self._mutex.acquire(False):
+            try:
+                if not self.forsaken:
+                    continue  # done by another thread; check again after the release
+                hold = self.forsaken.popleft()
+                held = self.holds.get(hold.number, STREAM)
+                if held not in STREAMS and not hold.is_finished:
+                    self.unfinished_by = hold.owner
+                    self.attention = self.unsettled = True
+                self._let_go(hold)
+                self._pass_on()
+            finally:
+                self._mutex.release()
+
+    # -- holds that move
+
+    def _note_owner(self, hold: Hold) -> None:
+        """Store the present owner of the turn in *hold*, because turns can move."""
+        if hold.number in self.holds:
+            owner = self._owner or self._loader
+            if owner is not None:
+                hold.owner = owner
+            return
+        for owner, reading in self.reading.items():
+            if hold.number in reading.holds:
+                hold.owner = owner
+
+    def take_over(self, hold: Hold, *, begins: bool = False) -> None:
+        """Make the caller the owner of the turn that *hold* keeps.
+
+        Unlike entering, this does not wait for the end of the turn, only for the end of
+        the operation that its present owner may be running.
+
+        :param begins: whether an operation of the caller begins at the same time.
+        """
+        me = self.asker()
+        if me.busy or self._is_in_mutex():
+            self.refuse_nested(me)
+        me.busy = True
+        try:
+            until = None if self.timeout is None else self.clock() + self.timeout
+            while not self._try_to_move(hold, me, begins):
+                # Several waiters may be let in for one hold, one after the other.  Only
+                # the last of them owns it; the others wait for its operation again.
+                left = None if until is None else max(until - self.clock(), 0.001)
+                self._wait(me, hold.mode, left, False, hold)
+        finally:
+            me.busy = False
+            if self.forsaken:
+                self.reap()
+        me.keeps(self)
+
+    def _try_to_move(self, hold: Hold, me: Owner, begins: bool) -> bool:
+        with self._mutex:
+            return not hold.is_open or self._move(hold, me, begins)
+
+    def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
+        """Make *me* the owner of the turn that *hold* keeps.
+
+        Return False, and change nothing, if an operation runs in that turn.
+        """
+        self._note_owner(hold)
+        owner = hold.owner
+        if hold.number not in self.holds and owner not in self.reading:
+            return True  # released already
+        if owner is not me:
+            if self._lock is not None:
+                self._refuse_to_move(me, owner)
+            if self.running is owner or self.window is owner:
+                return False
+            if hold.number in self.holds:
+                self._turn_moves_to(me)
+                is_stream = hold.what == STREAM
+                self.holds[hold.number] = MOVED_STREAM if is_stream else MOVED
+            elif owner in self.reading:
+                self._reading_moves(owner, me)
+            hold.owner = me
+        if begins and (self._owner is me or self._loader is me):
+            self.running = me
+        return True
+
+    def _turn_moves_to(self, me: Owner) -> None:
+        if self._owner is not None:
+            self._owner = me
+        else:
+            self._loader = me
+        self._settle_rights()
+
+    def _reading_moves(self, owner: Owner, me: Owner) -> None:
+        reading = self.reading.pop(owner)
+        mine = self.reading.setdefault(me, reading)
+        mine.holds |= reading.holds
+
+    def _may_join(self, owner: Owner) -> bool:
+        """Whether the party of *owner* has the turn and no operation runs in it."""
+        holder = self._owner or self._loader
+        return (
+            holder is not None
+            and holder.party is owner.party
+            and self.running is None
+            and bool(self.holds)
+        )
+
+    def _is_reading(self, owner: Owner) -> bool:
+        """Whether *owner*, or another member of its party, is in a read section."""
+        if owner in self.reading or owner.party is owner:
+            return owner in self.reading
+        return any(other.party is owner.party for other in tuple(self.reading))
+
+    # -- admission
+
+    def _acquire(
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        *,
+        looks: bool = False,
+    ) -> None:
+        """Admit *me* in *mode*, or raise with nothing changed.
+
+        :param looks: whether *me* only reads.  If a window opens, such a waiter raises
+            :class:`WindowOpened`, because it need not wait any longer.
+        """
+        # Acquire the lock object first.  Otherwise an owner that has it through another
+        # guard could wait here for an owner that waits for the lock object.
+        foreign = None if mode is BESIDE and self._is_reading(me) else self._lock
+        try:
+            if foreign is not None:
+                self._acquire_foreign(foreign, me, mode, timeout)
+            with self._mutex:
+                admitted = self._may_enter_now(me, mode)
+                if admitted:
+                    self._admit(me, mode)
+            if not admitted:
+                self._wait(me, mode, timeout, looks)
+        except BaseException:
+            try:
+                self._withdraw(me, mode, foreign)
+            except BaseException:
+                self._withdraw(me, mode, foreign)  # an interrupt
+                raise
+            raise
+        if self.forsaken:
+            self.reap()
+
+    def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return False  # an operation is inside by the gate
+        if self.queue and not self._goes_first(me) and not self._may_overtake(mode):
+            return False  # earlier waiters go first
+        return self._fits(mode, me)
+
+    def _goes_first(self, owner: Owner) -> bool:
+        """Whether *owner* belongs to the readers or the party that others wait for."""
+        return self._is_reading(owner) or self._may_join(owner)
+
+    def _may_overtake(self, mode: Mode) -> bool:
+        """Whether a newcomer may barge, that is, enter ahead of the waiters."""
+        if not self._has_gate or mode is not EXCLUSIVE or self.queue[0].is_next():
+            return False
+        return all(waiter.mode is EXCLUSIVE for waiter in self.queue)
+
+    def _fits(self, mode: Mode, owner: Owner) -> bool:
+        if self._may_join(owner):
+            return True
+        if self._owner is not None:
+            return False
+        if mode is SHARED:
+            return True
+        return self._loader is None and (mode is BESIDE or not self.reading)
+
+    def _admit(self, me: Owner, mode: Mode) -> None:
+        # Do the calls first and the stores after them, because an interrupt must find
+        # all of the stores done or none.
+        if self._may_join(me):
+            self._turn_moves_to(me)
+            return
+        now = self.clock()
+        if mode is SHARED:
+            reading = Reading(now)
+            self._shared_entries += 1
+            self.reading[me] = reading
+            return
+        self.since = now
+        self.version = None
+        if mode is EXCLUSIVE:
+            self._owner = me
+        else:
+            self._loader = me
+
+    def _drop(self) -> None:
+        """Take out the owner that is exclusive or beside the readers."""
+        owner = self._owner or self._loader
+        if owner is None:
+            return
+        self._note_hold()
+        self.holds.clear()
+        reading = self.reading.get(owner)
+        if reading is not None and not reading.holds:
+            self._drop_reader(owner)  # its section ended before its stream
+        elif reading is None and self._lock is not None:
+            self._lock.release(owner, self)
+        # Do this last and without a call: an interrupt before it leaves the owner
+        # inside, and the whole can be done again.
+        self.restricted = False
+        self.running = self.inside = self.window = None
+        self.last_version += 1
+        if self.kind is not Kind.CONFINE and not self.unsettled:
+            self.version = self.last_version
+        self._owner = self._loader = None
+
+    def _note_hold(self) -> None:
+        """Update the longest hold, if the present one is timed."""
+        if self.since is not None:
+            held = self.clock() - self.since
+            if held > self._longest_hold:
+                self._longest_hold = held
+            self.since = None
+
+    def _drop_reader(self, owner: Owner) -> None:
+        held = self.clock() - self.reading[owner].since
+        if held > self._longest_hold:
+            self._longest_hold = held
+        if self._lock is not None and self._owner is not owner:
+            self._lock.release(owner, self)
+        del self.reading[owner]
+
+    def _pass_on(self) -> None:
+        """Admit waiters from the head of the queue, as many as fit together.
+
+        Call this as the last step of every change of owners or waiters.  The gate opens
+        here if the guard is free and the queue is empty.
+        """
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return  # the operation inside by the gate calls this when it ends
+        # Behind a waiter that must wait, admit only waiters that go first, such as the
+        # loads of readers.
+        closed = False
+        for waiter in tuple(self.queue):
+            if not waiter.admitted:
+                goes_first = waiter.takes is not None or self._goes_first(waiter.owner)
+                if closed and not goes_first:
+                    continue
+                if not self._may_admit(waiter):
+                    closed = closed or (waiter.mode is not BESIDE and not goes_first)
+                    continue
+                if not goes_first and self._may_overtake(waiter.mode):
+                    self._wake_first(waiter)
+                    return
+                if waiter.takes is None:
+                    self._admit(waiter.owner, waiter.mode)
+                waiter.admitted = True
+                waiter.owner.waiting_for = None
+            # If an interrupt comes here, the next call finds the waiter admitted and
+            # wakes it.
+            waiter.wake()
+            self.queue.remove(waiter)
+        if not self.queue:
+            self.rests_until = FOREVER
+            self._open_gate()
+
+    def _may_admit(self, waiter: Waiter) -> bool:
+        if waiter.takes is not None:
+            hold = waiter.takes
+            return not hold.is_open or self._move(hold, waiter.owner)
+        return self._fits(waiter.mode, waiter.owner)
+
+    def _wake_first(self, waiter: Waiter) -> None:
+        """Wake the first waiter to try by itself; let others barge until it is next."""
+        waiter.wake()  # first, so that after an interrupt the waiter tries anyway
+        if waiter.next_at is None:
+            waiter.next_at = self.clock() + TURN
+        self.rests_until = waiter.next_at
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Open the gate if no owner is inside."""
+        taken = self._owner is not None or self._loader is not None
+        if self._has_gate and not taken and not self.reading:
+            del self.gate[0]
+
+    # -- waiting
+
+    def _wait(
+        self,
+        me: Owner,
+        mode: Mode,
+        timeout: float | None,
+        looks: bool,
+        takes: Hold | None = None,
+    ) -> None:
+        if not self._lets_wait(me):
+            self._refuse_overlap(me)
+        blocks_loop = not me.can_wait()
+        if blocks_loop:
+            if not self.wait_in_loop:
+                self._refuse_to_wait(me)
+            timeout = min(timeout or self.wait_in_loop, self.wait_in_loop)
+        parked = self._make_lock() if blocks_loop else me.parking(self._make_lock)
+        waiter = Waiter(self, me, mode, parked, looks, takes)
+        waiter.parked.acquire()
+        try:
+            with self._mutex:
+                me.waiting_for = waiter
+                self.rests_until = 0.0
+                if takes is not None or me.party is not me:
+                    self.joiners += 1
+                self.queue.append(waiter)
+                self._contended += 1
+                self._pass_on()
+            # Reap first: an abandoned hold may be the very thing this waiter waits for.
+            self.reap()
+            self._release_ended_owners(waiter)
+            if not waiter.admitted and deadlocks.would_deadlock(me, waiter):
+                if not (waiter.admitted or waiter.woken):  # during the search
+                    self._refuse_deadlock(me)
+            self._park(waiter, timeout)
+        finally:
+            self._end_wait(waiter)
+        if waiter.admitted:
+            return
+        if waiter.may_look:
+            raise WindowOpened
+        if blocks_loop:
+            self._refuse_to_wait(me)
+        self._refuse_timeout(me, mode, waiter)
+
+    def _lets_wait(self, me: Owner) -> bool:
+        return self.kind not in (Kind.DETECT, Kind.CONFINE)
+
+    def _release_ended_owners(self, waiter: Waiter) -> None:
+        """Release what dead threads hold whose death was not reported."""
+        for owner in self.blockers(waiter):
+            if owner.has_ended():
+                owner.alive = False
+                self.bury(owner)
+
+    def bury(self, owner: Owner) -> None:
+        """Release what a dead *owner* still held."""
+        raise NotImplementedError
+
+    def _park(self, waiter: Waiter, timeout: float | None) -> None:
+        """Wait until *waiter* is admitted, may read in a window, or timed out."""
+        end = None if timeout is None else waiter.since + timeout
+        after = self.warn_after
+        warn_at = None if after is None else waiter.since + after
+        while not waiter.admitted:
+            if waiter.looks and self.window is not None and self.version is not None:
+                waiter.may_look = True
+                return
+            now = self.clock()
+            if end is not None and now >= end:
+                return
+            if warn_at is not None and now >= warn_at:
+                warn_at = None
+                self._warn(waiter)
+                continue
+            next_at = waiter.next_at if self.rests_until else None
+            times = [t - now for t in (end, warn_at, next_at) if t is not None]
+            woken = waiter.parked.acquire(timeout=max(min(times), 0) if times else -1)
+            with self._mutex:
+                if woken:
+                    waiter.woken = False
+                if waiter.is_next():
+                    self.rests_until = 0.0  # every leaving owner hands off from now on
+                if not waiter.admitted and waiter.takes is None:
+                    self._admit_if_free(waiter)
+            self.reap()
+
+    def _warn(self, waiter: Waiter) -> None:
+        """Log the state of the guard, because a wait this long may be endless."""
+        self._release_ended_owners(waiter)
+        if not waiter.admitted:
+            logger.warning(
+                "%s has waited more than %g s for its turn in a shared session, at "
+                "%s. %s%s",
+                *(waiter.owner.name, self.warn_after, waiter.owner.where()),
+                *(self.explain(), self._hint(waiter)),
+            )
+
+    def _hint(self, waiter: Waiter) -> str:
+        """Return advice for the case that the owner's code is suspended or waits."""
+        if not self.holds or self.running is not None:
+            return ""
+        return (
+            " No operation runs: the code of that block is suspended, or waits for "
+            "something else. If one task goes on in another thread, such as a request "
+            "whose dependency entered the block, run it as one owner: one_owner(), or "
+            "sharedsession.asgi.RequestOwner for an ASGI application."
+        )
+
+    def _admit_if_free(self, waiter: Waiter) -> None:
+        """Admit *waiter*, which is awake, if it is the first and the guard is free."""
+        if self.gate.setdefault(0, CLOSED) is not CLOSED:
+            return
+        first = self.queue and self.queue[0] is waiter
+        if first and self._fits(waiter.mode, waiter.owner):
+            waiter.next_at = waiter.since  # it is next: barging ends
+        self._pass_on()
+
+    def _end_wait(self, waiter: Waiter) -> None:
+        with self._mutex:
+            if waiter.takes is not None or waiter.owner.party is not waiter.owner:
+                self.joiners -= 1
+            if waiter in self.queue:  # not if admitted, or interrupted before joining
+                self.rests_until = 0.0
+                self.queue.remove(waiter)
+                self._pass_on()  # later waiters may have waited for this one only
+            waiter.owner.waiting_for = None
+            self._note_wait(waiter)
+        self.reap()
+
+    def _note_wait(self, waiter: Waiter) -> None:
+        waited = self.clock() - waiter.since
+        self._wait_seconds += waited
+        self._longest_wait = max(self._longest_wait, waited)
+
+    def _acquire_foreign(
+        self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
+    ) -> None:
+        """Acquire the lock object, inside which the owners wait for each other."""
+        if lock.acquire(mode, me, self, 0):
+            return
+        if not me.can_wait():
+            self._refuse_to_wait(me)
+        waiter = Waiter(self, me, mode, me.parking(self._make_lock))
+        me.waiting_for = lock
+        try:
+            with self._mutex:
+                self._before.append(waiter)
+                self._contended += 1
+            self.reap()
+            if deadlocks.would_deadlock(me, lock):
+                self._refuse_deadlock(me)
+            got = lock.acquire(mode, me, self, timeout)
+        finally:
+            try:
+                self._end_wait_before(waiter)
+            except BaseException:
+                self._end_wait_before(waiter)  # an interrupt
+                raise
+        if not got:
+            with self._mutex:
+                self._timeouts += 1
+            self.reap()
+            raise LockTimeout(
+                f"{me.name} did not get the lock that this guard stands on in "
+                f"{timeout:g} s. {deadlocks.describe(lock.blockers())} Give it more "
+                "time with timeout= or lock_timeout=, or hold the lock for less."
+            )
+
+    def _end_wait_before(self, waiter: Waiter) -> None:
+        with self._mutex:
+            waiter.owner.waiting_for = None
+            if waiter in self._before:
+                self._before.remove(waiter)
+                self._note_wait(waiter)
+        self.reap()
+
+    def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
+        """Undo the steps that a failed acquisition may have done."""
+        with self._mutex:
+            me.waiting_for = None
+            self.rests_until = 0.0
+            for waiter in tuple(self.queue):
+                if waiter.owner is me:
+                    self.queue.remove(waiter)
+            if mode is SHARED and me in self.reading:
+                self._drop_reader(me)
+            elif self._owner is me or self._loader is me:
+                self._drop()
+            elif foreign is not None:
+                foreign.release(me, self)
+            self._pass_on()
+        self.reap()
+
+    # -- refusals
+
+    def refuse_nested(self, me: Owner) -> NoReturn:
+        raise SharedSessionError(
+            f"{me.name} used a shared session in a finalizer or a signal handler that "
+            "came in while the same thread was entering or leaving a guard, or waited "
+            "for its turn, so it cannot wait for its turn again. Nothing was changed. "
+            "Let finalizers and signal handlers only note what is to be done, and do "
+            "it with the session in ordinary code."
+        )
+
+    def _refuse_to_move(self, me: Owner, owner: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name} would take over what {owner.name} holds, and the lock object "
+            "of this session belongs to the thread that acquired it. Nothing was "
+            "changed. Leave it there, or use a kind of lock by its name."
+        )
+
+    def _refuse_overlap(self, me: Owner) -> NoReturn:
+        raise ConcurrentAccessError(
+            f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
+            f"was inside. {self.explain()} Two {me.noun}s shared it: give each its own "
+            "session, or let them take turns with lock='rlock' or 'rw'."
+        )
+
+    def _refuse_to_wait(self, me: Owner) -> NoReturn:
+        raise SharedSessionError(
+            f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
+            f"the event loop that runs in it would stand still. {self.explain()} "
+            "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
+            "tasks share an AsyncSharedSession."
+        )
+
+    def _refuse_deadlock(self, me: Owner) -> NoReturn:
+        raise DeadlockError(
+            f"{me.name} would wait for ever: the holder of this guard waits, directly "
+            f"or through others, for something that {me.name} holds. {self.explain()} "
+            "Enter the sections of several sessions in the same order everywhere."
+        )
+
+    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
+        with self._mutex:
+            self._timeouts += 1
+        self.reap()
+        waited = self.clock() - waiter.since
+        raise LockTimeout(
+            f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
+            f"it. {self.explain()} Nothing was changed. Give it more time with "
+            "timeout= or lock_timeout=, or make the holder's section shorter."
+        )
+
+    # -- owners and waiters
+
+    def _in_by_gate(self) -> Owner | None:
+        owner = self.gate.get(0)
+        return owner if isinstance(owner, Owner) else None
+
+    def blockers(self, waiter: Waiter) -> list[Owner]:
+        """Return the owners that *waiter* waits for in this guard.
+
+        Readers block an exclusive waiter and all that queue behind it.
+        """
+        waiting_owner = waiter.owner
+        with self._mutex:
+            present = {self._owner, self._loader, self._in_by_gate()}
+            exclusives = waiter.mode is EXCLUSIVE or any(
+                other.mode is EXCLUSIVE for other in self.queue
+            )
+            if exclusives and not self._is_reading(waiting_owner):
+                present.update(self.reading)
+        self.reap()
+        # Leave the waiter out: it may have been admitted meanwhile.
+        return [o for o in present if o is not None and o is not waiting_owner]
+
+    def explain(self) -> str:
+        """Return a description of this guard in words.
+
+        It names the owners, the time for which they have held the guard and the line at
+        which they are, and then the waiters with the time that they have waited.
+        """
+        with self._mutex:
+            now = self.clock()
+            exclusive = self._owner or self._loader or self._in_by_gate()
+            since = self.since
+            readers = [(o, now - reading.since) for o, reading in self.reading.items()]
+            waiters = [*self._before, *self.queue]
+            queue = [(w.owner, w.mode, now - w.since) for w in waiters]
+        self.reap()
+        said = []
+        if exclusive is not None:
+            # An untimed operation was inside when the first waiter began to wait.
+            known = [now - since] if since is not None else [t for *_, t in queue]
+            said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
+        said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
+        said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
+        return " ".join(said) or "Nobody holds the guard and nobody waits."
+
+
+def _held_by(owner: Owner, how: str, seconds: float) -> str:
+    return f"{owner.name} has held it {how} for {seconds:.3g} s, now at {owner.where()}"

@@ -1,0 +1,5 @@
+"""The objects attached to a guarded session, guarded where they stand.
+
+``attributes`` guards the attributes and states of all mapped classes, ``collections``
+the values that can change in place.
+"""

@@ -1,0 +1,209 @@
+"""Run one operation inside a guard, or read loaded state without a lock."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from ..errors import SharedSessionError
+from ..guard.access import LOAD, READ, WRITE, Access
+from ..guard.guard import Guard
+from ..guard.owner import Owner
+from ..guard.turn import Hold, WindowOpened
+
+
+def run(
+    guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
+    """Call *function* as one operation of the guarded session.
+
+    Operations are reentrant: inside an operation of the same owner, *function* is a
+    part of that operation.
+    """
+    me = guard.asker()
+    if guard.running is me:
+        return _run_within(guard, me, access, function, args, kw)
+    if guard.window is me:
+        guard.close_window(me)  # for a listener of the statement in flight
+        return _run_within(guard, me, access, function, args, kw)
+    if me.busy:
+        return _run_nested(guard, me, access, function, args, kw)
+    held = tuple(guard.holds.copy()) if guard.holds else ()
+    me.busy = True
+    try:
+        if guard.inside is me and guard.go_on(me):
+            pass
+        elif guard.come_in(me):
+            guard.since = guard.clock()
+            if guard.attention:
+                guard.attend_to(me, access)
+        else:
+            guard.enter(me, access)
+        me.busy = False
+        guard.may_open = access is LOAD and not guard.checks_askers
+        result = function(*args, **kw)
+        if access is WRITE and guard.worker is not me:
+            guard.note_work(me)
+        return result
+    except BaseException as error:
+        _note_failure(guard, me, held, error)
+        raise
+    finally:
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
+
+
+def _leave(guard: Guard, me: Owner) -> None:
+    """End an operation.  If this raises, call :func:`_leave_again`."""
+    me.busy = True
+    guard.leave(me)
+    me.busy = False
+    if guard.forsaken:
+        guard.reap()
+
+
+def _run_nested(
+    guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* for a finalizer or a signal handler in the thread of *me*.
+
+    The finalizer or handler interrupted *me* while *me* was entering or leaving a
+    guard, or waiting for a guard.
+    If *me* is exclusive in this guard, or this guard is free, *function* is called.
+    Otherwise the call is refused, because it would wait for its own thread.
+    """
+    if guard.is_in_bookkeeping():
+        guard.refuse_nested(me)
+    if guard.is_exclusive(me):
+        if access is not READ and access is not LOAD and guard.reads_only():
+            guard.refuse_write()
+        before = guard.running, guard.version
+        try:
+            guard.begin_nested_operation(me)
+            return _run_within(guard, me, access, function, args, kw)
+        finally:
+            guard.end_nested_operation(*before)
+    if not guard.come_in(me):
+        guard.refuse_nested(me)
+    me.busy = False
+    try:
+        if guard.attention:
+            guard.attend_to(me, access)
+        return _run_within(guard, me, access, function, args, kw)
+    except BaseException as error:
+        _note_failure(guard, me, (), error)
+        raise
+    finally:
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, ())
+            raise
+        finally:
+            me.busy = True
+
+
+def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
+    """Like :func:`run`, but inside *hold*, which the caller takes over first."""
+    guard = hold.guard
+    me = guard.asker()
+    if guard.running is me or not hold.is_open:
+        return run(guard, access, function, *args)
+    held = tuple(guard.holds.copy())
+    try:
+        guard.take_over(hold, begins=True)
+        if guard.running is not me:  # the hold was released meanwhile
+            return run(guard, access, function, *args)
+        if guard.attention:
+            guard.attend_to(me, access)
+        guard.may_open = False
+        return function(*args)
+    except BaseException as error:
+        _note_failure(guard, me, held, error)
+        raise
+    finally:
+        try:
+            _leave(guard, me)
+        except BaseException:
+            _leave_again(guard, me, held)
+            raise
+
+
+def _note_failure(
+    guard: Guard, me: Owner, held: tuple[int, ...], error: BaseException
+) -> None:
+    guard.close_window(me)  # an interrupt may have left the window open
+    if guard.running is me:  # otherwise the owner was not admitted
+        guard.failed = me, error.__class__.__name__
+        guard.attention = guard.unsettled = True
+    if guard.holds:
+        guard.drop_streams(me, held)
+
+
+def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+    """Leave again after an interrupt stopped :func:`_leave`.
+
+    Without this, the guard would stay held and no other owner could enter any more.
+    """
+    me.busy = True
+    try:
+        if guard.holds:
+            guard.drop_streams(me, held)
+        guard.leave(me)
+    finally:
+        me.busy = False
+        if guard.forsaken:
+            guard.reap()
+
+
+def _run_within(
+    guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* as a part of the operation that *me* runs already."""
+    if access is WRITE and guard.reads_only():
+        guard.refuse_write()  # for example a listener of a load in a read section
+    if access is not READ and access is not LOAD:
+        guard.may_open = False  # no window after a change
+    result = function(*args, **kw)
+    if access is WRITE and guard.worker is not me:
+        guard.note_work(me)
+    return result
+
+
+def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+    """Optimistic read: call *function* without a lock if possible, else as a ``READ``.
+
+    :param function: reads loaded state only.
+
+    The result counts if no other owner can have changed anything during the call:
+    either the guard has the same version before and after the call, or the caller keeps
+    all other owners out.  The same rule decides whether an error of *function* counts.
+
+    A reader that waits in the queue leaves the queue if a window opens, and tries an
+    optimistic read again.  The second attempt keeps its place in the queue.
+    """
+    version = guard.version
+    if version is None and guard.running is guard.asker():
+        return function(*args, **kw)
+    if guard.is_still(version):
+        try:
+            result = function(*args, **kw)
+        except SharedSessionError:
+            raise  # from an operation inside: a WorkLostError is raised only once
+        except Exception:
+            if guard.is_still(version):
+                raise
+        else:
+            if guard.is_still(version):
+                return result
+    try:
+        return run(guard, READ, function, *args, **kw)
+    except WindowOpened:
+        me = guard.asker()
+        me.is_patient = True
+    try:
+        return look(guard, function, *args, **kw)
+    finally:
+        me.is_patient = False

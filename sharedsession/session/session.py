@@ -1,0 +1,813 @@
+"""SharedSession: a ``Session`` whose every operation goes through one guard."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import weakref
+from types import FunctionType
+from typing import Any, Callable, Iterator, NoReturn, TypeVar
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+
+from ..database import rows
+from ..database.aborts import Abort
+from ..database.connections import guard_connection, innermost_savepoints
+from ..errors import SharedSessionError
+from ..guard.access import CHANGE, END, LOAD, READ, Access, check_wait_in_loop
+from ..guard.guard import Guard
+from ..guard.kinds import LockArgument, make_guard
+from ..guard.owner import Owner
+from ..internals import orm, transactions
+from ..objects import attributes, collections
+from ..objects.changers import Changers
+from ..objects.guards import guards_by_session
+from ..objects.identity_map import guard_identity_map
+from ..operations.inplace import ByClass, like
+from ..operations.operation import run
+from ..operations.statements import access_of, has_changes_within
+from ..operations.tables import SESSION, SESSION_INTERNAL, SESSION_SETTINGS
+from ..operations.wrap import as_function, guarded
+from . import fork, lookups
+from .checks import check_is_for_threads, check_second_thread
+from .recovery import Ledger, Loss
+from .sections import CriticalSection, ReadSection
+from .transaction import GuardedTransaction
+
+_S = TypeVar("_S", bound=Session)
+
+
+class SharedSessionMixin(Session):
+    """Makes another Session class a shared one: ``class S(SharedSessionMixin, Base)``.
+
+    Like :class:`SharedSession`, but for applications that have a ``Session`` class of
+    their own.  Every public method of that class becomes an operation, including the
+    methods that the class adds to ``Session``.
+
+    :param lock: the lock kind or a lock object, see :class:`SharedSession`.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn; ``None``, the default: for ever.
+    :param wait_in_loop: seconds, zero by default, that a coroutine may block its event
+      loop to wait for its turn.
+    :raises ValueError: if the lock, the timeout or *wait_in_loop* is not valid.
+    """
+
+    #: The guard; ``None`` if the lock is off.
+    guard: Guard | None = None
+
+    #: Whether this session is behind an AsyncSession: its users are tasks, not threads.
+    _for_tasks = False
+    _guard_class: type[Guard] = Guard
+
+    # The next five are set only if there is a guard, and are used inside the guard;
+    # only __enter__() appends to `_blocks` outside.
+    _ledger: Ledger
+    _failure: Loss | None
+    _owed: set[Owner]
+    #: An entry for each open with-block of the session: the owner that entered it.
+    _blocks: list[Owner]
+    #: Engines that passed check_engine(): several threads may use them.
+    _fit_engines: weakref.WeakSet[Engine]
+    #: Whether check_is_for_threads() has passed: no AsyncSession runs this session.
+    _is_for_threads = False
+    #: Whether the session itself is ending one of its transactions at this moment.
+    _is_ending = False
+    #: Whether a unit of work is open that commits at its end.
+    _in_unit = False
+
+    def __init__(
+        self,
+        *args: Any,
+        lock: LockArgument = "rlock",
+        lock_timeout: float | None = None,
+        wait_in_loop: float = 0.0,
+        **session_kwargs: Any,
+    ) -> None:
+        # First, because a bad value must leave no half-made session.
+        guard = make_guard(lock, lock_timeout, self._guard_class)
+        check_wait_in_loop(wait_in_loop)
+        super().__init__(*args, **session_kwargs)
+        if guard is not None:
+            guard.wait_in_loop = wait_in_loop
+            _put_guard(self, guard)
+
+    def __init_subclass__(cls, **kw: Any) -> None:
+        super().__init_subclass__(**kw)
+        _guard_methods_of_base(cls)
+
+    # -- sections
+
+    def critical_section(self: _S, timeout: float | None = None) -> CriticalSection[_S]:
+        """Keep every other thread out for a block: ``with session.critical_section():``
+
+        Like holding a reentrant lock around the block, but what the block does to the
+        session's objects, rows and connections is covered too.  Yields the session.
+
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        :raises DeadlockError: if the wait would never end.
+        :raises UpgradeError: inside a read section of the same thread.
+        """
+        return CriticalSection(self, timeout)
+
+    def read_section(self: _S, timeout: float | None = None) -> ReadSection[_S]:
+        """Keep every change out for a block that only reads; readers share it.
+
+        Like :meth:`critical_section`, but under ``lock="rw"`` any number of threads may
+        be in read sections at once.  Pending changes are flushed on the way in, unless
+        autoflush is off.  Loading works inside; a write raises :class:`UpgradeError`
+        before it changes anything, under every lock kind.
+
+        :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
+          ``lock_timeout`` of the session.
+        :raises LockTimeout: if the wait took longer.
+        """
+        return ReadSection(self, timeout)
+
+    # -- settings and blocks of Session
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; for one of ``SESSION_SETTINGS`` this is an operation."""
+        guard = self.guard if name in SESSION_SETTINGS else None
+        if guard is None:
+            super().__setattr__(name, value)
+        else:
+            run(guard, CHANGE, super().__setattr__, name, value)
+
+    def __enter__(self: _S) -> _S:
+        guard = self.guard  # type: ignore[attr-defined]
+        if guard is not None:
+            self._blocks.append(guard.asker())  # type: ignore[attr-defined]
+        return super().__enter__()
+
+    def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close the session, unless another living owner is in a with-block of it."""
+        if self.guard is not None:
+            blocks = self._blocks
+            me = self.guard.asker()
+            if me in blocks:
+                blocks.remove(me)
+            elif blocks:
+                blocks.pop()  # another thread entered the block that ends here
+            if any(owner is not me and owner.alive for owner in blocks):
+                return
+        super().__exit__(type_, value, traceback)
+
+    @property
+    def no_autoflush(self) -> Any:
+        """Like ``Session.no_autoflush``, but keeps other threads out of the block."""
+        plain = super().no_autoflush
+        return plain if self.guard is None else _guarded_block(self, plain)
+
+    def _begin(self, nested: bool = False) -> SessionTransaction:
+        """Like ``Session.begin()``, but joins what another thread autobegan."""
+        root = super().get_transaction()
+        if not nested and isinstance(root, GuardedTransaction):
+            if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
+                assert self.guard is not None
+                root.begun_by = self.guard.asker().party
+                return root
+        return super().begin(nested)
+
+    def _has_savepoint_of_mine(self) -> bool:
+        """Whether the caller itself began a savepoint: then ``begin()`` must raise."""
+        savepoint = super().get_nested_transaction()
+        while savepoint is not None and savepoint.nested:
+            if getattr(savepoint, "begun_by", None) is self._asker():
+                return True
+            savepoint = savepoint.parent
+        return False
+
+    def _rollback(self) -> None:
+        """Like ``Session.rollback()``, unless another thread did it for the caller."""
+        if not self._was_rolled_back_for_me():
+            super().rollback()
+
+    # -- the one method that every statement goes through
+
+    def _execute_internal(self, statement: Any, *args: Any, **kw: Any) -> Any:
+        """Execute a statement, fetch its rows and make its objects as one operation."""
+        guard = self.guard
+        execute: Any = super()._execute_internal
+        if guard is None:
+            return execute(statement, *args, **kw)
+        options = kw.get("execution_options")
+        access = _access_to_execute(guard, statement, options)
+        return run(guard, access, self._execute, execute, options, statement, args, kw)
+
+    def _execute(
+        self, execute: Any, options: Any, statement: Any, args: Any, kw: Any
+    ) -> Any:
+        self._note_statement(statement, options)
+        guard: Any = self.guard
+        return rows.settle(guard, execute(statement, *args, **kw))
+
+    def _note_statement(self, statement: Any, options: Any) -> None:
+        """For subclasses: called inside the guard before a statement is executed."""
+
+    def _autoflush(self) -> None:
+        guard = self.guard
+        if guard is not None:
+            # If there is nothing to flush, do not call flush(): as a change it would
+            # forbid a window, in which other owners read loaded state.  An override of
+            # flush() in the application is still called.
+            if orm.is_clean(self):
+                called, cls = self.flush, type(self)
+                if getattr(called, "__func__", None) is _flush:
+                    if (_flush_of.get(cls) or _flush_of[cls]) is Session:
+                        return
+            if guard.reads_only():
+                return  # a read section refuses flush()
+        super()._autoflush()
+
+    # -- transactions and objects of the session
+
+    def _autobegin_t(self, begin: bool = False) -> Any:
+        if self._transaction is not None:
+            return self._transaction
+        if self.guard is None or not (begin or self.autobegin):
+            return super()._autobegin_t(begin)
+        if not self._is_for_threads and not self._for_tasks:
+            # Once is enough, because an AsyncSession takes no session that is in use.
+            check_is_for_threads(self)
+            self._is_for_threads = True
+        origins = SessionTransactionOrigin
+        return GuardedTransaction(self, origins.BEGIN if begin else origins.AUTOBEGIN)
+
+    def _after_attach(self, state: Any, obj: Any) -> None:
+        if self.guard is not None:
+            attributes.adopt(state, orm.instance_dict(obj))
+            if orm.is_unflushed(self, state):
+                attributes.note_changed(self.guard, state, None)
+        super()._after_attach(state, obj)
+
+    def _delete_impl(self, state: Any, obj: Any, head: bool) -> None:
+        super()._delete_impl(state, obj, head)
+        if self.guard is not None and orm.is_unflushed(self, state):
+            attributes.note_changed(self.guard, state, None)
+
+    def _expunge_states(self, *args: Any, **kw: Any) -> None:
+        try:
+            super()._expunge_states(*args, **kw)
+        finally:  # a listener may raise half way
+            if not self._is_ending:
+                self._note_expunged()  # make_transient() comes here, too
+
+    def _close(self) -> None:
+        _to_the_end(super().close)
+
+    def _reset(self) -> None:
+        _to_the_end(super().reset)
+
+    def _invalidate(self) -> None:
+        _to_the_end(super().invalidate)
+
+    def _expunge_all(self) -> None:
+        try:
+            _to_the_end(super().expunge_all)
+        finally:  # a listener may raise half way
+            self._note_all_expunged()
+            if self.guard is not None:
+                guard_identity_map(self.identity_map, self.guard)
+
+    def _has_to_tidy(self) -> bool:
+        """Whether to recover or flush first, for readers to see all that was done."""
+        guard = self.guard
+        left = guard is not None and (
+            guard.unfinished_by is not None
+            or guard.failed is not None
+            or guard.has_chores()
+        )
+        left = left or self._failure is not None or self._ledger.anybody_to_tell()
+        return left or (self.autoflush and not orm.is_clean(self))
+
+    # -- work, failures and losses
+
+    def _note_work(self, owner: Owner) -> None:
+        """Note that *owner* left work in the transaction that a rollback would lose."""
+        transaction = self._transaction
+        guard = self.guard
+        if transaction is None or guard is None or orm.is_flushing(self):
+            return  # a flush writes work that was noted when it became pending
+        self._ledger.note(transactions.boundary(transaction), owner.party)
+        guard.worker = owner
+
+    def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
+        """After the end of a level, note whose work is safe and whose is lost."""
+        guard: Any = self.guard
+        me = guard.asker().party
+        transaction.ended_by = me
+        transaction.was_committed = committed
+        guard.worker = None
+        self._owed.discard(me)
+        if committed and transaction.nested:
+            self._note_committed(transaction)
+            self._forget_failure()
+            return
+        if committed and self._failure is None:
+            self._ledger.drop(transaction)
+            return
+        self._ledger.take_changed(self._ledger.changed_states())  # all are undone
+        # If the server had aborted the transaction, its COMMIT was a ROLLBACK.
+        if self._failure is not None or self._ledger.concerns_others(transaction, me):
+            loss = self._failure or Loss(me, "ended it without a commit")
+            self._ledger.thrown_away(transaction, loss)
+        else:
+            self._ledger.drop(transaction)
+        self._forget_failure()
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
+
+    def _forget_failure(self) -> None:
+        """Forget the failure if the open levels are sound: only a savepoint broke."""
+        if not transactions.is_broken(self._transaction):
+            self._failure = None
+
+    def _note_committed(self, transaction: SessionTransaction) -> None:
+        """After a commit, a savepoint's work is its parent's; other work is safe."""
+        parent = (
+            transactions.boundary(transaction.parent) if transaction.nested else None
+        )
+        self._ledger.committed(transaction, parent)
+
+    def _note_flushed(self, level: Any) -> None:
+        """Move flushed work from the unflushed changes to the innermost savepoint."""
+        changed = self._ledger.changed_states()
+        flushed = [each for each in changed if not orm.is_unflushed(self, each)]
+        authors = self._ledger.take_changed(flushed)
+        for author in authors:
+            self._ledger.note(transactions.boundary(level), author)
+        for savepoint in innermost_savepoints(transactions.all_connections_of(level)):
+            savepoint.workers |= authors
+
+    def _note_expunged(self) -> None:
+        if self.guard is not None:
+            changed = self._ledger.changed_states()
+            gone = [each for each in changed if not orm.is_in_session(self, each)]
+            if gone:
+                authors = self._ledger.take_changed(gone)
+                self._note_discarded("expunged objects", authors)
+
+    def _note_all_expunged(self) -> None:
+        if self.guard is not None:
+            authors = self._ledger.take_changed(self._ledger.changed_states())
+            self._note_discarded("expunged objects", authors)
+
+    def _note_discarded_changes(self, changers: Changers, keys: set[str]) -> None:
+        """Changes to attributes *keys* of one object were overwritten or expired."""
+        if keys and not self._is_ending and not orm.is_flushing(self):
+            owners = changers.take(keys)
+            self._note_discarded("expired or reloaded objects", owners)
+
+    def _note_discarded(self, why: str, owners: set[Owner]) -> None:
+        guard: Any = self.guard
+        gone = "their changes, which were not flushed, are gone"
+        self._ledger.lose(owners, Loss(guard.asker().party, why, gone))
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
+
+    def _note_savepoint_undone(self, workers: set[Owner]) -> None:
+        """A savepoint of the connection was rolled back, with the work of *workers*."""
+        guard: Any = self.guard
+        loss = self._failure or Loss(
+            guard.asker().party,
+            "rolled back a savepoint",
+            "what was written since the savepoint is undone",
+        )
+        self._ledger.lose(workers, loss)
+        # If the session itself ends its savepoint, _account_for() follows.
+        if not self._is_ending and not transactions.is_broken(self._transaction):
+            self._failure = None
+        if self._ledger.anybody_to_tell():
+            guard.attention = guard.unsettled = True
+
+    def _note_end_at_connection(self, connection: Any, what: str) -> None:
+        """A connection's outer transaction ended, perhaps not through the session."""
+        transaction = self._transaction
+        if transaction is None or self._is_ending:
+            return
+        while transaction.parent is not None:
+            transaction = transaction.parent
+        connections = transactions.connections_of(transaction)
+        if connection not in connections:
+            return
+        if what == "COMMIT" and connections == {connection}:
+            self._ledger.all_safe()
+        guard: Any = self.guard
+        guard.failed = guard.asker(), f"the {what} at the connection"
+        guard.attention = guard.unsettled = True
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        """If the transaction is broken, note the caller as the owner that broke it."""
+        guard = self.guard
+        if guard is not None:
+            what = type(error).__name__ if error else "an error"
+            self._note_broken_by(guard.asker().party, what)
+
+    def _note_broken_by(self, owner: Owner, what: str) -> None:
+        transaction = self._transaction
+        if self._failure is None and transactions.is_broken(transaction):
+            if transaction is not None and transactions.is_committed(transaction):
+                self._note_committed(transaction)  # a listener failed after it
+            self._failure = Loss(owner, f"had {what}, which broke the transaction")
+            assert self.guard is not None
+            self.guard.attention = self.guard.unsettled = True
+
+    def _asker(self) -> Owner | None:
+        return None if self.guard is None else self.guard.asker().party
+
+    def _was_rolled_back_for_me(self) -> bool:
+        """Whether another thread has rolled back already what the caller had broken."""
+        guard = self.guard
+        if guard is None:
+            return False
+        me = guard.asker().party
+        owed = me in self._owed
+        self._owed.discard(me)
+        return owed and not self._ledger.has_work(me)
+
+    def _attend(self, me: Owner, access: Access) -> None:
+        """Recover from what other owners left; raise if *me* lost work through them."""
+        guard = self.guard
+        assert guard is not None
+        if guard.failed is not None:
+            by, what = guard.failed
+            self._note_broken_by(by.party, what)
+            guard.failed = None
+        guard.do_chores(me)
+        party = me.party
+        if self._is_left_to_finish(party) and guard.exclude_others(me):
+            guard.do_chores(me)
+            self._finish_for_others(guard, party)
+        self._tell(guard, party, access)
+
+    def _tell(self, guard: Guard, me: Owner, access: Access) -> None:
+        """Raise if *me* lost work, unless *me* is about to roll back or close, too."""
+        error = self._ledger.error_for(me) if access is not END else None
+        if error is None:
+            self._ledger.forget(me)
+        guard.unsettled = (
+            guard.unfinished_by is not None or self._failure is not None
+        ) or self._ledger.anybody_to_tell()
+        guard.attention = guard.unsettled or guard.has_chores()
+        if error is not None:
+            self._ledger.forget(me)  # last, because the error is raised only once
+            raise error
+
+    def _is_left_to_finish(self, me: Owner) -> bool:
+        guard, failure = self.guard, self._failure
+        assert guard is not None
+        broken = failure is not None and failure.by is not me
+        return broken or guard.unfinished_by is not None
+
+    def _finish_for_others(self, guard: Guard, me: Owner) -> None:
+        unfinished, guard.unfinished_by = guard.unfinished_by, None
+        if unfinished is not None:
+            unfinished = unfinished.party
+            self._forget_blocks()
+            if self._ledger.has_work(unfinished):
+                self._roll_back_for(
+                    Loss(unfinished, "left a section without finishing it")
+                )
+        elif self._failure is not None and self._failure.by is not me:
+            self._owed.add(self._failure.by)
+            transaction = self._transaction
+            while transaction is not None and transactions.is_broken(transaction):
+                self._end_broken(transaction)
+                transaction = self._transaction
+
+    def _roll_back_for(self, loss: Loss) -> None:
+        """Roll back level by level, because each level's end forgets the failure."""
+        while self._transaction is not None:
+            self._failure = loss
+            self._transaction.rollback()
+
+    def _forget_blocks(self) -> None:
+        """Forget the blocks of an unfinished section: no thread will leave them."""
+        self._in_unit = False
+        self._trans_context_manager = None
+
+    def _end_broken(self, transaction: SessionTransaction) -> None:
+        """End one level that another thread broke; the level around it may be sound."""
+        whole = transactions.is_aborted_as(transaction, Abort.WHOLE)
+        savepoint = None if whole else transactions.savepoint_beyond(transaction)
+        if savepoint is not None:
+            savepoint.rollback()
+            return
+        transactions.set_ended_aside(transaction, whole)
+        if not transactions.is_committed(transaction):
+            transaction.rollback()
+        if self._transaction is transaction:
+            transaction.close()  # committed, or interrupted before its end
+
+    # -- misuse
+
+    def _second_owner(self, second: Owner) -> None:
+        check_second_thread(self, second)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise SharedSessionError(
+            "A session cannot be pickled: it is about a connection and the threads of "
+            "this process. Pickle its objects, or copy them with merge_into()."
+        )
+
+
+@contextlib.contextmanager
+def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
+    """Hold the guard during *plain*, a block that changes a setting of the session."""
+    guard = session.guard
+    assert guard is not None
+    if guard.reads_only():
+        yield session  # a read section has nothing pending that autoflush would write
+    else:
+        section = CriticalSection(session, None)
+        with section, plain:
+            try:
+                yield session
+            finally:
+                section.take_over()  # another thread may leave the block
+
+
+# -- putting the table of operations on the class
+
+
+class _NextInLine(ByClass):
+    """By session class, the class after the mixin in its MRO that has the method."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_out(self, cls: type) -> Any:
+        line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
+        base = next(base for base in line if self._name in vars(base))
+        return base
+
+
+def _calling_next(name: str) -> Any:
+    """Return a function that calls *name* of the class after the mixin in the MRO."""
+    next_class = _NextInLine(name)
+
+    def call_next(self: Any, *args: Any, **kw: Any) -> Any:
+        return getattr(next_class[type(self)], name)(self, *args, **kw)
+
+    return call_next
+
+
+def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
+    """Return the access of *statement*; raise in a read section if it is a write."""
+    access = access_of(statement, options)
+    if guard.reads_only() and (access is not LOAD or has_changes_within(statement)):
+        guard.refuse_write()  # even if the operation around it is a load
+    return access
+
+
+_flush_of = _NextInLine("flush")
+
+
+def _next_property(name: str) -> Any:
+    return lambda self: getattr(super(SharedSessionMixin, self), name)
+
+
+_guard_of = operator.attrgetter("guard")
+
+
+def _to_the_end(throw_away: Callable[[], None]) -> None:
+    """Call *throw_away*, and after an interrupt once more.
+
+    Otherwise owners whose work is lost would not be told.  The second call is harmless,
+    because work that is thrown away twice is lost only once.
+    """
+    try:
+        throw_away()
+    except Exception:
+        raise
+    except BaseException:
+        throw_away()
+        raise
+
+
+_OWN = {
+    "__exit__": SharedSessionMixin._exit,
+    "begin": SharedSessionMixin._begin,
+    "close": SharedSessionMixin._close,
+    "expunge_all": SharedSessionMixin._expunge_all,
+    "_expunge_states": SharedSessionMixin._expunge_states,
+    "invalidate": SharedSessionMixin._invalidate,
+    "reset": SharedSessionMixin._reset,
+    "rollback": SharedSessionMixin._rollback,
+}
+
+
+def _operation(name: str, plain: Any, access: Access) -> Any:
+    refused = name in SESSION and access not in (READ, LOAD)
+    calls: Any = _OWN.get(name) or _calling_next(name)
+    return guarded(plain, access, _guard_of, refused=refused, calls=calls)
+
+
+def _put_operations_on(cls: Any) -> None:
+    for name, access in {**SESSION, **SESSION_INTERNAL}.items():
+        plain = getattr(Session, name, None)
+        if access is None or plain is None:
+            continue  # free, or only in another release of SQLAlchemy
+        if isinstance(plain, property):
+            getter = guarded(_next_property(name), access, _guard_of)
+            setattr(cls, name, property(getter, doc=plain.__doc__))
+        else:
+            operation = _operation(name, plain, access)
+            if name == "get":
+                operation = as_function(plain, lookups.quick_get(operation))
+            elif name == "__contains__":
+                operation = as_function(plain, lookups.quick_contains(operation))
+            setattr(cls, name, operation)
+
+
+_put_operations_on(SharedSessionMixin)
+_flush = vars(SharedSessionMixin)["flush"]
+
+
+def _show_operations_on(cls: Any) -> None:
+    """Put the operations on *cls* itself, as ``Session`` has its methods."""
+    for name in SESSION:
+        if name in vars(Session) and name in vars(SharedSessionMixin):
+            setattr(cls, name, vars(SharedSessionMixin)[name])
+
+
+def _guard_methods_of_base(cls: Any) -> None:
+    """Guard the methods that classes after the mixin in the MRO add to ``Session``."""
+    line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
+    added = [base for base in line if not issubclass(Session, base)]
+    for base in added:
+        for name, function in vars(base).items():
+            if name.startswith("_") or name in SESSION or not callable(function):
+                continue
+            if isinstance(function, FunctionType) and name not in vars(cls):
+                setattr(cls, name, _as_one_operation(function))
+
+
+def _as_one_operation(function: Any) -> Any:
+    """Run a method of an application's session class as one critical section.
+
+    In a read section the method is called without a critical section, and each
+    operation within the method is let in or refused by itself.
+    """
+
+    def operation(self: Any, *args: Any, **kw: Any) -> Any:
+        guard = self.guard
+        if guard is None or guard.reads_only():
+            return function(self, *args, **kw)
+        return run(guard, CHANGE, function, self, *args, **kw)
+
+    return like(operation, function)
+
+
+# -- making a session shared
+
+
+def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
+    """Guard *session* and everything that is attached to it already."""
+    attributes.install()
+    collections.install()
+    session._ledger = Ledger()
+    session._failure = None
+    session._owed = set()
+    session._blocks = []
+    session._fit_engines = weakref.WeakSet()
+    guard.session = weakref.ref(session)
+    guard.note_work = _weakly(session, "_note_work")
+    guard.attend = _weakly(session, "_attend")
+    guard.second_owner = _weakly(session, "_second_owner")
+    session.guard = guard
+    guards_by_session[session.hash_key] = guard
+    fork.sessions.add(session)
+    weakref.finalize(session, guards_by_session.pop, session.hash_key, None).atexit = (
+        False
+    )
+    _adopt_present(session, guard)
+
+
+def _weakly(session: Any, name: str) -> Any:
+    """Return the method *name* for the guard, which must not keep *session* alive."""
+    find = weakref.ref(session)
+    method = getattr(type(session), name)
+
+    def call(*args: Any) -> Any:
+        found = find()
+        return None if found is None else method(found, *args)
+
+    return call
+
+
+def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
+    # Read the states before the identity map is guarded: otherwise the thread that
+    # makes the session would count as its first user.
+    states = orm.states_in(session)
+    guard_identity_map(session.identity_map, guard)
+    for state in states:
+        attributes.adopt(state, state.dict)
+    transaction = session._transaction
+    while transaction is not None:
+        if type(transaction) is SessionTransaction:
+            transaction.__class__ = GuardedTransaction
+            transaction.begun_by = guard.asker().party  # type: ignore[attr-defined]
+        for connection in transactions.connections_of(transaction):
+            guard_connection(connection, guard)
+        transaction = transaction.parent
+    if isinstance(session.bind, Connection):
+        guard_connection(session.bind, guard)
+
+
+class SharedSession(SharedSessionMixin, Session):
+    """Like :class:`sqlalchemy.orm.Session`, but several threads may use it at once.
+
+    Plug it in where the application makes its sessions::
+
+        Session = sessionmaker(engine, class_=SharedSession, lock="rw")
+
+    Every operation on the session, on the objects attached to it, and on the rows,
+    connections and transactions that it returns goes through one guard, which lets in
+    one thread at a time, or several readers under ``"rw"``.  If only one thread uses
+    the session, it behaves like a plain ``Session``.
+
+    :param bind: the engine or connection, as for ``Session``.
+    :param lock: the lock kind, or a lock object.  ``"rlock"``, the default: operations
+      take turns.  ``"rw"``: reads of loaded state, and read sections, share.
+      ``"detect"``: no thread waits; two threads that overlap get
+      :class:`ConcurrentAccessError`.  ``"confine"``: the first thread that uses the
+      session owns it; other threads get :class:`ConcurrentAccessError`.  ``"off"`` or
+      ``None``: a plain ``Session``.  A lock object is an RLock-like lock, which several
+      sessions may share, or a reader/writer lock like those of readerwriterlock.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn before it raises :class:`LockTimeout`; ``None``, the default: for ever.
+    :param wait_in_loop: seconds, zero by default, that a coroutine which uses this
+      session may block its event loop to wait for its turn before it raises
+      :class:`SharedSessionError`; for programs whose window runs in a coroutine.
+    :param session_kwargs: everything else that ``Session`` takes.
+    :raises ValueError: if the lock, the timeout or *wait_in_loop* is not valid.
+    """
+
+    def __init__(
+        self,
+        bind: Any = None,
+        *,
+        lock: LockArgument = "rlock",
+        lock_timeout: float | None = None,
+        wait_in_loop: float = 0.0,
+        **session_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            bind=bind,
+            lock=lock,
+            lock_timeout=lock_timeout,
+            wait_in_loop=wait_in_loop,
+            **session_kwargs,
+        )
+
+
+_show_operations_on(SharedSession)
+
+
+def share(
+    session: _S, *, lock: LockArgument = "rlock", lock_timeout: float | None = None
+) -> _S:
+    """Guard an existing session in place, with all that is attached to it.
+
+    Like making a :class:`SharedSession` in the first place, but for a session that
+    other code has made.  Call it before a second thread has the session, because an
+    operation that another thread has begun already is not stopped.
+
+    :param session: any ``Session``; its class changes to a shared one.
+    :param lock: the lock kind or a lock object, see :class:`SharedSession`.
+    :param lock_timeout: seconds, above zero, that an operation or a section waits for
+      its turn; ``None``, the default: for ever.
+    :return: *session*.
+    :raises SharedSessionError: if *session* is shared already, is behind an
+      AsyncSession, or is not a ``Session``.
+    :raises ValueError: if the lock or the timeout is not valid.
+    """
+    if not isinstance(session, Session):
+        raise SharedSessionError(
+            f"share() takes a Session, not {session!r}. For a registry use "
+            "shared_session() in the place of scoped_session()."
+        )
+    if getattr(session, "guard", None) is not None:
+        raise SharedSessionError(f"{session!r} is shared already.")
+    check_is_for_threads(session)
+    guard = make_guard(lock, lock_timeout)
+    if guard is not None:
+        if not isinstance(session, SharedSessionMixin):
+            session.__class__ = _shared_class(type(session))
+        _put_guard(session, guard)  # type: ignore[arg-type]
+    return session
+
+
+_shared_classes: dict[type, type] = {}
+
+
+def _shared_class(plain: type) -> type:
+    if plain not in _shared_classes:
+        name = f"Shared{plain.__name__}"
+        members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
+        _shared_classes[plain] = type(name, (SharedSessionMixin, plain), members)
+    return _shared_classes[plain]
