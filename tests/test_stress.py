@@ -12,6 +12,7 @@ import sqlalchemy.orm as sa_orm
 
 from sharedsession.stress import ledger, process, threads
 from sharedsession.stress.ledger import MODES, PLAIN, Account, Line, Outcome, Plan
+from sharedsession.stress.threads import shares
 
 from .databases import VARIABLES, alone, url_of
 
@@ -183,7 +184,7 @@ def test_an_error_is_counted_by_its_kind(plan, engine, monkeypatch):
             session.execute(sa.text("SELECT no_such_column"))
         return False
 
-    monkeypatch.setattr(ledger, "do_unit", fail)
+    monkeypatch.setattr(threads, "do_unit", fail)
     outcomes = set(threads.perform(plan, MODES["rlock"], engine))
     assert outcomes == {
         Outcome(number, False, "OperationalError" if number % 2 else None)
@@ -196,7 +197,7 @@ def test_an_error_is_counted_by_its_kind(plan, engine, monkeypatch):
 
 def test_threads_that_are_stuck_are_given_up(plan, engine, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(ledger, "do_unit", lambda session, unit: go.wait(10))
+    monkeypatch.setattr(threads, "do_unit", lambda session, unit: go.wait(10))
     stuck = Plan(plan.url, threads=2, units=2, patience=0.01)
     before = set(threading.enumerate())
     assert list(threads.perform(stuck, PLAIN, engine)) == []
@@ -238,9 +239,9 @@ def hang(plan, mode, sender, reports):
     ],
 )
 def test_a_process_that_does_not_finish(plan, monkeypatch, child, ending):
-    monkeypatch.setattr(ledger, "_child", child)
+    monkeypatch.setattr(process, "_child", child)
     if child is hang:
-        monkeypatch.setattr(ledger, "GRACE", -plan.patience + 5)
+        monkeypatch.setattr(process, "GRACE", -plan.patience + 5)
     figures = threads.run(plan, MODES["rlock"])
     assert figures.errors == {ending: UNITS - 1}
     assert (figures.done, figures.failed, figures.calls) == (1, UNITS - 1, 7)
@@ -252,7 +253,7 @@ def complain(plan, mode, sender, reports):
 
 
 def test_a_run_that_cannot_start_says_so(plan, monkeypatch):
-    monkeypatch.setattr(ledger, "_child", complain)
+    monkeypatch.setattr(process, "_child", complain)
     with pytest.raises(ledger.StressError, match="^ValueError: no$"):
         threads.run(plan, MODES["rlock"])
     assert names(plan.url) == []
@@ -265,7 +266,7 @@ def complain_late(plan, mode, sender, reports):
 
 
 def test_a_session_that_cannot_be_closed_is_not_clean(plan, monkeypatch):
-    monkeypatch.setattr(ledger, "_child", complain_late)
+    monkeypatch.setattr(process, "_child", complain_late)
     figures = threads.run(plan, MODES["rlock"])
     assert (figures.done, figures.failed) == (UNITS, 0)
     assert figures.errors == {"ValueError at close": 1}
@@ -286,9 +287,9 @@ def test_a_seed_draws_the_same_units_again(plan):
 
 @pytest.mark.parametrize(("threads", "units"), [(1, 5), (3, 10), (8, 3), (4, 400)])
 def test_the_threads_share_all_units(file_url, threads, units):
-    shares = threads.shares(Plan(file_url, threads=threads, units=units))
-    assert len(shares) == threads
-    assert [number for share in shares for number in share] == list(range(1, units + 1))
+    taken = shares(Plan(file_url, threads=threads, units=units))
+    assert len(taken) == threads
+    assert [number for share in taken for number in share] == list(range(1, units + 1))
 
 
 @pytest.mark.parametrize(

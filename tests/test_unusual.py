@@ -246,7 +246,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.instrumentation import InstrumentationManager
 from sqlalchemy.orm import registry, relationship
 from sharedsession import SharedSession
-from sharedsession.containers import is_ours
+from sharedsession.objects.collections import is_ours
 
 class Elsewhere(InstrumentationManager):
     def instrument_attribute(self, cls, key, attribute): setattr(cls, key, attribute)
@@ -290,7 +290,7 @@ def test_greenlets_that_pass_for_threads_are_owners() -> None:
 from gevent import monkey
 monkey.patch_all()
 import gevent
-from sharedsession.tasks import current_owner
+from sharedsession.guard.task import current_owner
 first = current_owner()
 again = current_owner()
 others = [gevent.spawn(current_owner) for _ in range(3)]
