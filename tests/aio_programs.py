@@ -61,6 +61,27 @@ class Broken(Exception):
     """What a database that fails raises."""
 
 
+class FakeRecovery:
+    """The owner that comes in next hears of what was left unfinished."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.guard = world.guard
+
+    def admit(self, second: Any) -> None:
+        pass
+
+    def wrote(self, owner: Any) -> None:
+        self.guard.last_writer = owner
+
+    def recover(self, me: Any, access: Any) -> None:
+        self.guard.last_failure = None
+        if greenlets.in_greenlet():
+            self.world.left_unfinished += self.guard.abandoned_by is not None
+            self.guard.abandoned_by = None
+            self.guard.unsettled = self.guard.attention = False
+
+
 class World:
     """A guard, what it guards, and what is known of who is inside."""
 
@@ -70,8 +91,7 @@ class World:
         self.guard = TaskGuard(Kind(kind), clock=loop.time)
         self.session = FakeSession(self)
         self.guard.session = lambda: self.session
-        self.guard.attend = self._attend
-        self.guard.note_work = self._note_work
+        self.guard.recovery = FakeRecovery(self)
         # Equal, unless an operation that changes them is in flight
         self.left = self.right = 0
         self.changes = self.timeouts = self.cancelled = self.refused = 0
@@ -92,18 +112,6 @@ class World:
         self.overlapped: set[Any] = set()
         self.left_unfinished = self.ended_inside = 0
         self.garbage: list[Any] = []
-
-    def _attend(self, me: Any, access: Any) -> None:
-        """Whoever comes in next hears of what was left unfinished."""
-        self.guard.failed = None
-        if greenlets.in_greenlet():
-            self.left_unfinished += self.guard.unfinished_by is not None
-            self.guard.unfinished_by = None
-            self.guard.unsettled = False
-            self.guard.attention = False
-
-    def _note_work(self, owner: Any) -> None:
-        self.guard.worker = owner
 
     # -- what must hold while somebody is inside
 
@@ -232,7 +240,7 @@ class World:
             assert [n for n in self.done if n in mine] == mine, "put off, not done"
         assert len(self.done) == len(self.asked), "something was done twice"
         assert len(self.written | self.unwritten) == self.sets, "a set was lost"
-        last = int(self.guard.unfinished_by is not None)
+        last = int(self.guard.abandoned_by is not None)
         assert self.left_unfinished + last <= self.ended_inside
         stats = self.guard.stats()
         assert stats.timeouts == self.timeouts <= stats.contended

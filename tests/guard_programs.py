@@ -46,6 +46,26 @@ PLAIN_CODE = SimpleNamespace(
 )
 
 
+class FakeRecovery:
+    """The owner that comes in next hears of what was left unfinished."""
+
+    def __init__(self, world: Any, guard: Any) -> None:
+        self.world = world
+        self.guard = guard
+
+    def admit(self, second: Any) -> None:
+        pass
+
+    def wrote(self, owner: Any) -> None:
+        pass
+
+    def recover(self, me: Any, access: Any) -> None:
+        if self.guard.held == "exclusive":
+            self.world.left_unfinished += self.guard.abandoned_by is not None
+            self.guard.abandoned_by = None
+            self.guard.attention = self.guard.unsettled = False
+
+
 class World:
     """A guard, what it guards, and what is known of who is inside."""
 
@@ -88,15 +108,8 @@ class World:
             make_mutex=self.scheduler.lock,
             make_gate=self.scheduler.gate,
         )
-        made.attend = lambda me, access: self._attend(made)
+        made.recovery = FakeRecovery(self, made)
         return made
-
-    def _attend(self, made: Any) -> None:
-        """Whoever comes in next hears of what was left unfinished."""
-        if made.held == "exclusive":
-            self.left_unfinished += made.unfinished_by is not None
-            made.unfinished_by = None
-            made.attention = made.unsettled = False
 
     def asker(self) -> Owner:
         task = self.scheduler._current
@@ -204,7 +217,7 @@ class World:
             check_free(session.guard)
         assert self.left == self.right == self.changes
         guards_by_session = [session.guard for session in self.sessions]
-        last = sum(guard.unfinished_by is not None for guard in guards_by_session)
+        last = sum(guard.abandoned_by is not None for guard in guards_by_session)
         assert self.left_unfinished + last == self.ended_inside
         stats = [session.guard.stats() for session in self.sessions]
         assert sum(s.timeouts for s in stats) == self.timeouts
@@ -547,7 +560,9 @@ def fail_with_stream(world: World) -> None:
     try:
         world.code.run(world.guard, LOAD, body)
     except ZeroDivisionError:
-        world.guard.failed = None  # there is no transaction that it could have broken
+        world.guard.last_failure = (
+            None  # there is no transaction that it could have broken
+        )
 
 
 def pause(world: World) -> None:

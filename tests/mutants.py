@@ -455,15 +455,15 @@ MUTANTS = [
     ),
     Mutant(
         "nobody is told what a rollback threw away",
-        "session/session",
+        "session/recovery",
         "            self._ledger.thrown_away(transaction, loss)\n",
         "            self._ledger.drop(transaction)\n",
         "tests/test_transactions.py tests/test_histories.py",
     ),
     Mutant(
         "another thread's broken transaction stays broken",
-        "session/session",
-        "                self._end_broken(transaction)\n",
+        "session/recovery",
+        "                self._end_broken(session, session._transaction)\n",
         "                break\n",
         "tests/test_transactions.py tests/test_histories.py",
     ),

@@ -273,10 +273,10 @@ def _run_concurrently(
             it.admitted = True
             it.began = len(admitted)
             admitted.append(it)
-            guard.worker = None  # so that work is noted anew
+            guard.last_writer = None  # so that work is noted anew
 
     _when_admitted(guard, note)
-    ledger = world.session._ledger
+    ledger = world.session._recovery._ledger
     note_level = ledger.note
 
     def note_who_wrote(level: Any, owner: Any) -> None:

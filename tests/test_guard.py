@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import threading
+import unittest.mock
 from types import SimpleNamespace
 from typing import Any
 
@@ -320,15 +321,15 @@ def test_what_a_thread_held_when_it_ended_is_released(
 def test_work_is_noted_anew_if_a_write_began_a_level(guard: Guard) -> None:
     """As a part of an operation that is noted already, too."""
     noted: list[Owner] = []
-    guard.note_work = noted.append
+    guard.recovery = unittest.mock.Mock(wrote=noted.append)
 
     def begin_level(self: Guard) -> None:
-        self.worker = None
+        self.last_writer = None
 
     write_within = guarded(begin_level, WRITE, lambda self: self)
 
     def operation() -> None:
-        guard.worker = current_owner()
+        guard.last_writer = current_owner()
         write_within(guard)
 
     run(guard, CHANGE, operation)
@@ -347,7 +348,7 @@ def test_a_forgotten_hold_is_released(guard: Guard) -> None:
     guard.hold("section")
     gc.collect()
     assert guard.held is None
-    assert guard.unfinished_by is current_owner()
+    assert guard.abandoned_by is current_owner()
 
 
 def test_a_new_thread_with_an_old_number_owns_nothing(guard: Guard) -> None:

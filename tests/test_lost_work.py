@@ -258,7 +258,7 @@ def test_rolling_ones_own_savepoint_back_leaves_the_rest_sound(
                 session.execute(sa.text("select 1/0"))
 
         in_thread(fail_within)
-        assert session._failure is None
+        assert session._recovery.failure is None
         session.commit()
         assert names(session) == {"one", "two", "mine"}
 
@@ -785,7 +785,7 @@ def test_flushed_changes_keep_no_owner_alive(calm: Any) -> None:
     row = calm.get(Row, 1)
     in_thread(lambda: setattr(row, "name", "new"))
     calm.flush()
-    assert not calm._ledger.changed_states()
+    assert not calm._recovery._ledger.changed_states()
     assert orm.CHANGERS not in vars(sa.inspect(row))
 
 

@@ -185,7 +185,7 @@ def test_such_a_listener_writes_nothing_where_its_owner_has_written_before(
     before = list(user.addresses)
     session.autoflush = False  # or the section would flush, and note work anew
     user.name = "pending"
-    assert session.guard.worker is not None
+    assert session.guard.last_writer is not None
 
     @sa.event.listens_for(session, "do_orm_execute", once=True)
     def listen(state: Any) -> None:

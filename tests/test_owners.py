@@ -168,7 +168,7 @@ def test_a_release_in_the_bookkeeping_is_done_after_it() -> None:
         hold.release()
         assert guard.held == "exclusive"
     guard.reap()
-    assert guard.held is None and guard.unfinished_by is None
+    assert guard.held is None and guard.abandoned_by is None
 
 
 def test_garbage_with_sections_does_not_hang_threads(session: Any) -> None:

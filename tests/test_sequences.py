@@ -31,6 +31,7 @@ from sharedsession import ForkedSessionError, SharedSession, critical_section
 from sharedsession.guard import deadlocks, kinds
 from sharedsession.guard.guard import Guard
 from sharedsession.guard.turn import Hold
+from sharedsession.session.recovery import Recovery
 from sharedsession.session.sections import CriticalSection
 from sharedsession.session.transaction import GuardedTransaction
 
@@ -684,7 +685,7 @@ def nobody_looks_for_cycles(patch: pytest.MonkeyPatch) -> None:
 
 @cut("burying")
 def the_dead_are_not_buried(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SharedSession, "_finish_for_others", lambda *args: None)
+    patch.setattr(Recovery, "_finish_for_others", lambda *args: None)
 
 
 @cut("forks")
@@ -713,8 +714,8 @@ def begin_joins_the_wrong_one(patch: pytest.MonkeyPatch) -> None:
 
 
 @cut("losses")
-def nobody_attends(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SharedSession, "_attend", lambda *args: None)
+def nobody_recovers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Recovery, "recover", lambda *args: None)
 
 
 @pytest.mark.parametrize("row", SEQUENCES, ids=lambda row: row.name)

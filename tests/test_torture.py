@@ -93,12 +93,12 @@ def leaves_work(way: Way, expired: bool) -> bool:
     if expired:
         session.commit()
     noted: list[Any] = []
-    session._ledger._workers.clear()
-    session.guard.worker = None
+    session._recovery._ledger._workers.clear()
+    session.guard.last_writer = None
     if expired:  # getting hold of what is needed is to load, too
-        session._ledger.note = lambda *args: noted.append(args)
+        session._recovery._ledger.note = lambda *args: noted.append(args)
     prepared = way.prepare(world)
-    session._ledger.note = lambda *args: noted.append(args)
+    session._recovery._ledger.note = lambda *args: noted.append(args)
     with contextlib.suppress(sa.exc.InvalidRequestError):
         way.go(world, prepared)
     session.close()

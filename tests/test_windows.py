@@ -275,7 +275,7 @@ def test_an_interrupt_just_after_it_opened_leaves_no_window(
         Monitor,
         "leave",
         lambda guard, me: (
-            noted.append((guard.window, guard.failed)),
+            noted.append((guard.window, guard.last_failure)),
             leave(guard, me),
         ),
     )

@@ -92,13 +92,13 @@ _FIELDS = _Place.__slots__[:-1]
 class _Step:
     """A step of *owner* beside another task's operation."""
 
-    __slots__ = ("owner", "failed", "unsettled", "worker", "hides", "place")
+    __slots__ = ("owner", "failure", "unsettled", "writer", "hides", "place")
 
     def __init__(self, owner: Owner, guard: TaskGuard) -> None:
         self.owner = owner
-        self.failed = guard.failed
+        self.failure = guard.last_failure
         self.unsettled = guard.unsettled
-        self.worker = guard.worker
+        self.writer = guard.last_writer
         self.hides = False
         self.place = _Place(guard)
 
@@ -389,7 +389,7 @@ class TaskGuard(Guard):
             for place in self._below:
                 if place._owner is owner and place.holds:
                     if not (STREAMS | GO_ON).issuperset(place.holds.values()):
-                        self.unfinished_by = owner
+                        self.abandoned_by = owner
                         self.attention = self.unsettled = True
                     for number, what in tuple(place.holds.items()):
                         if what not in GO_ON:
@@ -412,7 +412,7 @@ class TaskGuard(Guard):
             return False
         if me in self.reading or self._reads_with_family(me):
             return self._owner is not None or self._loader is not None
-        if self.failed is not None:
+        if self.last_failure is not None:
             return True  # only an owner that can wait can deal with the failure
         mode = BESIDE if access is READ and self._shares else EXCLUSIVE
         return not self._may_enter_now(me, mode)
@@ -424,7 +424,7 @@ class TaskGuard(Guard):
         step.hides = access is WRITE and not self._is_quiet()
         if step.hides:
             deferred.watched[self] = {}
-            self.worker = me  # the work is noted when the change is shown
+            self.last_writer = me  # the work is noted when the change is shown
         with self._mutex:
             self._owner = self.running = me
             self._loader = self.inside = None
@@ -444,9 +444,9 @@ class TaskGuard(Guard):
         with self._mutex:
             step.place.restore(self)
             # A step that fails does not break the transaction.
-            self.failed, self.unsettled = step.failed, step.unsettled
+            self.last_failure, self.unsettled = step.failure, step.unsettled
             if step.hides:
-                self.worker = step.worker
+                self.last_writer = step.writer
             self._step = None
             if step.place.is_over:  # the stream was collected meanwhile
                 self._drop()
@@ -456,8 +456,8 @@ class TaskGuard(Guard):
     def _show(self, change: deferred.Change) -> None:
         change.show()
         owner = self.asker()
-        if self.worker is not owner:
-            self.note_work(owner)
+        if self.last_writer is not owner:
+            self.wrote(owner)
 
     def check_may_relate(self) -> None:
         me = self.asker()

@@ -13,8 +13,24 @@ from ..guard.owner import Owner
 from ..internals import greenlets
 from ..operations.inplace import per_class
 from ..operations.statements import access_of
+from ..session.recovery import Recovery
 from ..session.session import SharedSession, SharedSessionMixin
 from .guard import TaskGuard
+
+
+class TaskRecovery(Recovery):
+    """Like :class:`Recovery`, but a task that cannot await only learns its own loss."""
+
+    def recover(self, me: Owner, access: Access) -> None:
+        if greenlets.in_greenlet():
+            super().recover(me, access)
+            if self.failure is not None and self._is_left_to_finish(me):
+                raise self.failure.error(me)  # a read section may not roll back
+        else:
+            try:
+                self._tell(me, access)
+            finally:
+                self._guard.attention = True  # for the next caller that can wait
 
 
 class TaskSessionMixin(SharedSessionMixin):
@@ -22,6 +38,7 @@ class TaskSessionMixin(SharedSessionMixin):
 
     _for_tasks = True
     _guard_class: type[Guard] = TaskGuard
+    _recovery_class: type[Recovery] = TaskRecovery
 
     # Check at the two places where statements start: here, and when the transaction
     # picks a connection.
@@ -48,20 +65,6 @@ class TaskSessionMixin(SharedSessionMixin):
         guard = self.guard
         assert isinstance(guard, TaskGuard)
         return guard.has_put_off(guard.asker()) or super()._has_to_tidy()
-
-    def _attend(self, me: Owner, access: Access) -> None:
-        """Recover if the caller can await that; otherwise only raise *me*'s loss."""
-        guard = self.guard
-        assert guard is not None
-        if greenlets.in_greenlet():
-            super()._attend(me, access)
-            if self._failure is not None and self._is_left_to_finish(me):
-                raise self._failure.error(me)  # a read section may not roll back
-        else:
-            try:
-                self._tell(guard, me, access)
-            finally:
-                guard.attention = True  # for the next caller that can wait
 
 
 class TaskSession(TaskSessionMixin, SharedSession):

@@ -94,9 +94,9 @@ def _guarded_class(base: Any) -> Any:
 # -- the end of transactions at a connection, also without the session
 
 
-def _session_of(connection: Any) -> Any:
+def _recovery_of(connection: Any) -> Any:
     guard = guard_of_connection(connection)
-    return None if guard is None else guard.session()
+    return None if guard is None else guard.recovery
 
 
 def _handling_errors(function: Any) -> Any:
@@ -121,9 +121,9 @@ def _handling_errors(function: Any) -> Any:
         except BaseException as error:
             if abort is not None:
                 self._sharedsession_abort = abort
-                session = _session_of(self)
-                if session is not None:
-                    session._note_failure(error)
+                recovery = _recovery_of(self)
+                if recovery is not None:
+                    recovery.failed(error)
             raise
         raise AssertionError("SQLAlchemy raises the error that it handles")
 
@@ -170,9 +170,9 @@ def _rolling_back_savepoint(function: Any) -> Any:
         if self._sharedsession_abort is Abort.LEVEL:
             self._sharedsession_abort = None
         workers = {w for each in _take_savepoints(self, name) for w in each.workers}
-        session = _session_of(self)
-        if session is not None:
-            session._note_savepoint_undone(workers)
+        recovery = _recovery_of(self)
+        if recovery is not None:
+            recovery.savepoint_undone(workers)
         return result
 
     return roll_back
@@ -201,9 +201,9 @@ def _ending(what: str) -> Any:
             result = function(self, *args)
             self._sharedsession_savepoints = ()
             self._sharedsession_abort = None
-            session = _session_of(self)
-            if session is not None:
-                session._note_end_at_connection(self, what)
+            recovery = _recovery_of(self)
+            if recovery is not None:
+                recovery.ended_at_connection(self, what)
             return result
 
         return end
@@ -298,7 +298,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     if (guard.restricted or guard.reading) and guard.reads_only():
         if has_changes_within(statement):
             guard.refuse_write()
-    elif within and guard.worker is me and not guard.may_open:
+    elif within and guard.last_writer is me and not guard.may_open:
         return None  # the work of this owner is noted already
     access = access_of(statement)
     if not within:

@@ -91,6 +91,19 @@ class Gate(Protocol):
     def __delitem__(self, key: int, /) -> None: ...
 
 
+class Recovery(Protocol):
+    """What a guard tells the session about its owners; see ``session/recovery.py``."""
+
+    # A second owner enters for the first time; refuses it by raising.
+    def admit(self, second: Owner) -> None: ...
+
+    # *owner* left work in the transaction that a rollback would lose.
+    def wrote(self, owner: Owner) -> None: ...
+
+    # Handles the reasons for ``attention`` before an operation of *me* goes on.
+    def recover(self, me: Owner, access: Access) -> None: ...
+
+
 class Lock(Protocol):
     """The primitive that a guard is built on: a plain lock, not reentrant."""
 

@@ -37,6 +37,7 @@ from .access import (
     GuardStats,
     Kind,
     Lock,
+    Recovery,
     check_timeout,
 )
 from .monitor import CLOSED, FOREVER, Monitor
@@ -59,8 +60,8 @@ class Guard(Monitor):
     """
 
     __slots__ = (
-        *("number", "session", "worker", "note_work", "second_owner", "failed"),
-        *("attend", "_chores", "_process", "__weakref__"),
+        *("number", "session", "recovery", "last_writer", "last_failure"),
+        *("_chores", "_process", "__weakref__"),
     )
 
     #: Whether the consumer of a result can wait for its turn then.
@@ -100,18 +101,13 @@ class Guard(Monitor):
         self.number = next(_guard_numbers)
         #: Returns the session, or ``None`` if there is none or it was collected.
         self.session: Callable[[], Any] = _no_session
+        #: What the session does about its owners; ``None`` without a session.
+        self.recovery: Recovery | None = None
         #: The last owner whose work in the present transaction was noted.
-        self.worker: Owner | None = None
-        #: Called with an owner that left work in the transaction.
-        self.note_work: Callable[[Owner], None] = _no_note
-        #: Called when a second owner first enters; refuses that owner by raising.
-        self.second_owner: Callable[[Owner], None] = _no_note
+        self.last_writer: Owner | None = None
         #: The owner whose operation raised last, and the class name of the error, which
         #: may have broken the transaction.
-        self.failed: tuple[Owner, str] | None = None
-        #: Handles the reasons for ``attention``; called with the owner that entered and
-        #: the access of its operation.
-        self.attend: Callable[[Owner, Access], None] | None = None
+        self.last_failure: tuple[Owner, str] | None = None
         self._process = os.getpid()
         self._chores: deque[Callable[[], None]] = deque()
         _guards.add(self)
@@ -149,11 +145,16 @@ class Guard(Monitor):
 
         Call this inside, before anything else of the operation.
         """
-        me.busy = False  # *me* is inside, and ``attend()`` may use the session
-        if self.attend is not None:
-            self.attend(me, access)
+        me.busy = False  # *me* is inside, and the recovery may use the session
+        if self.recovery is not None:
+            self.recovery.recover(me, access)
         else:
             self.attention = self.unsettled = False  # there is no session
+
+    def wrote(self, me: Owner) -> None:
+        """Note that *me* left work in the transaction that a rollback would lose."""
+        if self.recovery is not None:
+            self.recovery.wrote(me)
 
     def exclude_others(self, me: Owner) -> bool:
         """Make the operation of *me* exclusive; return whether it is exclusive now.
@@ -373,8 +374,8 @@ class Guard(Monitor):
     def _check_asker(self, me: Owner) -> None:
         """Check an owner that is not the only one so far; refuse it by raising.
 
-        Refused are the child of a fork, a stranger to a confined session, and whatever
-        second owner ``second_owner()`` refuses.
+        Refused are the child of a fork, a stranger to a confined session, and a second
+        owner that the session cannot serve.
         """
         if self._process != os.getpid():
             raise ForkedSessionError(
@@ -394,7 +395,8 @@ class Guard(Monitor):
         assert sole is not None
         if self.kind is Kind.CONFINE:
             self._refuse_stranger(me, sole)
-        self.second_owner(me)
+        if self.recovery is not None:
+            self.recovery.admit(me)
         self.checks_askers = False
 
     def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
@@ -528,7 +530,7 @@ class Guard(Monitor):
             held = inside is not None and inside.party is owner
             if held:
                 if not (STREAMS | GO_ON).issuperset(self.holds.values()):
-                    self.unfinished_by = owner
+                    self.abandoned_by = owner
                     self.attention = self.unsettled = True
                 member = self.running or self.window
                 if member is None or member is owner:
@@ -580,10 +582,6 @@ class Guard(Monitor):
 
 def _no_session() -> None:
     """Return None: the session of a guard that was made without one."""
-
-
-def _no_note(owner: Owner) -> None:
-    """Do nothing: without a session there is no transaction with work to lose."""
 
 
 #: All living guards: the death of an owner and a fork concern every one.

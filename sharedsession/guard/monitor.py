@@ -73,12 +73,12 @@ Fields, and how each is published:
     owner alone writes it: before its first change and after its last one.  A value that
     was read between two checks of the very same version did not change in between.
     ``last_version`` is the last number used; the exclusive owner alone writes it, too.
-``attention``, ``unsettled``, ``failed``, ``unfinished_by``
+``attention``, ``unsettled``, ``last_failure``, ``abandoned_by``
     Notes for the next owner that enters.  Each is one reference and stored whole: the
     note first, ``attention`` after it.  An owner reads ``attention`` once it is inside
     and clears what it has handled.  If the garbage collector stores a note meanwhile,
     the owner after that handles the note.
-``worker``
+``last_writer``
     Changed inside only.
 ``forsaken``, ``_chores``
     Deques.  Any thread may append, because appending and popping are atomic.
@@ -142,7 +142,7 @@ class Monitor:
     __slots__ = (
         *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
         *("version", "last_version", "window", "may_open", "_windows"),
-        *("attention", "unsettled", "unfinished_by", "holds", "_lock", "_shares"),
+        *("attention", "unsettled", "abandoned_by", "holds", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
         *("_owner", "_loader", "restricted"),
         *("reading", "queue", "rests_until", "_before"),
@@ -182,7 +182,7 @@ class Monitor:
         #: True if that concerns mere reads of loaded state, too.
         self.unsettled = False
         #: An owner that left a section unfinished, if the next owner must know.
-        self.unfinished_by: Owner | None = None
+        self.abandoned_by: Owner | None = None
         self._lock = lock
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
@@ -470,7 +470,7 @@ class Monitor:
                 hold = self.forsaken.popleft()
                 held = self.holds.get(hold.number, STREAM)
                 if held not in STREAMS and not hold.is_finished:
-                    self.unfinished_by = hold.owner
+                    self.abandoned_by = hold.owner
                     self.attention = self.unsettled = True
                 self._let_go(hold)
                 self._pass_on()

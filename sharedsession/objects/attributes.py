@@ -190,7 +190,8 @@ def note_changed(guard: Guard, state: Any, attribute: Any) -> None:
         changers = Changers(guard)
         setattr(state, orm.CHANGERS, changers)
     if not changers.by_key:
-        session._ledger.note_changed(state, changers)
+        recovery: Any = guard.recovery
+        recovery.changed(state, changers)
     key = None if attribute is None else attribute.key
     changers.note(key, guard.asker().party)
 
@@ -211,10 +212,10 @@ def _discarding(name: str, which: Callable[..., Any]) -> Any:
         keys = set(which(state, values, *args, **kw)).intersection(changers.by_key)
         # First: nobody but the session may have the object, until it is unchanged.
         guard = guards_by_session.get(state.session_id)
-        session = None if guard is None else guard.session()
+        recovery: Any = None if guard is None else guard.recovery
         result = plain(state, values, *args, **kw)
-        if session is not None:
-            session._note_discarded_changes(changers, keys)
+        if recovery is not None:
+            recovery.overwritten(changers, keys)
         return result
 
     return like(discard, plain)

@@ -41,8 +41,8 @@ def run(
         me.busy = False
         guard.may_open = access is LOAD and not guard.checks_askers
         result = function(*args, **kw)
-        if access is WRITE and guard.worker is not me:
-            guard.note_work(me)
+        if access is WRITE and guard.last_writer is not me:
+            guard.wrote(me)
         return result
     except BaseException as error:
         _note_failure(guard, me, held, error)
@@ -136,7 +136,7 @@ def _note_failure(
 ) -> None:
     guard.close_window(me)  # an interrupt may have left the window open
     if guard.running is me:  # otherwise the owner was not admitted
-        guard.failed = me, error.__class__.__name__
+        guard.last_failure = me, error.__class__.__name__
         guard.attention = guard.unsettled = True
     if guard.holds:
         guard.drop_streams(me, held)
@@ -167,8 +167,8 @@ def _run_within(
     if access is not READ and access is not LOAD:
         guard.may_open = False  # no window after a change
     result = function(*args, **kw)
-    if access is WRITE and guard.worker is not me:
-        guard.note_work(me)
+    if access is WRITE and guard.last_writer is not me:
+        guard.wrote(me)
     return result
 
 

@@ -1,127 +1,274 @@
-"""Work in a transaction: its owners, and the errors that tell owners of a loss.
+"""What the owners of one session leave for each other, and how the next one recovers.
 
-Each level of the transaction (the outer transaction, and each savepoint) notes the
-owners that left work in it.  If a level ends without a commit, each noted owner except
-the owner that ended the level has lost work, and is told once, at its next operation.
+An owner may break the transaction, leave a section without finishing it, or throw away
+work of others.  The guard, the transaction and the connections tell :class:`Recovery`
+of each.  The next owner that enters the guard rolls back what is broken, and an owner
+that lost work is told by a :class:`WorkLostError`.
 """
 
 from __future__ import annotations
 
-import datetime
-from typing import Any, Iterable
+import weakref
+from typing import Any
 
-from ..errors import WorkLostError
+from ..database.aborts import Abort
+from ..database.connections import innermost_savepoints
+from ..guard.access import END, Access
+from ..guard.guard import Guard
 from ..guard.owner import Owner
-from ..internals import orm
-from ..objects.changers import Changers, replace
-
-_ROLLED_BACK = "the transaction that both worked in was rolled back"
-
-
-class Loss:
-    """The owner that threw away other owners' work, when, where and how."""
-
-    def __init__(self, by: Owner, why: str, so: str = _ROLLED_BACK) -> None:
-        self.by = by
-        self.why = why
-        self.so = so
-        self.when = datetime.datetime.now().astimezone()
-        self.where = by.where()
-
-    def error(self, victim: Owner) -> WorkLostError:
-        return WorkLostError(
-            f"Work of {victim.name} in this session is lost: {self.by.name}, at "
-            f"{self.where}, {self.why} at {self.when:%H:%M:%S}, and "
-            f"{self.so}. Do this {victim.noun}'s work again; its own "
-            "rollback() or close() would have cleared this error, and so has "
-            "raising it."
-        )
+from ..internals import orm, transactions
+from ..objects.changers import Changers
+from .checks import check_second_thread
+from .losses import Ledger, Loss
 
 
-class Ledger:
-    """The work in one session's transaction.  Used only inside the session's guard."""
+class Recovery:
+    """The failures and losses of one session.  Used only inside the session's guard.
 
-    def __init__(self) -> None:
-        self._workers: dict[Any, set[Owner]] = {}
-        #: By state.  The session keeps the changed objects alive anyway.
-        self._changers: dict[Any, Changers] = {}
-        self._losses: dict[Owner, Loss] = {}
+    ``transaction`` stands for a transaction of the session or one of its savepoints,
+    each of which is a level of its own.
+    """
 
-    def note(self, level: Any, owner: Owner) -> None:
-        self._workers.setdefault(level, set()).add(owner)
+    def __init__(self, session: Any, guard: Guard) -> None:
+        # A weak reference, because the guard has this object.
+        self._session = weakref.ref(session)
+        self._guard = guard
+        self._ledger = Ledger()
+        #: The failure that broke the transaction, until a rollback.
+        self.failure: Loss | None = None
+        #: Owners whose failed transaction another owner rolled back for them.
+        self._owed: set[Owner] = set()
+        #: Whether the session itself is ending a transaction at this moment.
+        self.is_ending = False
 
-    def hand_over(self, level: Any, former: Owner, new: Owner) -> None:
-        """Give the work of *former* in *level* to *new*, which took over its block.
+    # -- what the guard tells
 
-        Changes that are not flushed were made in this block: it began with a flush.
-        """
-        workers = self._workers.get(level)
-        if workers is not None:
-            replace(workers, former, new)
-        for changers in self._changers.values():
-            changers.hand_over(former, new)
+    def admit(self, second: Owner) -> None:
+        """Refuse a second thread if the session's engines fit only one."""
+        session = self._session()
+        if session is not None:
+            check_second_thread(session, second)
 
-    def has_work(self, owner: Owner) -> bool:
-        return any(owner in workers for workers in self._workers.values())
+    def wrote(self, owner: Owner) -> None:
+        """Note that *owner* left work in the transaction that a rollback would lose."""
+        session = self._session()
+        if session is None or session._transaction is None or orm.is_flushing(session):
+            return  # a flush writes work that was noted when it became pending
+        self._ledger.note(transactions.boundary(session._transaction), owner.party)
+        self._guard.last_writer = owner
 
-    def committed(self, level: Any, parent: Any) -> None:
-        """Move a savepoint's work to *parent*; forget an outer level's: it is safe."""
-        if parent is not None:
-            workers = self._workers.get(level, ())
-            self._workers.setdefault(parent, set()).update(workers)
-        self._workers.pop(level, None)  # last: an interrupt must lose nothing
+    def recover(self, me: Owner, access: Access) -> None:
+        """Recover from what other owners left; raise if *me* lost work through them."""
+        session, guard = self._session(), self._guard
+        if session is None:
+            guard.attention = guard.unsettled = False
+            return
+        if guard.last_failure is not None:
+            by, what = guard.last_failure
+            self._note_broken(by.party, what)
+            guard.last_failure = None
+        guard.do_chores(me)
+        party = me.party
+        if self._is_left_to_finish(party) and guard.exclude_others(me):
+            guard.do_chores(me)
+            self._finish_for_others(session, party)
+        self._tell(party, access)
 
-    def concerns_others(self, level: Any, me: Owner) -> bool:
-        """Whether an owner other than *me* has work in the level."""
-        return bool(self._workers.get(level, set()) - {me})
+    def is_needed(self) -> bool:
+        """Whether a recovery is needed before readers may see all that was done."""
+        guard = self._guard
+        left = guard.abandoned_by is not None or guard.last_failure is not None
+        left = left or guard.has_chores() or self.failure is not None
+        return left or self._ledger.anybody_to_tell()
 
-    def drop(self, level: Any) -> None:
-        self._workers.pop(level, None)
+    def _tell(self, me: Owner, access: Access) -> None:
+        """Raise if *me* lost work, unless *me* is about to roll back or close, too."""
+        guard = self._guard
+        error = self._ledger.error_for(me) if access is not END else None
+        if error is None:
+            self._ledger.forget(me)
+        guard.unsettled = (
+            guard.abandoned_by is not None or self.failure is not None
+        ) or self._ledger.anybody_to_tell()
+        guard.attention = guard.unsettled or guard.has_chores()
+        if error is not None:
+            self._ledger.forget(me)  # last, because the error is raised only once
+            raise error
 
-    def thrown_away(self, level: Any, loss: Loss) -> None:
-        self.lose(self._workers.get(level, ()), loss)
-        self._workers.pop(level, None)  # last: an interrupt must lose nothing
+    def _call_for_attention(self) -> None:
+        self._guard.attention = self._guard.unsettled = True
 
-    def lose(self, owners: Iterable[Owner], loss: Loss) -> None:
-        """Have all *owners* told of *loss*, except the owner that caused the loss."""
-        for owner in owners:
-            if owner is not loss.by and owner.alive:
-                self._losses[owner] = loss
+    # -- finishing for others
 
-    def all_safe(self) -> None:
-        """Forget flushed work in every level: it is committed."""
-        changers = self._changers.values()
-        pending: set[Owner] = set().union(*(each.owners() for each in changers))
-        for workers in self._workers.values():
-            workers &= pending
+    def _is_left_to_finish(self, me: Owner) -> bool:
+        broken = self.failure is not None and self.failure.by is not me
+        return broken or self._guard.abandoned_by is not None
+
+    def _finish_for_others(self, session: Any, me: Owner) -> None:
+        abandoned_by, self._guard.abandoned_by = self._guard.abandoned_by, None
+        if abandoned_by is not None:
+            abandoned_by = abandoned_by.party
+            session._forget_blocks()
+            if self._ledger.has_work(abandoned_by):
+                why = "left a section without finishing it"
+                self._roll_back_for(session, Loss(abandoned_by, why))
+        elif self.failure is not None and self.failure.by is not me:
+            self._owed.add(self.failure.by)
+            while transactions.is_broken(session._transaction):
+                self._end_broken(session, session._transaction)
+
+    def _roll_back_for(self, session: Any, loss: Loss) -> None:
+        """Roll back level by level, because each level's end forgets the failure."""
+        while session._transaction is not None:
+            self.failure = loss
+            session._transaction.rollback()
+
+    def _end_broken(self, session: Any, transaction: Any) -> None:
+        """End one level that another thread broke; the level around it may be sound."""
+        whole = transactions.is_aborted_as(transaction, Abort.WHOLE)
+        savepoint = None if whole else transactions.savepoint_beyond(transaction)
+        if savepoint is not None:
+            savepoint.rollback()
+            return
+        transactions.set_ended_aside(transaction, whole)
+        if not transactions.is_committed(transaction):
+            transaction.rollback()
+        if session._transaction is transaction:
+            transaction.close()  # committed, or interrupted before its end
+
+    def was_rolled_back_for_me(self) -> bool:
+        """Whether another thread has rolled back already what the caller had broken."""
+        me = self._guard.asker().party
+        owed = me in self._owed
+        self._owed.discard(me)
+        return owed and not self._ledger.has_work(me)
+
+    # -- failures
+
+    def failed(self, error: BaseException | None) -> None:
+        """If the transaction is broken, note the caller as the owner that broke it."""
+        what = type(error).__name__ if error else "an error"
+        self._note_broken(self._guard.asker().party, what)
+
+    def _note_broken(self, owner: Owner, what: str) -> None:
+        session = self._session()
+        transaction = None if session is None else session._transaction
+        if self.failure is None and transactions.is_broken(transaction):
+            if transaction is not None and transactions.is_committed(transaction):
+                self._committed(transaction)  # a listener failed after it
+            self.failure = Loss(owner, f"had {what}, which broke the transaction")
+            self._call_for_attention()
+
+    def _forget_failure(self) -> None:
+        """Forget the failure if the open levels are sound: only a savepoint broke."""
+        session = self._session()
+        if session is None or not transactions.is_broken(session._transaction):
+            self.failure = None
+
+    # -- the ends of transactions
+
+    def ended(self, transaction: Any, committed: bool) -> None:
+        """After the end of a level, note whose work is safe and whose is lost."""
+        me = self._guard.asker().party
+        transaction.ended_by = me
+        transaction.was_committed = committed
+        self._guard.last_writer = None
+        self._owed.discard(me)
+        if committed and transaction.nested:
+            self._committed(transaction)
+            self._forget_failure()
+            return
+        if committed and self.failure is None:
+            self._ledger.drop(transaction)
+            return
+        self._ledger.take_changed(self._ledger.changed_states())  # all are undone
+        # If the server had aborted the transaction, its COMMIT was a ROLLBACK.
+        if self.failure is not None or self._ledger.concerns_others(transaction, me):
+            loss = self.failure or Loss(me, "ended it without a commit")
+            self._ledger.thrown_away(transaction, loss)
+        else:
+            self._ledger.drop(transaction)
+        self._forget_failure()
+        if self._ledger.anybody_to_tell():
+            self._call_for_attention()
+
+    def _committed(self, transaction: Any) -> None:
+        """After a commit, a savepoint's work is its parent's; other work is safe."""
+        nested = transaction.nested
+        parent = transactions.boundary(transaction.parent) if nested else None
+        self._ledger.committed(transaction, parent)
+
+    def savepoint_undone(self, workers: set[Owner]) -> None:
+        """A savepoint of the connection was rolled back, with the work of *workers*."""
+        me = self._guard.asker().party
+        so = "what was written since the savepoint is undone"
+        loss = self.failure or Loss(me, "rolled back a savepoint", so)
+        self._lose(workers, loss)
+        # If the session itself ends its savepoint, ended() follows.
+        if not self.is_ending:
+            self._forget_failure()
+
+    def ended_at_connection(self, connection: Any, what: str) -> None:
+        """A connection's outer transaction ended, perhaps not through the session."""
+        session = self._session()
+        transaction = None if session is None else session._transaction
+        if transaction is None or self.is_ending:
+            return
+        while transaction.parent is not None:
+            transaction = transaction.parent
+        connections = transactions.connections_of(transaction)
+        if connection not in connections:
+            return
+        if what == "COMMIT" and connections == {connection}:
+            self._ledger.all_safe()
+        self._guard.last_failure = self._guard.asker(), f"the {what} at the connection"
+        self._call_for_attention()
+
+    def hand_over(self, transaction: Any, former: Owner, new: Owner) -> None:
+        """Give the work of *former* in a level to *new*, which took over its block."""
+        self._ledger.hand_over(transaction, former, new)
 
     # -- changes that are not flushed
 
-    def note_changed(self, state: Any, changers: Changers) -> None:
-        self._changers[state] = changers
+    def changed(self, state: Any, changers: Changers) -> None:
+        """Note an object that has its first change since the last flush."""
+        self._ledger.note_changed(state, changers)
 
-    def changed_states(self) -> list[Any]:
-        return list(self._changers)
+    def flushed(self, transaction: Any) -> None:
+        """Move flushed work from the unflushed changes to the innermost savepoint."""
+        session = self._session()
+        changed = self._ledger.changed_states()
+        flushed = [each for each in changed if not orm.is_unflushed(session, each)]
+        authors = self._ledger.take_changed(flushed)
+        for author in authors:
+            self._ledger.note(transactions.boundary(transaction), author)
+        connections = transactions.all_connections_of(transaction)
+        for savepoint in innermost_savepoints(connections):
+            savepoint.workers |= authors
 
-    def take_changed(self, states: Iterable[Any]) -> set[Owner]:
-        """Forget the changes to the objects of *states*, and return their owners."""
-        owners: set[Owner] = set()
-        for state in states:
-            changers = self._changers.pop(state, None)
-            if changers is not None:
-                owners |= changers.owners()
-                orm.forget_changers(state)
-        return owners
+    def expunged(self) -> None:
+        """Objects were expunged: their changes that were not flushed are lost."""
+        session = self._session()
+        changed = self._ledger.changed_states()
+        gone = [each for each in changed if not orm.is_in_session(session, each)]
+        self._discarded("expunged objects", self._ledger.take_changed(gone))
 
-    def error_for(self, owner: Owner) -> WorkLostError | None:
-        """Return the error that tells *owner* of its loss; ``None`` without a loss."""
-        loss = self._losses.get(owner)
-        return None if loss is None else loss.error(owner)
+    def all_expunged(self) -> None:
+        authors = self._ledger.take_changed(self._ledger.changed_states())
+        self._discarded("expunged objects", authors)
 
-    def forget(self, owner: Owner) -> None:
-        self._losses.pop(owner, None)
+    def overwritten(self, changers: Changers, keys: set[str]) -> None:
+        """Changes to attributes *keys* of one object were overwritten or expired."""
+        session = self._session()
+        if keys and not self.is_ending and not orm.is_flushing(session):
+            self._discarded("expired or reloaded objects", changers.take(keys))
 
-    def anybody_to_tell(self) -> bool:
-        for owner in [owner for owner in self._losses if not owner.alive]:
-            del self._losses[owner]
-        return bool(self._losses)
+    def _discarded(self, why: str, owners: set[Owner]) -> None:
+        if owners:
+            gone = "their changes, which were not flushed, are gone"
+            self._lose(owners, Loss(self._guard.asker().party, why, gone))
+
+    def _lose(self, owners: set[Owner], loss: Loss) -> None:
+        self._ledger.lose(owners, loss)
+        if self._ledger.anybody_to_tell():
+            self._call_for_attention()

@@ -12,16 +12,14 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from ..database import rows
-from ..database.aborts import Abort
-from ..database.connections import guard_connection, innermost_savepoints
+from ..database.connections import guard_connection
 from ..errors import SharedSessionError
-from ..guard.access import CHANGE, END, LOAD, READ, Access, check_wait_in_loop
+from ..guard.access import CHANGE, LOAD, READ, Access, check_wait_in_loop
 from ..guard.guard import Guard
 from ..guard.kinds import LockArgument, make_guard
 from ..guard.owner import Owner
 from ..internals import orm, transactions
 from ..objects import attributes, collections
-from ..objects.changers import Changers
 from ..objects.guards import guards_by_session
 from ..objects.identity_map import guard_identity_map
 from ..operations.inplace import ByClass, like
@@ -30,8 +28,8 @@ from ..operations.statements import access_of, has_changes_within
 from ..operations.tables import SESSION, SESSION_INTERNAL, SESSION_SETTINGS
 from ..operations.wrap import as_function, guarded
 from . import fork, lookups
-from .checks import check_is_for_threads, check_second_thread
-from .recovery import Ledger, Loss
+from .checks import check_is_for_threads
+from .recovery import Recovery
 from .sections import CriticalSection, ReadSection
 from .transaction import GuardedTransaction
 
@@ -59,20 +57,17 @@ class SharedSessionMixin(Session):
     #: Whether this session is behind an AsyncSession: its users are tasks, not threads.
     _for_tasks = False
     _guard_class: type[Guard] = Guard
+    _recovery_class: type[Recovery] = Recovery
 
-    # The next five are set only if there is a guard, and are used inside the guard;
+    # The next three are set only if there is a guard, and are used inside the guard;
     # only __enter__() appends to `_blocks` outside.
-    _ledger: Ledger
-    _failure: Loss | None
-    _owed: set[Owner]
+    _recovery: Recovery
     #: An entry for each open with-block of the session: the owner that entered it.
     _blocks: list[Owner]
     #: Engines that passed check_engine(): several threads may use them.
     _fit_engines: weakref.WeakSet[Engine]
     #: Whether check_is_for_threads() has passed: no AsyncSession runs this session.
     _is_for_threads = False
-    #: Whether the session itself is ending one of its transactions at this moment.
-    _is_ending = False
     #: Whether a unit of work is open that commits at its end.
     _in_unit = False
 
@@ -127,6 +122,9 @@ class SharedSessionMixin(Session):
         return ReadSection(self, timeout)
 
     # -- settings and blocks of Session
+    #
+    # At the end of this module every method in the tables SESSION and SESSION_INTERNAL
+    # becomes an operation: one that is defined here, or else Session's own.
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; for one of ``SESSION_SETTINGS`` this is an operation."""
@@ -142,7 +140,7 @@ class SharedSessionMixin(Session):
             self._blocks.append(guard.asker())  # type: ignore[attr-defined]
         return super().__enter__()
 
-    def _exit(self, type_: Any, value: Any, traceback: Any) -> None:
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close the session, unless another living owner is in a with-block of it."""
         if self.guard is not None:
             blocks = self._blocks
@@ -161,7 +159,7 @@ class SharedSessionMixin(Session):
         plain = super().no_autoflush
         return plain if self.guard is None else _guarded_block(self, plain)
 
-    def _begin(self, nested: bool = False) -> SessionTransaction:
+    def begin(self, nested: bool = False) -> SessionTransaction:
         """Like ``Session.begin()``, but joins what another thread autobegan."""
         root = super().get_transaction()
         if not nested and isinstance(root, GuardedTransaction):
@@ -180,9 +178,9 @@ class SharedSessionMixin(Session):
             savepoint = savepoint.parent
         return False
 
-    def _rollback(self) -> None:
+    def rollback(self) -> None:
         """Like ``Session.rollback()``, unless another thread did it for the caller."""
-        if not self._was_rolled_back_for_me():
+        if self.guard is None or not self._recovery.was_rolled_back_for_me():
             super().rollback()
 
     # -- the one method that every statement goes through
@@ -252,260 +250,39 @@ class SharedSessionMixin(Session):
         try:
             super()._expunge_states(*args, **kw)
         finally:  # a listener may raise half way
-            if not self._is_ending:
-                self._note_expunged()  # make_transient() comes here, too
+            if self.guard is not None and not self._recovery.is_ending:
+                self._recovery.expunged()  # make_transient() comes here, too
 
-    def _close(self) -> None:
+    def close(self) -> None:
         _to_the_end(super().close)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         _to_the_end(super().reset)
 
-    def _invalidate(self) -> None:
+    def invalidate(self) -> None:
         _to_the_end(super().invalidate)
 
-    def _expunge_all(self) -> None:
+    def expunge_all(self) -> None:
         try:
             _to_the_end(super().expunge_all)
         finally:  # a listener may raise half way
-            self._note_all_expunged()
             if self.guard is not None:
+                self._recovery.all_expunged()
                 guard_identity_map(self.identity_map, self.guard)
 
     def _has_to_tidy(self) -> bool:
         """Whether to recover or flush first, for readers to see all that was done."""
-        guard = self.guard
-        left = guard is not None and (
-            guard.unfinished_by is not None
-            or guard.failed is not None
-            or guard.has_chores()
-        )
-        left = left or self._failure is not None or self._ledger.anybody_to_tell()
-        return left or (self.autoflush and not orm.is_clean(self))
-
-    # -- work, failures and losses
-
-    def _note_work(self, owner: Owner) -> None:
-        """Note that *owner* left work in the transaction that a rollback would lose."""
-        transaction = self._transaction
-        guard = self.guard
-        if transaction is None or guard is None or orm.is_flushing(self):
-            return  # a flush writes work that was noted when it became pending
-        self._ledger.note(transactions.boundary(transaction), owner.party)
-        guard.worker = owner
-
-    def _account_for(self, transaction: GuardedTransaction, committed: bool) -> None:
-        """After the end of a level, note whose work is safe and whose is lost."""
-        guard: Any = self.guard
-        me = guard.asker().party
-        transaction.ended_by = me
-        transaction.was_committed = committed
-        guard.worker = None
-        self._owed.discard(me)
-        if committed and transaction.nested:
-            self._note_committed(transaction)
-            self._forget_failure()
-            return
-        if committed and self._failure is None:
-            self._ledger.drop(transaction)
-            return
-        self._ledger.take_changed(self._ledger.changed_states())  # all are undone
-        # If the server had aborted the transaction, its COMMIT was a ROLLBACK.
-        if self._failure is not None or self._ledger.concerns_others(transaction, me):
-            loss = self._failure or Loss(me, "ended it without a commit")
-            self._ledger.thrown_away(transaction, loss)
-        else:
-            self._ledger.drop(transaction)
-        self._forget_failure()
-        if self._ledger.anybody_to_tell():
-            guard.attention = guard.unsettled = True
-
-    def _forget_failure(self) -> None:
-        """Forget the failure if the open levels are sound: only a savepoint broke."""
-        if not transactions.is_broken(self._transaction):
-            self._failure = None
-
-    def _note_committed(self, transaction: SessionTransaction) -> None:
-        """After a commit, a savepoint's work is its parent's; other work is safe."""
-        parent = (
-            transactions.boundary(transaction.parent) if transaction.nested else None
-        )
-        self._ledger.committed(transaction, parent)
-
-    def _note_flushed(self, level: Any) -> None:
-        """Move flushed work from the unflushed changes to the innermost savepoint."""
-        changed = self._ledger.changed_states()
-        flushed = [each for each in changed if not orm.is_unflushed(self, each)]
-        authors = self._ledger.take_changed(flushed)
-        for author in authors:
-            self._ledger.note(transactions.boundary(level), author)
-        for savepoint in innermost_savepoints(transactions.all_connections_of(level)):
-            savepoint.workers |= authors
-
-    def _note_expunged(self) -> None:
-        if self.guard is not None:
-            changed = self._ledger.changed_states()
-            gone = [each for each in changed if not orm.is_in_session(self, each)]
-            if gone:
-                authors = self._ledger.take_changed(gone)
-                self._note_discarded("expunged objects", authors)
-
-    def _note_all_expunged(self) -> None:
-        if self.guard is not None:
-            authors = self._ledger.take_changed(self._ledger.changed_states())
-            self._note_discarded("expunged objects", authors)
-
-    def _note_discarded_changes(self, changers: Changers, keys: set[str]) -> None:
-        """Changes to attributes *keys* of one object were overwritten or expired."""
-        if keys and not self._is_ending and not orm.is_flushing(self):
-            owners = changers.take(keys)
-            self._note_discarded("expired or reloaded objects", owners)
-
-    def _note_discarded(self, why: str, owners: set[Owner]) -> None:
-        guard: Any = self.guard
-        gone = "their changes, which were not flushed, are gone"
-        self._ledger.lose(owners, Loss(guard.asker().party, why, gone))
-        if self._ledger.anybody_to_tell():
-            guard.attention = guard.unsettled = True
-
-    def _note_savepoint_undone(self, workers: set[Owner]) -> None:
-        """A savepoint of the connection was rolled back, with the work of *workers*."""
-        guard: Any = self.guard
-        loss = self._failure or Loss(
-            guard.asker().party,
-            "rolled back a savepoint",
-            "what was written since the savepoint is undone",
-        )
-        self._ledger.lose(workers, loss)
-        # If the session itself ends its savepoint, _account_for() follows.
-        if not self._is_ending and not transactions.is_broken(self._transaction):
-            self._failure = None
-        if self._ledger.anybody_to_tell():
-            guard.attention = guard.unsettled = True
-
-    def _note_end_at_connection(self, connection: Any, what: str) -> None:
-        """A connection's outer transaction ended, perhaps not through the session."""
-        transaction = self._transaction
-        if transaction is None or self._is_ending:
-            return
-        while transaction.parent is not None:
-            transaction = transaction.parent
-        connections = transactions.connections_of(transaction)
-        if connection not in connections:
-            return
-        if what == "COMMIT" and connections == {connection}:
-            self._ledger.all_safe()
-        guard: Any = self.guard
-        guard.failed = guard.asker(), f"the {what} at the connection"
-        guard.attention = guard.unsettled = True
-
-    def _note_failure(self, error: BaseException | None) -> None:
-        """If the transaction is broken, note the caller as the owner that broke it."""
-        guard = self.guard
-        if guard is not None:
-            what = type(error).__name__ if error else "an error"
-            self._note_broken_by(guard.asker().party, what)
-
-    def _note_broken_by(self, owner: Owner, what: str) -> None:
-        transaction = self._transaction
-        if self._failure is None and transactions.is_broken(transaction):
-            if transaction is not None and transactions.is_committed(transaction):
-                self._note_committed(transaction)  # a listener failed after it
-            self._failure = Loss(owner, f"had {what}, which broke the transaction")
-            assert self.guard is not None
-            self.guard.attention = self.guard.unsettled = True
-
-    def _asker(self) -> Owner | None:
-        return None if self.guard is None else self.guard.asker().party
-
-    def _was_rolled_back_for_me(self) -> bool:
-        """Whether another thread has rolled back already what the caller had broken."""
-        guard = self.guard
-        if guard is None:
-            return False
-        me = guard.asker().party
-        owed = me in self._owed
-        self._owed.discard(me)
-        return owed and not self._ledger.has_work(me)
-
-    def _attend(self, me: Owner, access: Access) -> None:
-        """Recover from what other owners left; raise if *me* lost work through them."""
-        guard = self.guard
-        assert guard is not None
-        if guard.failed is not None:
-            by, what = guard.failed
-            self._note_broken_by(by.party, what)
-            guard.failed = None
-        guard.do_chores(me)
-        party = me.party
-        if self._is_left_to_finish(party) and guard.exclude_others(me):
-            guard.do_chores(me)
-            self._finish_for_others(guard, party)
-        self._tell(guard, party, access)
-
-    def _tell(self, guard: Guard, me: Owner, access: Access) -> None:
-        """Raise if *me* lost work, unless *me* is about to roll back or close, too."""
-        error = self._ledger.error_for(me) if access is not END else None
-        if error is None:
-            self._ledger.forget(me)
-        guard.unsettled = (
-            guard.unfinished_by is not None or self._failure is not None
-        ) or self._ledger.anybody_to_tell()
-        guard.attention = guard.unsettled or guard.has_chores()
-        if error is not None:
-            self._ledger.forget(me)  # last, because the error is raised only once
-            raise error
-
-    def _is_left_to_finish(self, me: Owner) -> bool:
-        guard, failure = self.guard, self._failure
-        assert guard is not None
-        broken = failure is not None and failure.by is not me
-        return broken or guard.unfinished_by is not None
-
-    def _finish_for_others(self, guard: Guard, me: Owner) -> None:
-        unfinished, guard.unfinished_by = guard.unfinished_by, None
-        if unfinished is not None:
-            unfinished = unfinished.party
-            self._forget_blocks()
-            if self._ledger.has_work(unfinished):
-                self._roll_back_for(
-                    Loss(unfinished, "left a section without finishing it")
-                )
-        elif self._failure is not None and self._failure.by is not me:
-            self._owed.add(self._failure.by)
-            transaction = self._transaction
-            while transaction is not None and transactions.is_broken(transaction):
-                self._end_broken(transaction)
-                transaction = self._transaction
-
-    def _roll_back_for(self, loss: Loss) -> None:
-        """Roll back level by level, because each level's end forgets the failure."""
-        while self._transaction is not None:
-            self._failure = loss
-            self._transaction.rollback()
+        return self._recovery.is_needed() or (self.autoflush and not orm.is_clean(self))
 
     def _forget_blocks(self) -> None:
         """Forget the blocks of an unfinished section: no thread will leave them."""
         self._in_unit = False
         self._trans_context_manager = None
 
-    def _end_broken(self, transaction: SessionTransaction) -> None:
-        """End one level that another thread broke; the level around it may be sound."""
-        whole = transactions.is_aborted_as(transaction, Abort.WHOLE)
-        savepoint = None if whole else transactions.savepoint_beyond(transaction)
-        if savepoint is not None:
-            savepoint.rollback()
-            return
-        transactions.set_ended_aside(transaction, whole)
-        if not transactions.is_committed(transaction):
-            transaction.rollback()
-        if self._transaction is transaction:
-            transaction.close()  # committed, or interrupted before its end
+    def _asker(self) -> Owner | None:
+        return None if self.guard is None else self.guard.asker().party
 
     # -- misuse
-
-    def _second_owner(self, second: Owner) -> None:
-        check_second_thread(self, second)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise SharedSessionError(
@@ -588,21 +365,9 @@ def _to_the_end(throw_away: Callable[[], None]) -> None:
         raise
 
 
-_OWN = {
-    "__exit__": SharedSessionMixin._exit,
-    "begin": SharedSessionMixin._begin,
-    "close": SharedSessionMixin._close,
-    "expunge_all": SharedSessionMixin._expunge_all,
-    "_expunge_states": SharedSessionMixin._expunge_states,
-    "invalidate": SharedSessionMixin._invalidate,
-    "reset": SharedSessionMixin._reset,
-    "rollback": SharedSessionMixin._rollback,
-}
-
-
-def _operation(name: str, plain: Any, access: Access) -> Any:
+def _operation(cls: Any, name: str, plain: Any, access: Access) -> Any:
     refused = name in SESSION and access not in (READ, LOAD)
-    calls: Any = _OWN.get(name) or _calling_next(name)
+    calls: Any = vars(cls).get(name) or _calling_next(name)
     return guarded(plain, access, _guard_of, refused=refused, calls=calls)
 
 
@@ -615,7 +380,7 @@ def _put_operations_on(cls: Any) -> None:
             getter = guarded(_next_property(name), access, _guard_of)
             setattr(cls, name, property(getter, doc=plain.__doc__))
         else:
-            operation = _operation(name, plain, access)
+            operation = _operation(cls, name, plain, access)
             if name == "get":
                 operation = as_function(plain, lookups.quick_get(operation))
             elif name == "__contains__":
@@ -669,15 +434,10 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
     """Guard *session* and everything that is attached to it already."""
     attributes.install()
     collections.install()
-    session._ledger = Ledger()
-    session._failure = None
-    session._owed = set()
+    session._recovery = guard.recovery = session._recovery_class(session, guard)
     session._blocks = []
     session._fit_engines = weakref.WeakSet()
     guard.session = weakref.ref(session)
-    guard.note_work = _weakly(session, "_note_work")
-    guard.attend = _weakly(session, "_attend")
-    guard.second_owner = _weakly(session, "_second_owner")
     session.guard = guard
     guards_by_session[session.hash_key] = guard
     fork.sessions.add(session)
@@ -685,18 +445,6 @@ def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
         False
     )
     _adopt_present(session, guard)
-
-
-def _weakly(session: Any, name: str) -> Any:
-    """Return the method *name* for the guard, which must not keep *session* alive."""
-    find = weakref.ref(session)
-    method = getattr(type(session), name)
-
-    def call(*args: Any) -> Any:
-        found = find()
-        return None if found is None else method(found, *args)
-
-    return call
 
 
 def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:

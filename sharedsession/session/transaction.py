@@ -68,7 +68,7 @@ class GuardedTransaction(_Plain):
         guard: Any = session.guard
         self.begun_by = guard.asker().party
         _Plain.__init__(self, session, origin, parent)
-        guard.worker = None  # each level notes the owners of its work anew
+        guard.last_writer = None  # each level notes the owners of its work anew
 
     def was_autobegun_by_another(self) -> bool:
         """Whether another owner autobegan this transaction and no block holds it."""
@@ -147,7 +147,7 @@ class GuardedTransaction(_Plain):
         former = hold.take_over()
         me = self.session._asker()
         if me is not None and former.party is not me:
-            self.session._ledger.hand_over(transaction, former.party, me)
+            self.session._recovery.hand_over(transaction, former.party, me)
 
     # -- how the transaction ends
 
@@ -162,19 +162,19 @@ class GuardedTransaction(_Plain):
         finally:
             if self.session._transaction is not self:  # otherwise still open
                 try:
-                    self.session._account_for(self, committed)
+                    self.session._recovery.ended(self, committed)
                 except BaseException:
-                    self.session._account_for(self, committed)  # after an interrupt
+                    self.session._recovery.ended(self, committed)  # after an interrupt
                     raise
 
     def _commit(self, _to_root: bool = False) -> None:
         if self.origin is _OF_FLUSH:
-            self.session._note_flushed(self)
+            self.session._recovery.flushed(self)
         try:
             with _ending(self.session):
                 _Plain.commit(self, _to_root=_to_root)
         except BaseException as error:
-            self.session._note_failure(error)
+            self.session._recovery.failed(error)
             raise
 
     def _rollback(
@@ -197,7 +197,7 @@ class GuardedTransaction(_Plain):
                 _Plain.rollback(self, _capture_exception, _to_root)
             raise
         finally:
-            self.session._note_failure(sys.exc_info()[1])
+            self.session._recovery.failed(sys.exc_info()[1])
 
     close = guarded(_close, END, _guard_of)
     commit = guarded(_commit, CHANGE, _guard_of)
@@ -250,11 +250,12 @@ class GuardedTransaction(_Plain):
 @contextlib.contextmanager
 def _ending(session: Any) -> Iterator[None]:
     """Mark that the session, and not a user of its connection, ends a transaction."""
-    before, session.__dict__["_is_ending"] = session._is_ending, True
+    recovery = session._recovery
+    before, recovery.is_ending = recovery.is_ending, True
     try:
         yield
     finally:
-        session.__dict__["_is_ending"] = before
+        recovery.is_ending = before
 
 
 def enter_within_section(transaction: sa_orm.SessionTransaction) -> None:
