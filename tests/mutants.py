@@ -314,8 +314,8 @@ MUTANTS = [
     Mutant(
         "a look counts beside the exclusive one",
         "guard/monitor",
-        " and (version is not None or self.is_mine())\n",
-        "\n",
+        "self.version is None and self.is_held_by(self.asker())\n",
+        "self.version is None\n",
         SCHEDULES,
     ),
     Mutant(
@@ -393,8 +393,9 @@ MUTANTS = [
     Mutant(
         "a read does not ask whether its section is still there",
         "objects/reading",
-        "                if guard.is_mine():\n                    return value\n",
-        "                return value\n",
+        "                    if guard.is_held_by(me):\n"
+        "                        return value\n",
+        "                    return value\n",
         READS,
     ),
     Mutant(

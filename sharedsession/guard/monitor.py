@@ -296,19 +296,21 @@ class Monitor:
     def is_still(self, version: int | None) -> bool:
         """Whether nothing has changed since the guard had that version.
 
-        For the version ``None``: whether nothing can have changed, see :meth:`is_mine`.
+        For the version ``None``: whether nothing can have changed, see
+        :meth:`is_held_by`.
         """
-        return self.version is version and (version is not None or self.is_mine())
+        if version is None:
+            return self.version is None and self.is_held_by(self.asker())
+        return self.version is version
 
-    def is_mine(self) -> bool:
-        """Whether the caller keeps all others out and may read without a lock.
+    def is_held_by(self, me: Owner) -> bool:
+        """Whether *me*, the caller, keeps all others out and may read without a lock.
 
         False if the caller is in a read-only section and must be told something first.
         Check this before the read and after it, because meanwhile another thread may
         have ended the caller's stream, or the garbage collector a forgotten section.
         Checking twice is enough: the caller only gets back inside by its own entry.
         """
-        me = self.asker()
         if self.running is me or self.inside is me:
             return True
         return self._owner is me and not self.attention

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import sys
 import weakref
+from asyncio import _get_running_loop
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Awaitable, Callable, ClassVar, Coroutine, Iterator, TypeVar
@@ -147,7 +148,7 @@ def current_owner() -> Owner:
     event loop.  Inside :func:`one_owner` the owner is a member of that party.
     """
     party = _party.get()
-    if asyncio._get_running_loop() is None:
+    if _get_running_loop() is None:
         owner = thread_owner()
     else:
         task = _running_task()

@@ -37,10 +37,12 @@ def getter_of(key: str, otherwise: Getter) -> Getter:
                 value = values[key]
                 if guard.version is version:
                     return value
-            elif guard.is_mine():
-                value = values[key]
-                if guard.is_mine():
-                    return value
+            else:
+                me = guard.asker()
+                if guard.is_held_by(me):
+                    value = values[key]
+                    if guard.is_held_by(me):
+                        return value
         except KeyError:
             pass  # not loaded, not mapped, or the session is just going away
         return otherwise(self, instance, owner)

@@ -86,7 +86,7 @@ def quick_contains(operation: _Operation) -> _Operation:
         if guard is None:
             return operation(self, instance)
         version = guard.version
-        free = version is not None or guard.is_mine()
+        free = version is not None or guard.is_still(None)
         if free and is_plain(type(self), "__contains__"):
             try:
                 found = orm.is_present(self, orm.instance_state(instance))
