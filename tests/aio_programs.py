@@ -35,7 +35,7 @@ from sharedsession.session.async_sections import AsyncSection
 from sharedsession.session.sections import CriticalSection, ReadSection
 
 from .aio_scheduler import Loop
-from .guard_programs import attached, attaching
+from .guard_programs import attached, attaching, turns
 
 Program = tuple[str, ...]
 
@@ -170,10 +170,14 @@ class World:
 
     def watch(self) -> None:
         guard = self.guard
-        assert guard._owner is None or not guard.reading, "a reader beside a writer"
+        assert (
+            guard._exclusive_owner() is None or not guard.reading
+        ), "a reader beside a writer"
         assert guard._step is None, "a step did not end"
         assert not guard.is_in_bookkeeping()
-        assert guard._owner is None or guard.version is None, "a version, and a writer"
+        assert (
+            guard._exclusive_owner() is None or guard.version is None
+        ), "a version, and a writer"
 
     # -- a script
 
@@ -222,12 +226,12 @@ class World:
     def check_out(self) -> None:
         """Nothing of an operation that ended is left in the guard."""
         guard, owner = self.guard, self.guard.asker()
-        assert guard._owner is not owner and guard._loader is not owner, "still in"
+        for turn in turns(guard):
+            is_lender = turn is not guard.turn and not turn.keeps
+            assert turn.owner is not owner or is_lender, "still in"
         assert owner not in guard.reading, "still a reader"
         assert all(waiter.owner is not owner for waiter in guard.queue), "still waits"
         assert owner.waiting_for is None, "is still thought to wait"
-        for place in guard._below:
-            assert place._owner is not owner or not place.holds, "still lends"
 
     # -- at the end of a run
 
@@ -255,10 +259,8 @@ class World:
 
 
 def check_free(guard: Any) -> None:
-    assert guard._owner is None and guard._loader is None, guard.explain()
-    assert guard.inside is None and guard.running is None
-    assert not guard.reading and not guard.queue and not guard.holds
-    assert not guard._below and guard._step is None and not guard.restricted
+    assert guard.turn is None and guard.running is None, guard.explain()
+    assert not guard.reading and not guard.queue and guard._step is None
     assert not guard.put_off, "put off, and nobody did it"
     assert not guard.forsaken, "a forgotten hold was never released"
     assert guard not in deferred.watched

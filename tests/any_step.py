@@ -40,7 +40,7 @@ from sharedsession import (
     critical_section,
     shared_session,
 )
-from sharedsession.guard import monitor, owner, turn
+from sharedsession.guard import monitor, owner, queue
 from sharedsession.operations import operation
 
 from . import faults, threads
@@ -52,7 +52,8 @@ from .threads import Worker, inside, wait_for, wait_until
 #: The modules that a guard's own work is in.
 CORE = {
     *("guard/guard", "guard/monitor", "guard/turn", "guard/owner", "guard/task"),
-    *("guard/kinds", "guard/deadlocks", "operations/operation", "registry"),
+    *("guard/kinds", "guard/deadlocks", "guard/queue", "guard/report"),
+    *("operations/operation", "registry"),
     *("objects/reading", "objects/setting", "session/sections", "session/transaction"),
     *("decorators", "unit_of_work"),
 }
@@ -465,9 +466,9 @@ def _stack(frame: FrameType | None) -> tuple[Any, ...]:
 def _state(guard: Any) -> tuple[Any, ...]:
     """What tells one moment of a guard from another at the same line."""
     return (
-        *(guard._owner, guard._loader, guard.running, guard.inside, guard.window),
-        *(guard.gate.get(0), guard.restricted, guard.attention, guard.version is None),
-        *(tuple(guard.holds.values()), len(guard.reading), len(guard.queue)),
+        *(guard.owner, guard.turn is None, guard.running, guard.window),
+        *(guard.gate.get(0), guard.attention, guard.version is None),
+        *(guard.kept(), len(guard.reading), len(guard.queue)),
         any(waiter.admitted for waiter in tuple(guard.queue)),
     )
 
@@ -868,8 +869,8 @@ def _wake_late() -> None:
             waiter.guard.clock()  # an interrupt may come at a call
             waiter.parked.release()
 
-    wake.__code__ = wake.__code__.replace(co_filename=turn.__file__)
-    setattr(turn.Waiter, "wake", wake)
+    wake.__code__ = wake.__code__.replace(co_filename=queue.__file__)
+    setattr(queue.Waiter, "wake", wake)
 
 
 def _plain_mutex() -> None:
@@ -898,7 +899,7 @@ CONTROLS: dict[str, tuple[str, Callable[[], None], str, str]] = {
         *("leave a read section to a writer", "finalizer"),
     ),
     "a guard that is not given back": (
-        *("somebody is inside", _leave_once, "add", "interrupt"),
+        *("an operation runs", _leave_once, "add", "interrupt"),
     ),
 }
 

@@ -399,12 +399,10 @@ def check(condition: Any, what: str) -> None:
 def check_free(guard: Any) -> None:
     check(guard._mutex.acquire(timeout=1), "the mutex is taken")
     guard._mutex.release()
-    check(guard._owner is None, f"held: {guard.explain()}")
-    check(guard._loader is None, f"loading: {guard.explain()}")
+    check(guard.turn is None, f"held: {guard.explain()}")
     check(not guard.readers, f"read: {guard.explain()}")
     check(not guard.waiting, f"waited for: {guard.explain()}")
-    check(not guard.holds, f"open: {guard.holds}")
-    check(guard.inside is None and guard.running is None, "somebody is inside")
+    check(guard.running is None, "an operation runs")
     check(guard.version is not None or guard.unsettled, "there is no version")
     if guard._lock is not None:
         check(not guard._lock.blockers(), "the application's lock is held")

@@ -167,9 +167,9 @@ class World:
             g = session.guard
             if g.forsaken or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
-            if STREAM in g.holds.values():
+            if any(kept.is_stream for turn in turns(g) for kept in turn.keeps.values()):
                 continue  # another one is in the middle of collecting it
-            assert g._owner is not owner and g._loader is not owner, "still exclusive"
+            assert all(turn.owner is not owner for turn in turns(g)), "still inside"
             assert g.gate.get(0) is not owner, "still in by the gate"
             assert owner not in g.reading, "still a reader"
             assert all(w.owner is not owner for w in g.queue), "still waits"
@@ -234,10 +234,13 @@ class World:
         )
 
 
+def turns(guard: Any) -> list[Any]:
+    return [] if guard.turn is None else [*guard.turn.with_lenders()]
+
+
 def check_free(g: Any) -> None:
-    assert g._owner is None and g._loader is None and g.inside is None
-    assert not g.reading and not g.queue and not g._before and not g.holds
-    assert g.running is None and not g.restricted
+    assert g.turn is None and g.running is None and g.window is None
+    assert not g.reading and not g.queue and not g._before
     assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
     assert not g.forsaken, "a forgotten hold was never released"
     has_none = g.version is None

@@ -54,16 +54,16 @@ TASK_SCHEDULES = "tests/test_aio_schedules.py"
 MUTANTS = [
     Mutant(
         "a task waits like a stranger in the section that it was started in",
-        "asyncio/guard",
-        "            and self.holds.keys() <= owner.sections\n",
-        "            and False\n",
+        "guard/monitor",
+        "return turn.mode is EXCLUSIVE and turn.keeps.keys() <= owner.sections\n",
+        "return False\n",
         f"{TASKS} -k gather_in_a_section",
     ),
     Mutant(
         "every task counts as started in the section",
-        "asyncio/guard",
-        "            and self.holds.keys() <= owner.sections\n",
-        "",
+        "guard/monitor",
+        "return turn.mode is EXCLUSIVE and turn.keeps.keys() <= owner.sections\n",
+        "return turn.mode is EXCLUSIVE\n",
         TASKS,
     ),
     Mutant(
@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant(
         "who does not wait sees into sections",
         "asyncio/guard",
-        "        if strange and not self.restricted:\n"
+        "        if strange and not restricted:\n"
         "            self._refuse_in_section(me)\n",
         "",
         NOT_AWAITED,
@@ -113,31 +113,32 @@ MUTANTS = [
     ),
     Mutant(
         "a reader that was just let in is put out by another one's end",
-        "asyncio/guard",
-        "owner is not hold.owner and hold.number in reading.holds:",
-        "owner is not hold.owner:",
+        "guard/monitor",
+        "        if not reader.keeps and not self._is_in_turn(reader.owner):\n",
+        "        if not self._is_in_turn(reader.owner):\n",
         f"{TASK_SCHEDULES} -k three_tasks",
     ),
     Mutant(
         "family is not told that its turn has come",
         "asyncio/guard",
-        "        if self.queue and self.inside is me:  # tasks of",
+        "        if self.queue and self._is_in_turn(me):  # tasks of",
         "        if False:  # tasks of",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
         "a section that ended while it was lent is not over for who gives it back",
-        "asyncio/guard",
-        "        if place.is_over:\n            self._drop()\n\n",
-        "\n",
+        "guard/monitor",
+        "        while self.running is None and self.window is None:\n",
+        "        for _ in range(self.running is None and self.window is None):\n",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
         "a task that ended keeps the section that it lent",
-        "asyncio/guard",
-        "                    place.is_over = "
-        "place.running is None and not place.holds\n",
-        "                    pass\n",
+        "guard/guard",
+        "() if self.turn is None else self.turn.with_lenders():\n"
+        "                if turn.owner.party",
+        "() if self.turn is None else (self.turn,):\n"
+        "                if turn.owner.party",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
@@ -150,7 +151,7 @@ MUTANTS = [
     Mutant(
         "a child whose read section ended loads beside other readers",
         "asyncio/guard",
-        "        if was_reading and self._loader is me:\n",
+        "        if was_reading:\n",
         "        if False:\n",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
@@ -171,22 +172,22 @@ MUTANTS = [
     Mutant(
         "who gives up waiting ends the stream that was waited for",
         "guard/guard",
-        "        if not self.is_exclusive(me) and self._loader is not me:\n",
-        "        if False:\n",
+        "        if turn is not None and turn.owner is me:\n" "            for number",
+        "        if turn is not None:\n" "            for number",
         f"{TASK_SCHEDULES} tests/test_guard.py -k 'failed_once or gives_up_waiting'",
     ),
     Mutant(
         "an operation goes in beside the exclusive one",
         "guard/monitor",
-        "        if self._owner is not None:\n            return False\n",
-        "",
+        "        return self._welcomes(owner)\n",
+        "        return True\n",
         f"{SCHEDULES} -k 'two_owners and critical'",
     ),
     Mutant(
         "the gate opens while somebody reads",
         "guard/monitor",
-        "not taken and not self.reading:",
-        "not taken:",
+        "self.turn is None and not self.reading:",
+        "self.turn is None:",
         f"{SCHEDULES} -k 'two_owners and read and rw'",
     ),
     Mutant(
@@ -213,10 +214,9 @@ MUTANTS = [
     ),
     Mutant(
         "who goes on coming in does not see that a turn is over",
-        "guard/turn",
-        "        return self.next_at is not None and self.guard.clock() >= "
-        "self.next_at\n",
-        "        return False\n",
+        "guard/queue",
+        "return self.next_at is not None and self.guard.clock() >= self.next_at\n",
+        "return False\n",
         "tests/test_guard.py",
     ),
     Mutant(
@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant(
         "a window opens inside a section",
         "guard/monitor",
-        "        if self.holds or not self._has_windows or",
+        "        if kept or not self._has_windows or",
         "        if not self._has_windows or",
         WINDOWS,
     ),
@@ -293,8 +293,10 @@ MUTANTS = [
     Mutant(
         "an operation that ends lets nobody in",
         "guard/monitor",
-        "                    self._drop()\n            self._pass_on()\n        if",
-        "                    self._drop()\n        if",
+        "                self._end_turns()\n"
+        "            self._pass_on()\n"
+        "        if",
+        "                self._end_turns()\n" "        if",
         SCHEDULES,
     ),
     Mutant(
@@ -335,9 +337,8 @@ MUTANTS = [
     Mutant(
         "a read section may write",
         "guard/guard",
-        "            if only_reads and access is not READ and access is not LOAD:\n"
-        "                self.refuse_write()\n",
-        "",
+        "(reads or restricted) and access is not READ and access is not LOAD:\n",
+        "False:\n",
         f"{SCHEDULES} tests/test_guard.py",
     ),
     Mutant(
@@ -400,30 +401,31 @@ MUTANTS = [
     ),
     Mutant(
         "who goes on in a stream does not see that it ends",
-        "operations/operation",
-        "        if guard.inside is me and guard.go_on(me):\n            pass\n",
-        "        if guard.inside is me:\n            guard.running = me\n",
+        "guard/monitor",
+        "        with self._mutex:\n" "            held = self._is_in_turn(me)\n",
+        "        if True:\n" "            held = self._is_in_turn(me)\n",
         f"{SCHEDULES} -k just_as_its_owner",
     ),
     Mutant(
         "a section begins in a stream and does not see that it ends",
         "guard/guard",
-        "        with self._mutex:\n            if hold.mode is SHARED:\n",
-        "        if True:\n            if hold.mode is SHARED:\n",
+        "        with self._mutex:\n" "            turn = self.reading.get(me) if",
+        "        if True:\n" "            turn = self.reading.get(me) if",
         f"{SCHEDULES} -k just_as_its_owner",
     ),
     Mutant(
-        "a hold that is not there puts its owner out",
+        "the end of a stream ends the operation that runs",
         "guard/monitor",
-        "        if mine and (number in self.holds or hold.is_ending):\n",
-        "        if mine:\n",
+        "        while self.running is None and self.window is None:\n",
+        "        while self.window is None:\n",
         f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
         "a window that is left open stays so",
         "guard/monitor",
+        "            # these steps done or none.\n"
         "            self.running = self.window = None\n",
-        "            self.running = None\n",
+        "            # these steps done or none.\n" "            self.running = None\n",
         WINDOWS,
     ),
     Mutant(
@@ -436,8 +438,8 @@ MUTANTS = [
     Mutant(
         "everybody counts as inside",
         "guard/monitor",
-        "        return self._owner is me and not self.attention\n",
-        "        return True\n",
+        "turn is None or turn.owner is not me or turn.mode is not EXCLUSIVE:\n",
+        "False:\n",
         f"{READS} {SCHEDULES}",
     ),
     Mutant(

@@ -86,7 +86,7 @@ def _goes_nowhere(*args: Any) -> None:
     ("cls", "name", "replacement", "scripts", "message"),
     [
         (
-            *(TaskGuard, "_lends_to", lambda self, owner: False),
+            *(TaskGuard, "_lends_to", lambda self, turn, owner: False),
             *(("gather", "pause"), "cannot go on"),
         ),
         (

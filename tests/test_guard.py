@@ -31,8 +31,8 @@ from sharedsession.guard.access import (
 from sharedsession.guard.guard import Guard
 from sharedsession.guard.kinds import KINDS, make_guard
 from sharedsession.guard.owner import Owner
+from sharedsession.guard.queue import TURN
 from sharedsession.guard.task import current_owner
-from sharedsession.guard.turn import TURN
 from sharedsession.objects.setting import setter_of
 from sharedsession.operations.operation import run
 from sharedsession.operations.wrap import guarded

@@ -537,6 +537,20 @@ def test_who_rolls_its_own_savepoint_back_is_not_told(database: sa.Engine) -> No
         session.commit()
 
 
+def test_a_statement_that_failed_is_no_work(sqlite: sa.Engine, author: Other) -> None:
+    """Who rolls the savepoint back that it was tried in throws nothing away."""
+
+    def fail_to_insert() -> None:
+        with pytest.raises(sa.exc.IntegrityError):
+            session.execute(sa.insert(Row).values(id=1, name="taken"))
+
+    with SharedSession(sqlite) as session:
+        savepoint = session.connection().begin_nested()
+        author.do(fail_to_insert)
+        savepoint.rollback()
+        author.do(session.commit)
+
+
 ENDS: dict[str, Callable[[Any], Any]] = {
     "rollback": lambda connection: connection.rollback(),
     "transaction.rollback": lambda connection: connection.get_transaction().rollback(),

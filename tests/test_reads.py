@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sharedsession.guard.access import EXCLUSIVE
 from sharedsession.guard.guard import Guard
+from sharedsession.guard.turn import Turn
 from sharedsession.internals.orm import STATE_KEY
 from sharedsession.objects.guards import guards_by_session
 from sharedsession.objects.reading import getter_of
@@ -124,11 +126,13 @@ def test_beside_an_operation_it_is_read_otherwise(reading):
     assert reading.object.key is OTHERWISE
 
 
-@pytest.mark.parametrize("right", ["running", "inside", "_owner"])
+@pytest.mark.parametrize("right", ["running", "turn"])
 def test_inside_it_is_looked_at(reading, right):
     reading.values["key"] = VALUE
     reading.guard.version = None
-    setattr(reading.guard, right, reading.guard.asker())
+    me = reading.guard.asker()
+    mine = me if right == "running" else Turn(me, EXCLUSIVE, None)
+    setattr(reading.guard, right, mine)
     assert reading.object.key is VALUE
     assert reading.calls == []
     found = []
@@ -141,7 +145,7 @@ def test_inside_it_is_looked_at(reading, right):
 def test_who_only_reads_is_told_first_what_there_is_to_tell(reading):
     reading.values["key"] = VALUE
     reading.guard.version = None
-    reading.guard._owner = reading.guard.asker()
+    reading.guard.turn = Turn(reading.guard.asker(), EXCLUSIVE, None)
     reading.guard.attention = True
     assert reading.object.key is OTHERWISE
 
@@ -156,10 +160,12 @@ def test_a_change_that_has_begun_in_between_does_so_too(reading):
     assert reading.object.key is OTHERWISE
 
 
-@pytest.mark.parametrize("right", ["running", "inside", "_owner"])
+@pytest.mark.parametrize("right", ["running", "turn"])
 def test_the_end_of_its_section_in_between_does_so_too(reading, right):
     reading.guard.version = None
-    setattr(reading.guard, right, reading.guard.asker())
+    me = reading.guard.asker()
+    mine = me if right == "running" else Turn(me, EXCLUSIVE, None)
+    setattr(reading.guard, right, mine)
     reading.intrude(lambda: setattr(reading.guard, right, None))
     assert reading.object.key is OTHERWISE
 

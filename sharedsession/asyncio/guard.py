@@ -14,9 +14,7 @@ any other code runs.  A change that the operation would undo is hidden from it, 
 ``objects/deferred.py``.  A change that cannot be hidden is deferred until the operation
 ends, or refused.
 
-Both replace the owner of the turn for a time.  Therefore the guard has a stack of turns
-(:class:`_Place`).  The guard's own fields describe the top turn, because the base
-classes expect that; ``_below`` has the other turns.
+Both put a turn on top of the present one for a time, see :class:`Turn`.
 """
 
 from __future__ import annotations
@@ -34,11 +32,9 @@ from ..guard.access import (
     CHANGE,
     END,
     EXCLUSIVE,
-    GO_ON,
     LOAD,
     READ,
     SHARED,
-    STREAMS,
     WRITE,
     Access,
     Kind,
@@ -54,7 +50,7 @@ from ..guard.task import (
     note_sections,
     on_behalf_of,
 )
-from ..guard.turn import Hold, Reading, Waiter
+from ..guard.turn import Hold, Kept, Turn
 from ..internals import orm, transactions
 from ..objects import deferred
 from ..operations.operation import run
@@ -62,37 +58,10 @@ from ..operations.operation import run
 logger = logging.getLogger("sharedsession")
 
 
-class _Place:
-    """A turn below the top one: the guard's fields from before they were replaced."""
-
-    __slots__ = (
-        *("_owner", "_loader", "inside", "running", "restricted", "holds"),
-        *("since", "_access", "is_over"),
-    )
-
-    _owner: Owner | None
-    running: Owner | None
-    holds: dict[int, str]
-    restricted: bool
-
-    def __init__(self, guard: TaskGuard) -> None:
-        #: True once the last hold of this turn was released while it was not on top.
-        self.is_over = False
-        for name in _FIELDS:
-            setattr(self, name, getattr(guard, name))
-
-    def restore(self, guard: TaskGuard) -> None:
-        for name in _FIELDS:
-            setattr(guard, name, getattr(self, name))
-
-
-_FIELDS = _Place.__slots__[:-1]
-
-
 class _Step:
-    """A step of *owner* beside another task's operation."""
+    """A step of *owner* beside another task's operation: a turn on top of its turn."""
 
-    __slots__ = ("owner", "failure", "unsettled", "writer", "hides", "place")
+    __slots__ = ("owner", "failure", "unsettled", "writer", "hides", "turn")
 
     def __init__(self, owner: Owner, guard: TaskGuard) -> None:
         self.owner = owner
@@ -100,7 +69,7 @@ class _Step:
         self.unsettled = guard.unsettled
         self.writer = guard.last_writer
         self.hides = False
-        self.place = _Place(guard)
+        self.turn = guard._turn_on_top(owner)
 
 
 class PutOff:
@@ -145,10 +114,7 @@ class TaskGuard(Guard):
         **primitives: Any,
     ) -> None:
         super().__init__(kind, timeout=timeout, asker=current_task_owner, **primitives)
-        self._below: list[_Place] = []
         self._step: _Step | None = None
-        #: The access of the operation in flight; ``None`` if it is not known.
-        self._access: Access | None = None
         #: The deferred calls, in the order in which they were made.
         self.put_off: deque[PutOff] = deque()
         self._is_tidying = False
@@ -169,7 +135,8 @@ class TaskGuard(Guard):
                 self.refuse_write()
             self._join_readers(me)
         super().enter(me, access)
-        self._access = access
+        if self.turn is not None:
+            self.turn.access = access
         if access is not END:
             if self.put_off:
                 self._do_put_off()
@@ -187,7 +154,7 @@ class TaskGuard(Guard):
         if self.put_off and self.running is me:
             self._do_put_off()
         super().leave(me)
-        if self.queue and self.inside is me:  # tasks of the section may wait
+        if self.queue and self._is_in_turn(me):  # tasks of the section may wait
             with self._mutex:
                 self._pass_on()
             self.reap()
@@ -199,40 +166,10 @@ class TaskGuard(Guard):
 
     def note_change(self) -> None:
         """Note that the operation in flight does more than its access said."""
-        self._access = None
+        if self.turn is not None:
+            self.turn.access = None
 
-    # -- lending
-
-    def _lends_to(self, owner: Owner) -> bool:
-        """Whether *owner* belongs to the sections of the turn and no operation runs."""
-        return (
-            self._owner is not None
-            and self.running is None
-            and bool(self.holds)
-            and self.holds.keys() <= owner.sections
-        )
-
-    def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
-        return self._lends_to(me) or super()._may_enter_now(me, mode)
-
-    def _goes_first(self, owner: Owner) -> bool:
-        return self._lends_to(owner) or super()._goes_first(owner)
-
-    def _fits(self, mode: Mode, owner: Owner) -> bool:
-        return self._lends_to(owner) or super()._fits(mode, owner)
-
-    def _admit(self, me: Owner, mode: Mode) -> None:
-        if self._owner is None:
-            super()._admit(me, mode)
-        else:
-            # A borrowed turn has no more rights than the lender's: read-only stays
-            # read-only.
-            self._below.append(_Place(self))
-            self.holds = {}
-            self.inside = None
-            super()._admit(me, EXCLUSIVE)
-        if mode is not SHARED:
-            self._access = None
+    # -- tasks that belong to a section
 
     def _acquire(
         self,
@@ -240,64 +177,52 @@ class TaskGuard(Guard):
         mode: Mode,
         timeout: float | None,
         *,
+        hold: Hold | None = None,
         looks: bool = False,
     ) -> None:
         was_reading = me in self.reading
-        super()._acquire(me, mode, timeout, looks=looks)
-        if was_reading and self._loader is me:
+        super()._acquire(me, mode, timeout, hold=hold, looks=looks)
+        if was_reading:
             # The read section of *me* may have ended during the wait.  Then the load
             # may flush, which is not allowed beside the readers of another section.
             self.exclude_others(me)
 
-    def _drop(self) -> None:
-        if self._below:
-            self._give_back()
-        else:
-            super()._drop()
-
-    def _give_back(self) -> None:
-        place = self._below.pop()
-        place.restore(self)
-        if place.is_over:
-            self._drop()
-
-    def _all_holds(self) -> list[dict[int, str]]:
-        """Return the holds of the top turn, and those of all turns below it."""
-        return [self.holds, *(place.holds for place in self._below)]
-
-    def _places_below(self) -> list[_Place]:
-        step = self._step
-        return self._below if step is None else [*self._below, step.place]
-
-    # -- tasks that belong to a section
-
     def _is_family(self, me: Owner) -> bool:
         """Whether *me* belongs to the outermost section, which excludes other tasks."""
-        holds = self._below[0].holds if self._below else self.holds
-        return self._owner is not None and bool(holds) and holds.keys() <= me.sections
+        outermost = self._outermost_turn()
+        if outermost is None or outermost.mode is not EXCLUSIVE or not outermost.keeps:
+            return False
+        return outermost.keeps.keys() <= me.sections
+
+    def _outermost_turn(self) -> Turn | None:
+        return None if self.turn is None else [*self.turn.with_lenders()][-1]
 
     def _reads_with_family(self, me: Owner) -> bool:
         """Whether *me* belongs to a read section that is still open."""
-        if self._owner is not None and self._owner is not me:
-            return self.restricted and self._is_family(me)
-        if me in self.reading or self._owner is me or self._loader is me:
+        turn = self.turn
+        if turn is not None and turn.mode is EXCLUSIVE and turn.owner is not me:
+            return turn.reads_only and self._is_family(me)
+        if me in self.reading or self._is_in_turn(me):
             return False
-        return any(r.holds & me.sections for r in self.reading.values())
+        return any(r.keeps.keys() & me.sections for r in self.reading.values())
 
     def _join_readers(self, me: Owner) -> None:
         """Make *me* a reader in the read sections of its parent tasks.
 
         *me* stays a reader until those sections end.
         """
-        if self._owner is not None:
+        if self.turn is not None and self.turn.mode is EXCLUSIVE:
             return
         with self._mutex:
-            shared: set[int] = set()
-            for reading in self.reading.values():
-                shared |= reading.holds & me.sections
+            shared = {
+                number: kept
+                for reader in self.reading.values()
+                for number, kept in reader.keeps.items()
+                if number in me.sections
+            }
             if shared:
-                reading = self.reading[me] = Reading(self.clock())
-                reading.holds |= shared
+                reader = self.reading[me] = Turn(me, SHARED, self.clock())
+                reader.keeps.update(shared)
         self.reap()
 
     def reads_only(self) -> bool:
@@ -319,17 +244,15 @@ class TaskGuard(Guard):
         note_sections(me)
         if self._reads_with_family(me):
             self._join_readers(me)
-        if self._owner is not me and self._is_family(me):
-            hold = Hold(self, me, EXCLUSIVE, what, False)
-            return self._take(hold, timeout, restricts=True)
+        if not self._is_in_turn(me) and self._is_family(me):
+            kept = Kept(what, reads_only=True)
+            return self._take(Hold(self, me, EXCLUSIVE, kept), timeout)
         return super().hold_shared(what, timeout)
 
-    def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
-        me = hold.owner
-        super()._take(hold, timeout, restricts)
+    def _take(self, hold: Hold, timeout: float | None) -> Hold:
+        super()._take(hold, timeout)
         enter_section(hold.number)
-        alone = self._owner is me and [*self.holds] == [hold.number]
-        if self.put_off and alone and self.running is None:
+        if self.put_off and self._is_alone(hold):
             try:
                 self._do_put_off()  # impossible before, beside readers
             except BaseException:
@@ -337,69 +260,27 @@ class TaskGuard(Guard):
                 raise
         return hold
 
+    def _is_alone(self, hold: Hold) -> bool:
+        """Whether nothing but *hold* keeps the turn, and no operation runs in it."""
+        return self.running is None and [*self.kept()] == [hold.number]
+
     def take_over(self, hold: Hold, *, begins: bool = False) -> None:
         super().take_over(hold, begins=begins)
-        if hold.what not in STREAMS and hold.is_open:
+        if not hold.kept.is_stream and hold.is_open:
             enter_section(hold.number)
 
-    def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
-        if any(hold.number in place.holds for place in self._places_below()):
-            return False  # the turn is lent, and its borrower gives it back first
-        return super()._move(hold, me, begins)
-
-    def downgrade(self, hold: Hold) -> None:
-        if not self._below:
-            super().downgrade(hold)
-        elif not self.restricted:  # a borrowed turn cannot be shared with readers
-            hold.restricts = self.restricted = True
-            self._settle_rights()
-
     def let_go(self, hold: Hold) -> None:
-        alone = self.running is None and [*self.holds] == [hold.number]
-        if self.put_off and alone and not self._is_in_mutex():
-            if not self._below:
+        turn = self.turn
+        lent = turn is not None and turn.lent_by is not None
+        if self.put_off and self._is_alone(hold) and not self._is_in_mutex():
+            if not lent:
                 self._do_put_off()
         super().let_go(hold)
         leave_section(hold.number)
         self._do_if_free()
 
-    def _let_go(self, hold: Hold) -> None:
-        # Tasks that belong to a read section are readers only until its end.
-        for owner, reading in tuple(self.reading.items()):
-            if owner is not hold.owner and hold.number in reading.holds:
-                reading.holds.discard(hold.number)
-                if not reading.holds and self._loader is not owner:
-                    self._drop_reader(owner)
-        if any(hold.number in place.holds for place in self._places_below()):
-            self._let_go_below(hold)
-        else:
-            super()._let_go(hold)
-
-    def _let_go_below(self, hold: Hold) -> None:
-        """End a section whose turn is lent; its borrower gives the turn back later."""
-        for place in self._places_below():
-            if place.holds.pop(hold.number, None):
-                place.is_over = not place.holds and place.running is None
-                if hold.restricts:
-                    place.restricted = False
-        hold.is_open = False
-
-    def bury(self, owner: Owner) -> None:
-        with self._mutex:
-            for place in self._below:
-                if place._owner is owner and place.holds:
-                    if not (STREAMS | GO_ON).issuperset(place.holds.values()):
-                        self.abandoned_by = owner
-                        self.attention = self.unsettled = True
-                    for number, what in tuple(place.holds.items()):
-                        if what not in GO_ON:
-                            del place.holds[number]
-                    place.is_over = place.running is None and not place.holds
-        super().bury(owner)
-
     def disown(self) -> None:
         super().disown()
-        self._below = []
         self._step = None
         self.put_off.clear()
 
@@ -408,10 +289,10 @@ class TaskGuard(Guard):
     def _must_step(self, me: Owner, access: Access) -> bool:
         if me.can_wait() or self.kind in (Kind.DETECT, Kind.CONFINE):
             return False
-        if self._owner is me or self._loader is me:
+        if self._is_in_turn(me):
             return False
         if me in self.reading or self._reads_with_family(me):
-            return self._owner is not None or self._loader is not None
+            return self.turn is not None
         if self.last_failure is not None:
             return True  # only an owner that can wait can deal with the failure
         mode = BESIDE if access is READ and self._shares else EXCLUSIVE
@@ -426,11 +307,7 @@ class TaskGuard(Guard):
             deferred.watched[self] = {}
             self.last_writer = me  # the work is noted when the change is shown
         with self._mutex:
-            self._owner = self.running = me
-            self._loader = self.inside = None
-            self.restricted = False
-            self.holds = {}
-            self._access = None
+            self._put_on_top(step.turn)
         if self.attention:
             self.attend_to(me, access)
 
@@ -442,16 +319,33 @@ class TaskGuard(Guard):
             self.put_off.append(PutOff(step.owner, "set", show))
         deferred.watched.pop(self, None)
         with self._mutex:
-            step.place.restore(self)
+            self._take_off(step.turn)
             # A step that fails does not break the transaction.
             self.last_failure, self.unsettled = step.failure, step.unsettled
             if step.hides:
                 self.last_writer = step.writer
             self._step = None
-            if step.place.is_over:  # the stream was collected meanwhile
-                self._drop()
+            if step.turn.lent_by is not None and not step.turn.lent_by.keeps:
+                self._end_turns()  # a stream may have been collected meanwhile
                 self._pass_on()
         self.reap()
+
+    def _turn_on_top(self, owner: Owner) -> Turn:
+        """Return a turn for an operation that runs at once, beside the present turn."""
+        if self.turn is not None:
+            self.turn.running = self.running
+        turn = Turn(owner, EXCLUSIVE, None, lent_by=self.turn)
+        turn.is_aside = True
+        return turn
+
+    def _put_on_top(self, turn: Turn) -> None:
+        self.running = turn.owner
+        self.turn = turn
+
+    def _take_off(self, turn: Turn) -> None:
+        """Go back to what was under *turn*.  May be called again after an interrupt."""
+        self.turn = turn.lent_by
+        self.running = None if turn.lent_by is None else turn.lent_by.running
 
     def _show(self, change: deferred.Change) -> None:
         change.show()
@@ -490,7 +384,7 @@ class TaskGuard(Guard):
     def is_free_for(self, me: Owner) -> bool:
         """Whether a call that is not awaited may run now, like an awaited one."""
         note_sections(me)
-        mine = self.inside is me or self.running is me
+        mine = self._is_in_turn(me) or self.running is me
         if mine or self.kind in (Kind.DETECT, Kind.CONFINE):
             return True  # *me* does not wait, though it may be refused
         return not self._must_step(me, WRITE)
@@ -498,17 +392,13 @@ class TaskGuard(Guard):
     def _check_step(self, me: Owner, access: Access) -> None:
         if self.running is not None and not isinstance(self.running, TaskOwner):
             self._refuse_beside(me)  # a thread does not stop for this step
-        strange = {
-            number
-            for holds in self._all_holds()
-            for number, what in holds.items()
-            if what not in STREAMS and number not in me.sections
-        }
-        if strange and not self.restricted:
+        strange = self._is_in_section_of_others(me)
+        restricted = self.turn is not None and self.turn.reads_only
+        if strange and not restricted:
             self._refuse_in_section(me)
         if access is READ or access is LOAD:
             return
-        reads = self.restricted or me in self.reading
+        reads = restricted or me in self.reading
         if not strange and (reads or self._reads_with_family(me)):
             self.refuse_write()
         if strange or self.reading:
@@ -522,8 +412,8 @@ class TaskGuard(Guard):
         if session is not None and orm.is_flushing(session):
             return False
         if self.running is None:
-            return bool(self.holds)  # between two fetches from a stream
-        return self._access is READ or self._access is LOAD
+            return bool(self.kept())  # between two fetches from a stream
+        return self.turn is not None and self.turn.access in (READ, LOAD)
 
     # -- deferred calls
 
@@ -535,7 +425,7 @@ class TaskGuard(Guard):
         session = self.session()
         if session is None or transactions.is_broken(session._transaction):
             return  # a rollback must come first, and would undo the calls
-        if self.reading or self._loader is not None:
+        if self.reading or (self.turn is not None and self.turn.mode is BESIDE):
             return  # nothing may change while a reader is inside
         for it in tuple(self.put_off):
             if it in self.put_off and self._is_due(it):
@@ -550,7 +440,7 @@ class TaskGuard(Guard):
         if not self.put_off or self._is_tidying or self.attention:
             return
         owner = self.put_off[0].owner
-        if self._owner is None and self._may_enter_now(owner, EXCLUSIVE):
+        if self.turn is None and self._may_enter_now(owner, EXCLUSIVE):
             self._is_tidying = True
             try:
                 with on_behalf_of(owner):
@@ -561,20 +451,17 @@ class TaskGuard(Guard):
                 self._is_tidying = False
 
     def _is_due(self, it: PutOff) -> bool:
-        holds = [place.holds for place in self._below]
-        if self.running is not None:
-            holds.append(self.holds)
-        kept = {n for each in holds for n, what in each.items() if what not in STREAMS}
-        return kept <= it.owner.sections
+        for turn in () if self.turn is None else self.turn.with_lenders():
+            if turn is self.turn and self.running is None:
+                continue
+            if _sections_in(turn) - it.owner.sections:
+                return False
+        return True
 
     def _do(self, it: PutOff) -> None:
         with self._mutex:
-            place = _Place(self)
-            self._below.append(place)
-            self._owner = self.running = it.owner
-            self.inside = None
-            self.restricted = False
-            self.holds = {}
+            turn = self._turn_on_top(it.owner)
+            self._put_on_top(turn)
         try:
             with on_behalf_of(it.owner):
                 it.function()
@@ -585,8 +472,7 @@ class TaskGuard(Guard):
                 logger.error("%s of %s failed", it.name, it.owner.name, exc_info=error)
         finally:
             with self._mutex:
-                self._below.remove(place)
-                place.restore(self)
+                self._take_off(turn)
 
     # -- threads
 
@@ -595,14 +481,16 @@ class TaskGuard(Guard):
         me: Owner,
         mode: Mode,
         timeout: float | None,
-        looks: bool,
+        *,
+        hold: Hold | None = None,
         takes: Hold | None = None,
+        looks: bool = False,
     ) -> None:
         if not isinstance(me, TaskOwner) and me.can_wait() and takes is None:
             note_sections(me)
             if self._is_in_section_of_others(me):
                 self._refuse_thread_in_section(me)
-        super()._wait(me, mode, timeout, looks, takes)
+        super()._wait(me, mode, timeout, hold=hold, takes=takes, looks=looks)
 
     # -- confine
 
@@ -616,8 +504,8 @@ class TaskGuard(Guard):
 
     def _check_asker(self, me: Owner) -> None:
         if self.kind is Kind.CONFINE and self._is_family(me):
-            lender = self._below[0]._owner if self._below else self._owner
-            if lender is self.sole:
+            outermost = self._outermost_turn()
+            if outermost is not None and outermost.owner is self.sole:
                 return
         super()._check_asker(me)
 
@@ -631,8 +519,8 @@ class TaskGuard(Guard):
 
     # -- refusals
 
-    def _refuse_to_wait(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
+    def _refusal_to_wait(self, me: Owner) -> Exception:
+        return ConcurrentAccessError(
             f"{me.name}, at {me.where()}, would have to wait, and here it cannot: "
             f"this is not awaited. {self.explain()} Nothing was changed. Do it in "
             "session.run_sync(), or enter 'async with session.critical_section()' "
@@ -641,11 +529,8 @@ class TaskGuard(Guard):
 
     def _is_in_section_of_others(self, me: Owner) -> bool:
         """Whether a section is open that *me* does not belong to."""
-        return any(
-            what not in STREAMS and number not in me.sections
-            for holds in self._all_holds()
-            for number, what in holds.items()
-        )
+        turns = () if self.turn is None else self.turn.with_lenders()
+        return any(_sections_in(turn) - me.sections for turn in turns)
 
     def _refuse_thread_in_section(self, me: Owner) -> NoReturn:
         raise ConcurrentAccessError(
@@ -683,40 +568,17 @@ class TaskGuard(Guard):
 
     # -- reports
 
-    def blockers(self, waiter: Waiter) -> list[Owner]:
-        lenders = [place._owner for place in self._below]
-        blockers = super().blockers(waiter)
-        return blockers + [
-            owner
-            for owner in lenders
-            if owner is not None
-            and owner is not waiter.owner
-            and not waiter.owner.sections & {*self._holds_of(owner)}
-        ]
-
-    def _holds_of(self, owner: Owner) -> list[int]:
-        return [
-            n for place in self._below if place._owner is owner for n in place.holds
-        ]
-
-    def explain(self) -> str:
+    def _turns_to_show(self) -> list[Turn]:
+        """Inside a step, return the turns that the step runs beside."""
+        turns = super()._turns_to_show()
         step = self._step
-        if step is not None and self._owner is step.owner:
-            return self._explain_below(step.place)
-        said = super().explain()
-        lenders = [place._owner for place in self._below if place._owner is not None]
-        for owner in dict.fromkeys(lenders):
-            said += f" It is lent by {owner.name}, in whose section this happens."
-        return said
+        inside = step is not None and self.turn is step.turn
+        return turns[1:] if inside else turns
 
-    def _explain_below(self, place: _Place) -> str:
-        """Explain, inside a step, the turn that the step runs beside."""
-        now = _Place(self)
-        try:
-            place.restore(self)
-            return self.explain()
-        finally:
-            now.restore(self)
+
+def _sections_in(turn: Turn) -> set[int]:
+    """Return the numbers of the sections and blocks that keep *turn*, not streams."""
+    return {number for number, kept in turn.keeps.items() if not kept.is_stream}
 
 
 def _nothing() -> None:

@@ -273,14 +273,12 @@ def _executing(function: Any, self: Any, *args: Any, **kw: Any) -> Any:
     guard = _guard_of(self)
     if guard is None:
         return function(self, *args, **kw)
-    if self._sharedsession_savepoints:
-        _note_in_savepoint(guard, self, args[0])
     access = _access_now(guard, args[0])
     if access is None:
-        return rows.settle(guard, function(self, *args, **kw))
+        return _execute(guard, function, self, *args, **kw)
     if access is _WINDOW:
         return _in_window(guard, function, self, *args, **kw)
-    return run(guard, access, _execute, guard, function, self, *args, **kw)
+    return run(guard, access, _execute_alone, guard, function, self, *args, **kw)
 
 
 _WINDOW = object()
@@ -295,7 +293,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     guard.check_may_execute()
     me = guard.asker()
     within = guard.running is me
-    if (guard.restricted or guard.reading) and guard.reads_only():
+    if guard.reads_only():
         if has_changes_within(statement):
             guard.refuse_write()
     elif within and guard.last_writer is me and not guard.may_open:
@@ -310,17 +308,33 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     return access
 
 
-def _in_window(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
+def _in_window(
+    guard: Guard, function: Any, connection: Any, *args: Any, **kw: Any
+) -> Any:
     """Open a window while *function* waits for the database: others read meanwhile."""
     me = guard.asker()
     try:
         guard.open_window(me)
-        result = function(*args, **kw)
+        result = function(connection, *args, **kw)
     finally:
         guard.close_window(me)
-    return rows.settle(guard, result)
+    return _settled(guard, connection, args[0], result)
 
 
-def _execute(guard: Guard, function: Any, *args: Any, **kw: Any) -> Any:
+def _execute_alone(guard: Guard, *args: Any, **kw: Any) -> Any:
     guard.check_may_execute()
-    return rows.settle(guard, function(*args, **kw))
+    return _execute(guard, *args, **kw)
+
+
+def _execute(
+    guard: Guard, function: Any, connection: Any, *args: Any, **kw: Any
+) -> Any:
+    result = function(connection, *args, **kw)
+    return _settled(guard, connection, args[0], result)
+
+
+def _settled(guard: Guard, connection: Any, statement: Any, result: Any) -> Any:
+    """Do what follows a statement that succeeded."""
+    if connection._sharedsession_savepoints:
+        _note_in_savepoint(guard, connection, statement)
+    return rows.settle(guard, result)

@@ -38,13 +38,6 @@ EXCLUSIVE, SHARED, BESIDE = Mode
 
 #: The purpose of a hold that may be abandoned: rows that were not fetched are no loss.
 STREAM = "streaming result"
-#: The purpose of a hold that another owner took over: it outlives each of its owners.
-MOVED = "block that moved"
-MOVED_STREAM = "streaming result that moved"
-
-STREAMS = frozenset({STREAM, MOVED_STREAM})
-#: The purposes of holds that outlive their owner.
-GO_ON = frozenset({MOVED, MOVED_STREAM})
 
 
 class Kind(enum.Enum):

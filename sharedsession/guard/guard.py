@@ -16,21 +16,15 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Literal, NoReturn
 
-from ..errors import (
-    ConcurrentAccessError,
-    ForkedSessionError,
-    SharedSessionError,
-    UpgradeError,
-)
+from ..errors import ForkedSessionError, SharedSessionError
+from . import refusals
 from .access import (
     BESIDE,
     CHANGE,
     EXCLUSIVE,
-    GO_ON,
     LOAD,
     READ,
     SHARED,
-    STREAMS,
     Access,
     ForeignLock,
     Gate,
@@ -43,7 +37,7 @@ from .access import (
 from .monitor import CLOSED, FOREVER, Monitor
 from .owner import Owner, on_death
 from .task import current_owner
-from .turn import Hold, Reading
+from .turn import Hold, Kept, Turn
 
 logger = logging.getLogger("sharedsession")
 
@@ -115,30 +109,45 @@ class Guard(Monitor):
     # -- one operation
 
     def enter(self, me: Owner, access: Access) -> None:
-        """Like :meth:`come_in`, but wait if the guard is not free."""
-        if self.checks_askers and self.sole is not me:
-            self._check_asker(me)
-        if self.come_in(me):
-            self.since = self.clock()
-        else:
-            if self._is_in_mutex():
-                self.refuse_nested(me)  # a finalizer, in the middle of a change
-            mine = self._owner is me or self._loader is me
-            reads = self._is_reading(me)
-            joins = mine or self._may_join(me)
-            # If the turn is not read-only any more, another thread is ending the
-            # section at this moment.
-            only_reads = reads or self._loader is me or (joins and self.restricted)
-            if only_reads and access is not READ and access is not LOAD:
-                self.refuse_write()
-            if not (mine and self.go_on(me)):
-                beside = reads or (access is READ and self._shares)
-                looks = access is READ and not reads and not me.is_patient
-                mode = BESIDE if beside else EXCLUSIVE
-                self._acquire(me, mode, self.timeout, looks=looks)
-                self.running = me
+        """Begin an operation of *me* that could not come in by the gate, or wait."""
+        if self._is_in_mutex():
+            raise refusals.nested(me)  # a finalizer, in the middle of a change
+        turn = self.turn
+        if turn is None or turn.owner is not me:
+            self._enter_anew(me, access)
+        elif self._goes_on(turn, me, access):
+            return
         if self.attention:
             self.attend_to(me, access)
+
+    def _goes_on(self, turn: Turn, me: Owner, access: Access) -> bool:
+        """Begin an operation in the caller's own turn.
+
+        Return whether it is in a critical section, which began with a recovery.
+        """
+        restricted = turn.mode is BESIDE or turn.reads_only
+        if restricted and access is not READ and access is not LOAD:
+            self.refuse_write()
+        if not self.go_on(me):
+            self._enter_anew(me, access)  # another thread has ended the turn
+            return False
+        return not restricted
+
+    def _enter_anew(self, me: Owner, access: Access) -> None:
+        if self.checks_askers and self.sole is not me:
+            self._check_asker(me)
+            if self.come_in(me):
+                self.since = self.clock()
+                return
+        reads = self._is_reading(me)
+        turn = self.turn
+        restricted = turn is not None and self._welcomes(me) and turn.reads_only
+        if (reads or restricted) and access is not READ and access is not LOAD:
+            self.refuse_write()
+        beside = reads or (access is READ and self._shares)
+        looks = access is READ and not reads and not me.is_patient
+        mode = BESIDE if beside else EXCLUSIVE
+        self._acquire(me, mode, self.timeout, looks=looks)
 
     def attend_to(self, me: Owner, access: Access) -> None:
         """Handle the reasons for ``attention``.
@@ -162,24 +171,21 @@ class Guard(Monitor):
         A load inside a read section stays as it is.  Other owners may enter before *me*
         is exclusive, so the caller must check again what it has read.
         """
-        if self._loader is me and not self._is_reading(me):
+        turn = self.turn
+        beside = turn is not None and turn.owner is me and turn.mode is BESIDE
+        if beside and not self._is_reading(me):
             with self._mutex:
                 self._drop()
                 self._pass_on()
             me.busy = True
             try:
                 self._acquire(me, EXCLUSIVE, self.timeout)
-                self.running = me
             finally:
                 me.busy = False
         return self.is_exclusive(me)
 
     def refuse_write(self) -> NoReturn:
-        raise UpgradeError(
-            "This is a write, and it was asked for inside a read section of "
-            f"{self.asker().name}. Nothing was changed. Leave the read section first, "
-            "or use critical_section() in its place."
-        )
+        raise refusals.write(self.asker())
 
     def check_may_execute(self) -> None:
         """Refuse a statement while another statement runs."""
@@ -197,14 +203,9 @@ class Guard(Monitor):
         :raises UpgradeError: if the caller is in a read section.
         """
         me = self.asker()
-        if (self.restricted or self.reading) and self.reads_only():
-            raise UpgradeError(
-                f"A {what} cannot begin inside a read section of {me.name}: others "
-                "may be reading. Leave the read section first, or make the outer "
-                "section a critical_section()."
-            )
-        hold = Hold(self, me, EXCLUSIVE, what, False)
-        return self._take(hold, timeout, restricts=False)
+        if self.reads_only():
+            raise refusals.exclusive_in_read_section(me, what)
+        return self._take(Hold(self, me, EXCLUSIVE, Kept(what)), timeout)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
         """Acquire the guard for reading until the hold is released.
@@ -213,31 +214,38 @@ class Guard(Monitor):
         those of :meth:`hold`.
         """
         me = self.asker()
-        shares = self._shares and self._loader is not me
+        shares = self._shares and not self._is_in_turn(me)
         alone = self.is_exclusive(me) or not (shares or self._is_reading(me))
-        hold = Hold(self, me, EXCLUSIVE if alone else SHARED, what, False)
-        return self._take(hold, timeout, restricts=alone)
+        mode = EXCLUSIVE if alone else SHARED
+        return self._take(Hold(self, me, mode, Kept(what, reads_only=True)), timeout)
 
     def reads_only(self) -> bool:
         """Whether the caller is in a read section, or in an operation inside one."""
-        if not self.restricted and not self.reading:
+        turn = self.turn
+        if turn is None and not self.reading:
             return False
         me = self.asker()
-        if self._owner is me:
-            return self.restricted
-        if self._may_join(me) and self.restricted:
+        if turn is not None and turn.owner is me:
+            return turn.mode is BESIDE or turn.reads_only
+        if turn is not None and turn.reads_only and self._welcomes(me):
             return True
-        return self._loader is me or self._is_reading(me)
+        return self._is_reading(me)
 
     def keep(self, what: str) -> Hold:
         """Keep the guard after the present operation ends, for a stream."""
         me = self.asker()
-        self._move_in(me)
-        hold = Hold(self, me, BESIDE if self._loader is me else EXCLUSIVE, what, False)
-        self.holds[hold.number] = what
-        self._settle_rights()
+        self._begin_turn(me)
+        turn = self.turn
+        assert turn is not None
+        hold = Hold(self, me, turn.mode, Kept(what))
+        turn.keeps[hold.number] = hold.kept
         me.keeps(self)
         return hold
+
+    def kept(self) -> tuple[int, ...]:
+        """Return the numbers of the holds that keep the present turn."""
+        turn = self.turn
+        return () if turn is None else tuple(turn.keeps)
 
     def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
         """End the streams that *me* began in an operation that raised.
@@ -247,34 +255,25 @@ class Guard(Monitor):
 
         :param before: the numbers of the holds from before the operation.
         """
-        if not self.is_exclusive(me) and self._loader is not me:
-            return
-        for number, what in list(self.holds.items()):
-            if what in STREAMS and number not in before:
-                del self.holds[number]
+        turn = self.turn
+        if turn is not None and turn.owner is me:
+            for number, kept in list(turn.keeps.items()):
+                if kept.is_stream and number not in before:
+                    del turn.keeps[number]
 
-    def _take(self, hold: Hold, timeout: float | None, restricts: bool) -> Hold:
-        me, mode = hold.owner, hold.mode
+    def _take(self, hold: Hold, timeout: float | None) -> Hold:
+        me = hold.owner
         if me.busy or self._is_in_mutex():
             hold.is_open = False
-            self.refuse_nested(me)
-        anew = False
+            raise refusals.nested(me)
+        was_inside = True
         me.busy = True
         try:
-            self._move_in(me)
-            if not self._join(hold, restricts):
-                anew = True
-                if self.checks_askers and self.sole is not me:
-                    self._check_asker(me)
-                wanted = self.timeout if timeout is None else check_timeout(timeout)
-                if mode is not SHARED and self.come_in(me):
-                    self.since = self.clock()
-                    self._move_in(me)
-                    self.running = None
-                else:
-                    self._acquire(me, mode, wanted)
-                self._note(hold, restricts)
-            if self.attention and mode is EXCLUSIVE and not restricts:
+            self._begin_turn(me)
+            was_inside = self._join(hold)
+            if not was_inside:
+                self._enter_to_stay(hold, timeout)
+            if self.attention and hold.mode is EXCLUSIVE and not hold.kept.reads_only:
                 self.attend_to(me, CHANGE)
             if self.forsaken:
                 self.reap()
@@ -282,54 +281,44 @@ class Guard(Monitor):
             # because the caller does not have it yet.
             me.keeps(self)
         except BaseException:
-            if anew:
-                self._note_whatever_it_got(hold)
+            if not was_inside and self.running is me:
+                self.leave(me)  # an interrupt came before the hold kept the turn
             hold.release()
             raise
         finally:
             me.busy = False
         return hold
 
-    def _note_whatever_it_got(self, hold: Hold) -> None:
-        """Register *hold* if an interrupted acquisition did reach the guard.
-
-        Otherwise releasing *hold* would not release the guard.
-        """
+    def _enter_to_stay(self, hold: Hold, timeout: float | None) -> None:
         me = hold.owner
-        if self.is_exclusive(me):
-            self._move_in(me)
+        if self.checks_askers and self.sole is not me:
+            self._check_asker(me)
+        wanted = self.timeout if timeout is None else check_timeout(timeout)
+        if hold.mode is EXCLUSIVE and self.come_in(me):
+            self.since = self.clock()
+            self._begin_turn(me)
+            assert self.turn is not None
+            self.turn.keeps[hold.number] = hold.kept
             self.running = None
-            self.holds[hold.number] = hold.what
-        elif me in self.reading:
-            self.reading[me].holds.add(hold.number)
+        else:
+            self._acquire(me, hold.mode, wanted, hold=hold)
 
-    def _join(self, hold: Hold, restricts: bool) -> bool:
-        """Register *hold* if its owner is inside already; return whether it is.
+    def _join(self, hold: Hold) -> bool:
+        """Keep the present turn of the hold's owner, too; return whether it has one.
 
         Takes the mutex for the same reason as :meth:`go_on`.
         """
         me = hold.owner
-        if self._owner is not me and self._loader is not me and me not in self.reading:
+        if not self._is_in_turn(me) and me not in self.reading:
             return False  # no mutex: no other thread puts *me* inside meanwhile
         with self._mutex:
-            if hold.mode is SHARED:
-                mine = me in self.reading
-            else:
-                mine = self._owner is me or self._loader is me
-            if mine:
-                self._note(hold, restricts)
+            turn = self.reading.get(me) if hold.mode is SHARED else self.turn
+            mine = turn is not None and turn.owner is me
+            if turn is not None and mine:
+                turn.keeps[hold.number] = hold.kept
         if self.forsaken:
             self.reap()
         return mine
-
-    def _note(self, hold: Hold, restricts: bool) -> None:
-        if hold.mode is SHARED:
-            self.reading[hold.owner].holds.add(hold.number)
-            return
-        self.holds[hold.number] = hold.what
-        if restricts and not self.restricted:
-            hold.restricts = self.restricted = True
-        self._settle_rights()
 
     def downgrade(self, hold: Hold) -> None:
         """Turn an exclusive *hold* into a shared one; no other owner enters in between.
@@ -340,17 +329,20 @@ class Guard(Monitor):
         me = hold.owner
         with self._mutex:
             me.busy = True
-            alone = [*self.holds] == [hold.number] and self.running is None
-            lock = self._lock
-            if alone and self._shares and (lock is None or lock.downgrade(me, self)):
-                mine = self.reading[me] = Reading(self.since or 0.0)
-                mine.holds.add(hold.number)
+            turn = self.turn
+            assert turn is not None
+            alone = [*turn.keeps] == [hold.number] and self.running is None
+            alone = alone and turn.lent_by is None and self._shares
+            hold.kept = hold.kept._replace(reads_only=True)
+            if alone and (self._lock is None or self._lock.downgrade(me, self)):
+                reader = Turn(me, SHARED, turn.since)
+                reader.keeps[hold.number] = hold.kept
+                self.reading[me] = reader
                 hold.mode = SHARED
                 self._drop()
                 self._pass_on()
-            elif not self.restricted:
-                hold.restricts = self.restricted = True
-                self._settle_rights()
+            else:
+                turn.keeps[hold.number] = hold.kept
             me.busy = False
         self.reap()
 
@@ -394,7 +386,8 @@ class Guard(Monitor):
             return
         assert sole is not None
         if self.kind is Kind.CONFINE:
-            self._refuse_stranger(me, sole)
+            owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
+            raise refusals.confined(me, owner)
         if self.recovery is not None:
             self.recovery.admit(me)
         self.checks_askers = False
@@ -411,15 +404,6 @@ class Guard(Monitor):
         if self.kind is Kind.CONFINE or not isinstance(sole, Owner):
             return False
         return (sole.ident, sole.native_id) == (me.ident, me.native_id)
-
-    def _refuse_stranger(self, me: Owner, sole: Any) -> NoReturn:
-        owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
-        raise ConcurrentAccessError(
-            f"This session is confined to {owner}; {me.name}, at "
-            f"{me.where()}, used it or one of its objects. Give this {me.noun} a "
-            "session of its own and copy objects with merge_into(), or let the owner "
-            "pass it on with session.guard.hand_over()."
-        )
 
     def _name_of(self, flow: Any) -> str:
         return f"thread {flow.name!r}"
@@ -446,7 +430,7 @@ class Guard(Monitor):
         me = self.asker()
         if self.sole is not me:
             self._check_asker(me)
-        if self._owner is not None:
+        if self.turn is not None:
             raise SharedSessionError(
                 "A section or a stream of this session is open; leave or close it "
                 "before hand_over()."
@@ -463,7 +447,7 @@ class Guard(Monitor):
         me = self.asker()
         if self.is_exclusive(me):
             return "exclusive"
-        return "shared" if me in self.reading or self._loader is me else None
+        return "shared" if me in self.reading or self._is_in_turn(me) else None
 
     @property
     def is_shared(self) -> bool:
@@ -473,8 +457,14 @@ class Guard(Monitor):
     @property
     def owner(self) -> Any:
         """The thread (or the task) that is exclusive, or ``None``."""
-        owner = self._owner or self._in_by_gate()
+        owner = self._exclusive_owner()
         return None if owner is None else owner.flow
+
+    def _exclusive_owner(self) -> Owner | None:
+        turn = self.turn
+        if turn is not None and turn.mode is EXCLUSIVE:
+            return turn.owner
+        return self._in_by_gate()
 
     @property
     def readers(self) -> tuple[Any, ...]:
@@ -507,7 +497,7 @@ class Guard(Monitor):
         return stats
 
     def __repr__(self) -> str:
-        owner = self._owner or self._in_by_gate()
+        owner = self._exclusive_owner()
         state = "free"
         if owner is not None:
             state = f"held by {owner.name}"
@@ -526,44 +516,39 @@ class Guard(Monitor):
     def bury(self, owner: Owner) -> None:
         """Release what a dead *owner* still held."""
         with self._mutex:
-            inside = self._owner or self._loader
-            held = inside is not None and inside.party is owner
-            if held:
-                if not (STREAMS | GO_ON).issuperset(self.holds.values()):
-                    self.abandoned_by = owner
-                    self.attention = self.unsettled = True
-                member = self.running or self.window
-                if member is None or member is owner:
-                    self._end_turn_of_ended()
-                else:
-                    # A thread of a party that ended is in the middle of an operation,
-                    # so the turn ends with that operation.
-                    self.holds = {}
-                    self._settle_rights()
-            for reader in tuple(self.reading):
-                if reader.party is owner:
+            held = False
+            for turn in () if self.turn is None else self.turn.with_lenders():
+                if turn.owner.party is owner:
+                    held = True
+                    self._bury_turn(turn, owner)
+            for reader in tuple(self.reading.values()):
+                if reader.owner.party is owner:
                     held = True
                     self._drop_reader(reader)
+            self._end_turns()
             self._pass_on()
         self.reap()
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
-    def _end_turn_of_ended(self) -> None:
-        """End the turn of a dead owner, except for holds that have moved.
+    def _bury_turn(self, turn: Turn, owner: Owner) -> None:
+        """Let nothing keep the turn of a dead owner, except for holds that have moved.
 
         A stream or a block that moved belongs to its object.  The next owner that uses
         the object takes the hold over; it ends at the latest when the object is
         collected.
         """
-        left = {n: what for n, what in self.holds.items() if what in GO_ON}
-        if left:
-            self.running = None
-            self.restricted = False
-            self.holds = left
-            self._settle_rights()
-        else:
-            self._drop()
+        kept = turn.keeps.items()
+        if not all(each.is_stream or each.moved for _, each in kept):
+            self._note_abandoned(owner)
+        turn.keeps = {number: each for number, each in kept if each.moved}
+        # Another thread of a party that ended may be in the middle of an operation.
+        # The turn ends with that operation.
+        member = self.running or self.window if turn is self.turn else turn.running
+        if member is None or member is owner:
+            turn.running = None
+            if turn is self.turn:
+                self.running = self.window = None
 
     def disown(self) -> None:
         """Refuse every owner from now on, because this is the child of a fork."""
@@ -573,9 +558,7 @@ class Guard(Monitor):
         self.sole = None
         self.version = None
         self.gate[0] = CLOSED
-        self.running = self.inside = self._owner = self._loader = None
-        self.restricted, self.window = False, None
-        self.holds = {}
+        self.running = self.window = self.turn = None
         self.reading = {}
         self.queue, self.rests_until = deque(), FOREVER
 

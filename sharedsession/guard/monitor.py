@@ -14,9 +14,10 @@ back into the guard.)  Owners are admitted in three *modes*:
     One operation at a time beside the shared owners: a load inside a read section, or a
     read of loaded state that came at a moment when no optimistic read was possible.
 
-The owner that leaves hands the guard off in the order of arrival, because then neither
-readers nor writers starve.  Owners that are in a read section already go first, because
-all others wait for them.
+The stay of an owner is a :class:`Turn`.  It ends when no operation runs in it and no
+section, block or stream keeps it.  The owner that leaves hands the guard off in the
+order of arrival, because then neither readers nor writers starve.  Owners that are in a
+read section already go first, because all others wait for them.
 
 Hand-off is not strict FIFO, because switching threads costs more than a short section.
 The first exclusive waiter is woken and must win the guard against newcomers (barging).
@@ -26,68 +27,19 @@ may barge, and only while all waiters are exclusive: a reader enters only once f
 time that it waits, and writers that barge ahead of readers would starve them.
 
 Most of the time the guard is free, the queue is empty, and the newcomer wants a single
-operation.  Such an operation enters by the *gate*, without the mutex.  The gate is a
-dictionary with at most one entry: entering is one ``setdefault()``, an atomic step of
-the interpreter, and leaving is one ``del``.  The entry is the owner of the operation
-that is inside, or ``CLOSED`` if the monitor decides.  The monitor closes the gate
-before it admits an owner, and opens the gate when no owner is left inside.  An owner
-that leaves by the gate opens the gate first and reads the queue then; a waiter joins
-the queue first and reads the gate then.  Therefore one of the two sees the other.
+operation.  Such an operation enters by the *gate*, without the mutex and without a
+turn.  The gate is a dictionary with at most one entry: entering is one
+``setdefault()``, an atomic step of the interpreter, and leaving is one ``del``.  The
+entry is the owner of the operation that is inside, or ``CLOSED`` if the monitor
+decides.  The monitor closes the gate before it admits an owner, and opens the gate when
+no owner is left inside.  An owner that leaves by the gate opens the gate first and
+reads the queue then; a waiter joins the queue first and reads the gate then.  Therefore
+one of the two sees the other.
 
 While an operation that has changed nothing yet waits for the database, no loaded state
 changes.  Then the operation opens a *window*: the guard has a version until the window
 closes, and optimistic reads go on.  Any operation of the owner itself in the meantime,
 for example in a listener, closes the window first.
-
-Fields, and how each is published:
-
-``gate``
-    An owner puts itself into an empty gate, and takes itself out or replaces itself by
-    ``CLOSED``.  The monitor puts ``CLOSED`` in by the same step, and takes it out under
-    the mutex.
-``_owner``, ``_loader``, ``reading``, ``queue``, ``rests_until``
-    Changed under the mutex, with the gate closed.  Two exceptions: the queue changes
-    with the gate open, too, and an owner inside by the gate sets ``_owner`` before it
-    closes the gate.  An owner may compare ``_owner`` or ``_loader`` with itself, and
-    look itself up in ``reading``, without the mutex, because only that owner puts
-    itself there.  An owner is taken out by itself, or under the mutex by the thread
-    that ends its last hold while none of its operations runs.
-``holds``
-    The holds that keep the guard beyond one operation.  Changed inside only, or under
-    the mutex by a thread that ends another owner's stream or cleans up after a dead
-    owner.
-``running``
-    The owner whose operation runs now.  Written by that owner alone (or for it once it
-    is dead), so an owner may compare the field with itself without the mutex.  While
-    ``running`` is set, the end of a hold does not release the guard.  Therefore the end
-    of an operation clears ``running`` first and reads ``holds`` then, and an operation
-    that begins inside a hold sets ``running`` under the mutex.
-``inside``
-    The owner that may do anything between operations, too, because of a section, a
-    block or a stream.  Published like ``running``.
-``window``, ``may_open``
-    Written by the exclusive owner alone.
-``version``, ``last_version``
-    ``version`` is ``None`` while an owner may be changing state, or has left state
-    ``unsettled``; otherwise it is a number that was never used before.  The exclusive
-    owner alone writes it: before its first change and after its last one.  A value that
-    was read between two checks of the very same version did not change in between.
-    ``last_version`` is the last number used; the exclusive owner alone writes it, too.
-``attention``, ``unsettled``, ``last_failure``, ``abandoned_by``
-    Notes for the next owner that enters.  Each is one reference and stored whole: the
-    note first, ``attention`` after it.  An owner reads ``attention`` once it is inside
-    and clears what it has handled.  If the garbage collector stores a note meanwhile,
-    the owner after that handles the note.
-``last_writer``
-    Changed inside only.
-``forsaken``, ``_chores``
-    Deques.  Any thread may append, because appending and popping are atomic.
-    ``forsaken`` is emptied under the mutex, ``_chores`` inside.
-``sole``, ``checks_askers``
-    ``sole`` is changed under the mutex.  ``checks_askers`` goes from True to False
-    once.  A stale True costs one needless check and is harmless.
-``restricted``, ``since`` and the statistics
-    Changed under the mutex, or by the exclusive owner for itself.
 """
 
 from __future__ import annotations
@@ -96,23 +48,13 @@ import logging
 import math
 import threading
 from collections import deque
-from typing import Callable, NoReturn
+from typing import Callable
 
-from ..errors import (
-    ConcurrentAccessError,
-    DeadlockError,
-    LockTimeout,
-    SharedSessionError,
-)
-from . import deadlocks
+from . import deadlocks, refusals, report
 from .access import (
     BESIDE,
     EXCLUSIVE,
-    MOVED,
-    MOVED_STREAM,
     SHARED,
-    STREAM,
-    STREAMS,
     ForeignLock,
     Gate,
     Kind,
@@ -121,7 +63,8 @@ from .access import (
     check_timeout,
 )
 from .owner import Owner
-from .turn import TURN, Hold, Reading, Waiter, WindowOpened
+from .queue import TURN, Waiter, WindowOpened
+from .turn import Hold, Turn
 
 #: ``rests_until`` while the queue is empty; compared by identity.
 FOREVER = math.inf
@@ -137,16 +80,18 @@ def _never() -> bool:
 
 
 class Monitor:
-    """Admits owners to a session and hands it off; the base of :class:`Guard`."""
+    """Admits owners to a session and hands it off; the base of :class:`Guard`.
+
+    Beside each field stands who may change it, and when.  "Inside" means: the exclusive
+    owner, or the one beside readers.
+    """
 
     __slots__ = (
-        *("kind", "timeout", "asker", "clock", "gate", "running", "inside"),
+        *("kind", "timeout", "asker", "clock", "gate", "turn", "reading", "running"),
         *("version", "last_version", "window", "may_open", "_windows"),
-        *("attention", "unsettled", "abandoned_by", "holds", "_lock", "_shares"),
+        *("attention", "unsettled", "abandoned_by", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
-        *("_owner", "_loader", "restricted"),
-        *("reading", "queue", "rests_until", "_before"),
-        *("since", "sole", "checks_askers"),
+        *("queue", "rests_until", "_before", "since", "sole", "checks_askers"),
         *("forsaken", "joiners", "warn_after", "wait_in_loop"),
         *("_shared_entries", "_contended", "_timeouts", "_is_in_mutex"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
@@ -171,22 +116,13 @@ class Monitor:
         self.timeout = check_timeout(timeout)
         self.asker = asker
         self.clock = clock
-        self.last_version = 0
-        self.version: int | None = 0
-        if kind is Kind.CONFINE:
-            self.version = None  # for good, because every read must be checked
-        self.running: Owner | None = None
-        self.inside: Owner | None = None
-        #: True if the next owner must be told something, or must do something, first.
-        self.attention = False
-        #: True if that concerns mere reads of loaded state, too.
-        self.unsettled = False
-        #: An owner that left a section unfinished, if the next owner must know.
-        self.abandoned_by: Owner | None = None
         self._lock = lock
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
         self._make_lock = make_lock
         self._set_mutex(make_mutex())
+        #: An owner puts itself into the empty gate, and takes itself out or puts CLOSED
+        #: in its place.  The monitor closes the gate by the same step as an owner
+        #: enters, and opens it under the mutex.
         self.gate = make_gate()
         #: A lock object and the checks of ``"confine"`` need the monitor at each entry.
         usable = lock is None and kind is not Kind.CONFINE
@@ -194,20 +130,53 @@ class Monitor:
         if not self._has_gate:
             self.gate[0] = CLOSED
         self._has_windows = kind is not Kind.DETECT and kind is not Kind.CONFINE
-        self._owner: Owner | None = None
-        self._loader: Owner | None = None
-        self.restricted = False
-        self.holds: dict[int, str] = {}
-        self.reading: dict[Owner, Reading] = {}
+        #: The exclusive turn, or the one beside readers; a lent turn is on top of its
+        #: lender's.  Stored under the mutex with the gate closed, or by the owner that
+        #: is inside by the gate before it closes the gate.  An owner may compare the
+        #: turn's owner with itself without the mutex: only that owner enters for
+        #: itself, and no other thread ends its turn while its operation runs.  What
+        #: keeps a turn changes inside, or under the mutex.
+        self.turn: Turn | None = None
+        #: The turns of shared read sections.  Changed under the mutex.
+        self.reading: dict[Owner, Turn] = {}
+        #: The owner whose operation runs in the top turn, or by the gate.  Written by
+        #: that owner, or under the mutex for an owner that is admitted or has died.
+        #: The end of an operation clears it first and reads what keeps the turn then.
+        self.running: Owner | None = None
+        #: None while an owner may be changing state, or has left state unsettled;
+        #: otherwise a number that was never used before.  Written by the exclusive
+        #: owner alone: before its first change and after its last one.  A value that
+        #: was read between two checks of the very same version did not change.
+        self.version: int | None = 0
+        if kind is Kind.CONFINE:
+            self.version = None  # for good, because every read must be checked
+        #: The last number used; written by the exclusive owner alone.
+        self.last_version = 0
+        #: The owner that has a window open.  Written by the exclusive owner alone.
+        self.window: Owner | None = None
+        #: Whether the running operation may open a window: it has changed nothing yet,
+        #: only operations nested in it may, and the session has a second owner.
+        self.may_open = False
+        # The next four are notes for the next owner that enters.  Each is one reference
+        # and stored whole: the note first, `attention` after it.
+        #: True if the next owner must be told something, or must do something, first.
+        self.attention = False
+        #: True if that concerns mere reads of loaded state, too.
+        self.unsettled = False
+        #: An owner that left a section unfinished, if the next owner must know.
+        self.abandoned_by: Owner | None = None
+        #: The waiters, in order of arrival.  Changed under the mutex.
         self.queue: deque[Waiter] = deque()
         #: The clock's time until which a leaving owner may ignore the queue.
         self.rests_until = FOREVER
         self._before: list[Waiter] = []  # those that wait for the lock object
-        #: When the exclusive owner was admitted; ``None`` for an untimed operation.
+        #: When the operation inside by the gate began; ``None`` if it is not timed.
         self.since: float | None = None
         #: The first owner, which needs no check; valid until a second owner came.
         self.sole: Owner | threading.Thread | None = None
+        #: From True to False once.  A stale True costs one needless check.
         self.checks_askers = True
+        #: Holds that were collected.  Any thread appends, because that is atomic.
         self.forsaken: deque[Hold] = deque()
         #: The number of waiters that want to take a turn over, or to join their party.
         self.joiners = 0
@@ -216,11 +185,6 @@ class Monitor:
         self.warn_after: float | None = 5.0
         #: Seconds for which a coroutine may block its event loop to wait for its turn.
         self.wait_in_loop = 0.0
-        #: The owner that has a window open.
-        self.window: Owner | None = None
-        #: Whether the running operation may open a window: it has changed nothing yet,
-        #: only operations nested in it may, and the session has a second owner.
-        self.may_open = False
         #: Entries of readers, and windows.  ``last_version`` counts all other entries,
         #: and the windows as well.
         self._shared_entries = self._windows = 0
@@ -241,9 +205,9 @@ class Monitor:
     def come_in(self, me: Owner) -> bool:
         """Let *me* in by the gate for one operation; return whether *me* is inside.
 
-        The fast path of the common case.  Call this only if none of ``running``,
-        ``inside`` and ``window`` is *me*, because an owner inside by the gate would
-        enter a second time.  Call :meth:`leave` afterwards in any case.
+        The fast path of the common case.  Call this only if neither ``running`` nor
+        ``window`` is *me*, because an owner inside by the gate would enter a second
+        time.  Call :meth:`leave` afterwards in any case.
         """
         known = self.sole is me or not self.checks_askers
         try:
@@ -263,7 +227,9 @@ class Monitor:
         Opens nothing in a section or a stream, nor under the kinds that never wait.
         """
         self.may_open = False
-        if self.holds or not self._has_windows or not self.is_exclusive(me):
+        turn = self.turn
+        kept = turn is not None and turn.keeps
+        if kept or not self._has_windows or not self.is_exclusive(me):
             return
         self._windows += 1
         # No call from here to the version, because an interrupt must find the window
@@ -306,14 +272,17 @@ class Monitor:
     def is_held_by(self, me: Owner) -> bool:
         """Whether *me*, the caller, keeps all others out and may read without a lock.
 
-        False if the caller is in a read-only section and must be told something first.
-        Check this before the read and after it, because meanwhile another thread may
-        have ended the caller's stream, or the garbage collector a forgotten section.
-        Checking twice is enough: the caller only gets back inside by its own entry.
+        False if the caller must be told something first.  Check this before the read
+        and after it, because meanwhile another thread may have ended the caller's
+        stream, or the garbage collector a forgotten section.  Checking twice is enough:
+        the caller only gets back inside by its own entry.
         """
-        if self.running is me or self.inside is me:
+        if self.running is me:
             return True
-        return self._owner is me and not self.attention
+        turn = self.turn
+        if turn is None or turn.owner is not me or turn.mode is not EXCLUSIVE:
+            return False
+        return not self.attention
 
     def is_in_bookkeeping(self) -> bool:
         """Whether this thread is changing the guard's own state at this moment."""
@@ -332,7 +301,10 @@ class Monitor:
             self.version = self.last_version
 
     def is_exclusive(self, me: Owner) -> bool:
-        return self._owner is me or self.gate.get(0) is me
+        turn = self.turn
+        if turn is not None and turn.owner is me and turn.mode is EXCLUSIVE:
+            return True
+        return self.gate.get(0) is me
 
     def go_on(self, me: Owner) -> bool:
         """Begin an operation inside the turn of *me*; return whether *me* still has it.
@@ -341,25 +313,32 @@ class Monitor:
         releases the guard if no operation runs.
         """
         with self._mutex:
-            held = self._owner is me or self._loader is me
+            held = self._is_in_turn(me)
             if held:
                 self.running = me
         if self.forsaken:
             self.reap()
         return held
 
+    def _is_in_turn(self, me: Owner) -> bool:
+        turn = self.turn
+        return turn is not None and turn.owner is me
+
     def leave(self, me: Owner) -> None:
         """End the operation that :meth:`enter` began, or tried to begin.
 
         After an interrupt, call this again: it does the steps that are left.
         """
-        if self.inside is me:
-            self.running = None
-            if self.holds and not self.joiners:
-                return  # the section goes on
+        turn = self.turn
+        if turn is not None:
+            if turn.owner is me:
+                self.running = None
+                if turn.keeps and not self.joiners:
+                    return  # the section goes on
         elif self.gate.get(0) is me and self._rests():
             if self.since is not None:
-                self._note_hold()
+                self._note_hold(self.since)
+                self.since = None
             # No call from here to the ``del``, because an interrupt must find all of
             # these steps done or none.
             self.running = self.window = None
@@ -384,28 +363,89 @@ class Monitor:
             return
         with self._mutex:
             if self.gate.get(0) is me:
-                self._move_in(me)
-            if self._owner is me or self._loader is me:
-                self.running = None
-                if not self.holds:
-                    self._drop()
+                self._begin_turn(me)
+            if self._is_in_turn(me):
+                self.running = self.window = None
+                self._end_turns()
             self._pass_on()
         if self.forsaken:
             self.reap()
 
-    def _move_in(self, me: Owner) -> None:
-        """Turn an entry by the gate into an admission; do nothing if it is one."""
+    # -- turns
+
+    def _begin_turn(self, me: Owner) -> None:
+        """Give *me* a turn if it is inside by the gate; else do nothing."""
         self.close_window(me)
         if self.gate.get(0) is me:
-            self._owner = me
+            self.turn = Turn(me, EXCLUSIVE, self.since)
+            self.since = None
             self.gate[0] = CLOSED
 
-    # -- holds, which last longer than one operation
+    def _turn_kept_by(self, number: int) -> Turn | None:
+        """Return the turn that the hold with this number keeps, also a lender's."""
+        if self.turn is not None:
+            for turn in self.turn.with_lenders():
+                if number in turn.keeps:
+                    return turn
+        return None
 
-    def _settle_rights(self) -> None:
-        """Set ``inside`` from the present holds."""
-        has_rights = self.holds and not self.restricted
-        self.inside = self._owner if has_rights else None
+    def _end_turns(self) -> None:
+        """Take out the top turn if it is over, and then lenders' turns that are over.
+
+        May be called again after an interrupt.
+        """
+        while self.running is None and self.window is None:
+            turn = self.turn
+            if turn is None or turn.keeps:
+                return
+            if turn.lent_by is None:
+                self._drop()
+            else:
+                self._back_to_lender()
+
+    def _back_to_lender(self) -> None:
+        assert self.turn is not None
+        self.turn = lender = self.turn.lent_by
+        if lender is not None:
+            self.running = lender.running
+
+    def _drop(self) -> None:
+        """Take out the owner that is exclusive or beside the readers."""
+        turn = self.turn
+        if turn is None:
+            return
+        if turn.since is not None:
+            self._note_hold(turn.since)
+        reader = self.reading.get(turn.owner)
+        if reader is not None and not reader.keeps:
+            self._drop_reader(reader)  # its section ended before its stream
+        elif reader is None and self._lock is not None:
+            self._lock.release(turn.owner, self)
+        # Do this last and without a call: an interrupt before it leaves the owner
+        # inside, and the whole can be done again.
+        self.running = self.window = None
+        self.last_version += 1
+        if self.kind is not Kind.CONFINE and not self.unsettled:
+            self.version = self.last_version
+        self.turn = None
+
+    def _drop_reader(self, reader: Turn) -> None:
+        self._note_hold(reader.since or 0.0)
+        if self._lock is not None and not self.is_exclusive(reader.owner):
+            self._lock.release(reader.owner, self)
+        self.reading.pop(reader.owner, None)
+
+    def _drop_reader_if_over(self, reader: Turn) -> None:
+        """Take out a reader without a section, unless its load or stream goes on."""
+        if not reader.keeps and not self._is_in_turn(reader.owner):
+            self._drop_reader(reader)
+
+    def _note_hold(self, since: float) -> None:
+        held = self.clock() - since
+        if held > self._longest_hold:
+            self._longest_hold = held
+
+    # -- holds, which last longer than one operation
 
     def let_go(self, hold: Hold) -> None:
         """Release *hold*.  May be called again after an interrupt."""
@@ -422,24 +462,13 @@ class Monitor:
         if not hold.is_open:
             return
         self._note_owner(hold)
-        me, number = hold.owner, hold.number
-        reading = self.reading.get(me)
-        # A hold may be gone already (its stream was dropped).  Do not release the guard
-        # then: the owner may have entered again.
-        if reading is not None and (number in reading.holds or hold.is_ending):
-            hold.is_ending = True
-            reading.holds.discard(number)
-            if not reading.holds and self._loader is not me:
-                self._drop_reader(me)
-        mine = self._owner is me or self._loader is me
-        if mine and (number in self.holds or hold.is_ending):
-            hold.is_ending = True
-            self.holds.pop(number, None)
-            if hold.restricts and self.restricted:
-                self.restricted = False
-            self._settle_rights()
-            if not self.holds and self.running is None:
-                self._drop()
+        for reader in tuple(self.reading.values()):
+            reader.keeps.pop(hold.number, None)
+            self._drop_reader_if_over(reader)
+        turn = self._turn_kept_by(hold.number)
+        if turn is not None:
+            del turn.keeps[hold.number]
+        self._end_turns()
         hold.is_open = False
 
     def forsake(self, hold: Hold) -> None:
@@ -456,8 +485,8 @@ class Monitor:
         :param finished: True if the section of the hold was left, False if it was only
             forgotten.
         """
-        heir = Hold(hold.guard, hold.owner, hold.mode, hold.what, hold.restricts)
-        heir.number, heir.is_ending = hold.number, hold.is_ending
+        heir = Hold(hold.guard, hold.owner, hold.mode, hold.kept)
+        heir.number = hold.number
         heir.is_finished = finished
         hold.is_open = False
         self.forsaken.append(heir)
@@ -470,26 +499,29 @@ class Monitor:
                 if not self.forsaken:
                     continue  # done by another thread; check again after the release
                 hold = self.forsaken.popleft()
-                held = self.holds.get(hold.number, STREAM)
-                if held not in STREAMS and not hold.is_finished:
-                    self.abandoned_by = hold.owner
-                    self.attention = self.unsettled = True
+                turn = self._turn_kept_by(hold.number)
+                if turn is not None and not hold.is_finished:
+                    if not turn.keeps[hold.number].is_stream:
+                        self._note_abandoned(turn.owner)
                 self._let_go(hold)
                 self._pass_on()
             finally:
                 self._mutex.release()
 
+    def _note_abandoned(self, owner: Owner) -> None:
+        self.abandoned_by = owner
+        self.attention = self.unsettled = True
+
     # -- holds that move
 
     def _note_owner(self, hold: Hold) -> None:
         """Store the present owner of the turn in *hold*, because turns can move."""
-        if hold.number in self.holds:
-            owner = self._owner or self._loader
-            if owner is not None:
-                hold.owner = owner
+        turn = self._turn_kept_by(hold.number)
+        if turn is not None:
+            hold.owner = turn.owner
             return
-        for owner, reading in self.reading.items():
-            if hold.number in reading.holds:
+        for owner, reader in self.reading.items():
+            if hold.number in reader.keeps:
                 hold.owner = owner
 
     def take_over(self, hold: Hold, *, begins: bool = False) -> None:
@@ -502,7 +534,7 @@ class Monitor:
         """
         me = self.asker()
         if me.busy or self._is_in_mutex():
-            self.refuse_nested(me)
+            raise refusals.nested(me)
         me.busy = True
         try:
             until = None if self.timeout is None else self.clock() + self.timeout
@@ -510,7 +542,7 @@ class Monitor:
                 # Several waiters may be let in for one hold, one after the other.  Only
                 # the last of them owns it; the others wait for its operation again.
                 left = None if until is None else max(until - self.clock(), 0.001)
-                self._wait(me, hold.mode, left, False, hold)
+                self._wait(me, hold.mode, left, takes=hold)
         finally:
             me.busy = False
             if self.forsaken:
@@ -524,49 +556,54 @@ class Monitor:
     def _move(self, hold: Hold, me: Owner, begins: bool = False) -> bool:
         """Make *me* the owner of the turn that *hold* keeps.
 
-        Return False, and change nothing, if an operation runs in that turn.
+        Return False, and change nothing, if an operation runs in that turn or the turn
+        is lent: the borrower gives it back first.
         """
         self._note_owner(hold)
         owner = hold.owner
-        if hold.number not in self.holds and owner not in self.reading:
+        turn = self._turn_kept_by(hold.number)
+        if turn is None and owner not in self.reading:
             return True  # released already
+        if turn is not None and turn is not self.turn:
+            return False
         if owner is not me:
             if self._lock is not None:
-                self._refuse_to_move(me, owner)
+                raise refusals.to_move(me, owner)
             if self.running is owner or self.window is owner:
                 return False
-            if hold.number in self.holds:
-                self._turn_moves_to(me)
-                is_stream = hold.what == STREAM
-                self.holds[hold.number] = MOVED_STREAM if is_stream else MOVED
-            elif owner in self.reading:
+            if turn is not None:
+                turn.owner = me
+                kept = turn.keeps[hold.number]
+                turn.keeps[hold.number] = kept._replace(moved=True)
+            else:
                 self._reading_moves(owner, me)
             hold.owner = me
-        if begins and (self._owner is me or self._loader is me):
+        if begins and self._is_in_turn(me):
             self.running = me
         return True
 
-    def _turn_moves_to(self, me: Owner) -> None:
-        if self._owner is not None:
-            self._owner = me
-        else:
-            self._loader = me
-        self._settle_rights()
-
     def _reading_moves(self, owner: Owner, me: Owner) -> None:
-        reading = self.reading.pop(owner)
-        mine = self.reading.setdefault(me, reading)
-        mine.holds |= reading.holds
+        reader = self.reading.pop(owner)
+        mine = self.reading.setdefault(me, reader)
+        mine.owner = me
+        mine.keeps.update(reader.keeps)
 
-    def _may_join(self, owner: Owner) -> bool:
-        """Whether the party of *owner* has the turn and no operation runs in it."""
-        holder = self._owner or self._loader
-        return (
-            holder is not None
-            and holder.party is owner.party
-            and self.running is None
-            and bool(self.holds)
-        )
+    # -- admission
+
+    def _welcomes(self, owner: Owner) -> bool:
+        """Whether the turn takes *owner* in, because no operation runs in it.
+
+        So it does for a member of its owner's party, and for a task that was started
+        inside its sections.
+        """
+        turn = self.turn
+        if turn is None or not turn.keeps or self.running is not None:
+            return False
+        return turn.owner.party is owner.party or self._lends_to(turn, owner)
+
+    def _lends_to(self, turn: Turn, owner: Owner) -> bool:
+        """Whether *owner* was started inside all that keeps the turn."""
+        return turn.mode is EXCLUSIVE and turn.keeps.keys() <= owner.sections
 
     def _is_reading(self, owner: Owner) -> bool:
         """Whether *owner*, or another member of its party, is in a read section."""
@@ -574,18 +611,18 @@ class Monitor:
             return owner in self.reading
         return any(other.party is owner.party for other in tuple(self.reading))
 
-    # -- admission
-
     def _acquire(
         self,
         me: Owner,
         mode: Mode,
         timeout: float | None,
         *,
+        hold: Hold | None = None,
         looks: bool = False,
     ) -> None:
         """Admit *me* in *mode*, or raise with nothing changed.
 
+        :param hold: what is to keep the turn; without it an operation of *me* runs.
         :param looks: whether *me* only reads.  If a window opens, such a waiter raises
             :class:`WindowOpened`, because it need not wait any longer.
         """
@@ -598,14 +635,14 @@ class Monitor:
             with self._mutex:
                 admitted = self._may_enter_now(me, mode)
                 if admitted:
-                    self._admit(me, mode)
+                    self._admit(me, mode, hold)
             if not admitted:
-                self._wait(me, mode, timeout, looks)
+                self._wait(me, mode, timeout, hold=hold, looks=looks)
         except BaseException:
             try:
-                self._withdraw(me, mode, foreign)
+                self._withdraw(me, mode, hold, foreign)
             except BaseException:
-                self._withdraw(me, mode, foreign)  # an interrupt
+                self._withdraw(me, mode, hold, foreign)  # an interrupt
                 raise
             raise
         if self.forsaken:
@@ -619,8 +656,8 @@ class Monitor:
         return self._fits(mode, me)
 
     def _goes_first(self, owner: Owner) -> bool:
-        """Whether *owner* belongs to the readers or the party that others wait for."""
-        return self._is_reading(owner) or self._may_join(owner)
+        """Whether *owner* belongs to the readers or the turn that others wait for."""
+        return self._is_reading(owner) or self._welcomes(owner)
 
     def _may_overtake(self, mode: Mode) -> bool:
         """Whether a newcomer may barge, that is, enter ahead of the waiters."""
@@ -629,69 +666,34 @@ class Monitor:
         return all(waiter.mode is EXCLUSIVE for waiter in self.queue)
 
     def _fits(self, mode: Mode, owner: Owner) -> bool:
-        if self._may_join(owner):
+        turn = self.turn
+        if turn is None:
+            return mode is not EXCLUSIVE or not self.reading
+        if turn.mode is BESIDE and mode is SHARED:
             return True
-        if self._owner is not None:
-            return False
-        if mode is SHARED:
-            return True
-        return self._loader is None and (mode is BESIDE or not self.reading)
+        return self._welcomes(owner)
 
-    def _admit(self, me: Owner, mode: Mode) -> None:
+    def _admit(self, me: Owner, mode: Mode, hold: Hold | None) -> None:
         # Do the calls first and the stores after them, because an interrupt must find
         # all of the stores done or none.
-        if self._may_join(me):
-            self._turn_moves_to(me)
-            return
-        now = self.clock()
-        if mode is SHARED:
-            reading = Reading(now)
-            self._shared_entries += 1
-            self.reading[me] = reading
-            return
-        self.since = now
-        self.version = None
-        if mode is EXCLUSIVE:
-            self._owner = me
+        turn = self.turn
+        if turn is None or not self._welcomes(me):
+            turn = Turn(me, mode, self.clock())
+        elif turn.owner.party is me.party:
+            turn.owner = me
         else:
-            self._loader = me
-
-    def _drop(self) -> None:
-        """Take out the owner that is exclusive or beside the readers."""
-        owner = self._owner or self._loader
-        if owner is None:
+            turn.running = None  # no operation of the lender runs
+            turn = Turn(me, EXCLUSIVE, self.clock(), lent_by=turn)
+        if hold is not None:
+            turn.keeps[hold.number] = hold.kept
+        if turn.mode is SHARED:
+            self._shared_entries += 1
+            self.reading[me] = turn
             return
-        self._note_hold()
-        self.holds.clear()
-        reading = self.reading.get(owner)
-        if reading is not None and not reading.holds:
-            self._drop_reader(owner)  # its section ended before its stream
-        elif reading is None and self._lock is not None:
-            self._lock.release(owner, self)
-        # Do this last and without a call: an interrupt before it leaves the owner
-        # inside, and the whole can be done again.
-        self.restricted = False
-        self.running = self.inside = self.window = None
-        self.last_version += 1
-        if self.kind is not Kind.CONFINE and not self.unsettled:
-            self.version = self.last_version
-        self._owner = self._loader = None
-
-    def _note_hold(self) -> None:
-        """Update the longest hold, if the present one is timed."""
-        if self.since is not None:
-            held = self.clock() - self.since
-            if held > self._longest_hold:
-                self._longest_hold = held
-            self.since = None
-
-    def _drop_reader(self, owner: Owner) -> None:
-        held = self.clock() - self.reading[owner].since
-        if held > self._longest_hold:
-            self._longest_hold = held
-        if self._lock is not None and self._owner is not owner:
-            self._lock.release(owner, self)
-        del self.reading[owner]
+        self.version = None
+        if hold is None:
+            self.running = me
+        self.turn = turn
 
     def _pass_on(self) -> None:
         """Admit waiters from the head of the queue, as many as fit together.
@@ -716,7 +718,7 @@ class Monitor:
                     self._wake_first(waiter)
                     return
                 if waiter.takes is None:
-                    self._admit(waiter.owner, waiter.mode)
+                    self._admit(waiter.owner, waiter.mode, waiter.hold)
                 waiter.admitted = True
                 waiter.owner.waiting_for = None
             # If an interrupt comes here, the next call finds the waiter admitted and
@@ -743,9 +745,32 @@ class Monitor:
 
     def _open_gate(self) -> None:
         """Open the gate if no owner is inside."""
-        taken = self._owner is not None or self._loader is not None
-        if self._has_gate and not taken and not self.reading:
+        if self._has_gate and self.turn is None and not self.reading:
             del self.gate[0]
+
+    def _withdraw(
+        self, me: Owner, mode: Mode, hold: Hold | None, foreign: ForeignLock | None
+    ) -> None:
+        """Undo the steps that a failed acquisition may have done."""
+        with self._mutex:
+            me.waiting_for = None
+            self.rests_until = 0.0
+            for waiter in tuple(self.queue):
+                if waiter.owner is me:
+                    self.queue.remove(waiter)
+            reader = self.reading.get(me)
+            if self.running is me:
+                self.running = None
+            if mode is SHARED and reader is not None:
+                self._drop_reader(reader)
+            elif self.turn is not None and self.turn.owner is me:
+                if hold is not None:
+                    self.turn.keeps.pop(hold.number, None)
+                self._end_turns()
+            elif foreign is not None:
+                foreign.release(me, self)
+            self._pass_on()
+        self.reap()
 
     # -- waiting
 
@@ -754,34 +779,28 @@ class Monitor:
         me: Owner,
         mode: Mode,
         timeout: float | None,
-        looks: bool,
+        *,
+        hold: Hold | None = None,
         takes: Hold | None = None,
+        looks: bool = False,
     ) -> None:
+        """Wait in the queue until *me* is admitted; see :class:`Waiter`."""
         if not self._lets_wait(me):
-            self._refuse_overlap(me)
+            raise refusals.overlap(me, self.explain())
         blocks_loop = not me.can_wait()
         if blocks_loop:
             if not self.wait_in_loop:
-                self._refuse_to_wait(me)
+                raise self._refusal_to_wait(me)
             timeout = min(timeout or self.wait_in_loop, self.wait_in_loop)
         parked = self._make_lock() if blocks_loop else me.parking(self._make_lock)
-        waiter = Waiter(self, me, mode, parked, looks, takes)
+        waiter = Waiter(self, me, mode, parked, hold=hold, takes=takes, looks=looks)
         waiter.parked.acquire()
         try:
-            with self._mutex:
-                me.waiting_for = waiter
-                self.rests_until = 0.0
-                if takes is not None or me.party is not me:
-                    self.joiners += 1
-                self.queue.append(waiter)
-                self._contended += 1
-                self._pass_on()
-            # Reap first: an abandoned hold may be the very thing this waiter waits for.
-            self.reap()
+            self._join_queue(waiter)
             self._release_ended_owners(waiter)
             if not waiter.admitted and deadlocks.would_deadlock(me, waiter):
                 if not (waiter.admitted or waiter.woken):  # during the search
-                    self._refuse_deadlock(me)
+                    raise refusals.deadlock(me, self.explain())
             self._park(waiter, timeout)
         finally:
             self._end_wait(waiter)
@@ -790,11 +809,30 @@ class Monitor:
         if waiter.may_look:
             raise WindowOpened
         if blocks_loop:
-            self._refuse_to_wait(me)
-        self._refuse_timeout(me, mode, waiter)
+            raise self._refusal_to_wait(me)
+        with self._mutex:
+            self._timeouts += 1
+        self.reap()
+        waited = self.clock() - waiter.since
+        raise refusals.timed_out(me, self.explain(), mode, waited)
 
     def _lets_wait(self, me: Owner) -> bool:
         return self.kind not in (Kind.DETECT, Kind.CONFINE)
+
+    def _refusal_to_wait(self, me: Owner) -> Exception:
+        return refusals.to_wait_in_loop(me, self.explain())
+
+    def _join_queue(self, waiter: Waiter) -> None:
+        with self._mutex:
+            waiter.owner.waiting_for = waiter
+            self.rests_until = 0.0
+            if waiter.is_joiner():
+                self.joiners += 1
+            self.queue.append(waiter)
+            self._contended += 1
+            self._pass_on()
+        # An abandoned hold may be the very thing that this waiter waits for.
+        self.reap()
 
     def _release_ended_owners(self, waiter: Waiter) -> None:
         """Release what dead threads hold whose death was not reported."""
@@ -839,23 +877,7 @@ class Monitor:
         """Log the state of the guard, because a wait this long may be endless."""
         self._release_ended_owners(waiter)
         if not waiter.admitted:
-            logger.warning(
-                "%s has waited more than %g s for its turn in a shared session, at "
-                "%s. %s%s",
-                *(waiter.owner.name, self.warn_after, waiter.owner.where()),
-                *(self.explain(), self._hint(waiter)),
-            )
-
-    def _hint(self, waiter: Waiter) -> str:
-        """Return advice for the case that the owner's code is suspended or waits."""
-        if not self.holds or self.running is not None:
-            return ""
-        return (
-            " No operation runs: the code of that block is suspended, or waits for "
-            "something else. If one task goes on in another thread, such as a request "
-            "whose dependency entered the block, run it as one owner: one_owner(), or "
-            "sharedsession.asgi.RequestOwner for an ASGI application."
-        )
+            logger.warning("%s", report.long_wait(self, waiter))
 
     def _admit_if_free(self, waiter: Waiter) -> None:
         """Admit *waiter*, which is awake, if it is the first and the guard is free."""
@@ -868,7 +890,7 @@ class Monitor:
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
-            if waiter.takes is not None or waiter.owner.party is not waiter.owner:
+            if waiter.is_joiner():
                 self.joiners -= 1
             if waiter in self.queue:  # not if admitted, or interrupted before joining
                 self.rests_until = 0.0
@@ -890,7 +912,7 @@ class Monitor:
         if lock.acquire(mode, me, self, 0):
             return
         if not me.can_wait():
-            self._refuse_to_wait(me)
+            raise self._refusal_to_wait(me)
         waiter = Waiter(self, me, mode, me.parking(self._make_lock))
         me.waiting_for = lock
         try:
@@ -899,7 +921,7 @@ class Monitor:
                 self._contended += 1
             self.reap()
             if deadlocks.would_deadlock(me, lock):
-                self._refuse_deadlock(me)
+                raise refusals.deadlock(me, self.explain())
             got = lock.acquire(mode, me, self, timeout)
         finally:
             try:
@@ -911,11 +933,8 @@ class Monitor:
             with self._mutex:
                 self._timeouts += 1
             self.reap()
-            raise LockTimeout(
-                f"{me.name} did not get the lock that this guard stands on in "
-                f"{timeout:g} s. {deadlocks.describe(lock.blockers())} Give it more "
-                "time with timeout= or lock_timeout=, or hold the lock for less."
-            )
+            holders = deadlocks.describe(lock.blockers())
+            raise refusals.lock_timed_out(me, timeout, holders)
 
     def _end_wait_before(self, waiter: Waiter) -> None:
         with self._mutex:
@@ -925,96 +944,36 @@ class Monitor:
                 self._note_wait(waiter)
         self.reap()
 
-    def _withdraw(self, me: Owner, mode: Mode, foreign: ForeignLock | None) -> None:
-        """Undo the steps that a failed acquisition may have done."""
-        with self._mutex:
-            me.waiting_for = None
-            self.rests_until = 0.0
-            for waiter in tuple(self.queue):
-                if waiter.owner is me:
-                    self.queue.remove(waiter)
-            if mode is SHARED and me in self.reading:
-                self._drop_reader(me)
-            elif self._owner is me or self._loader is me:
-                self._drop()
-            elif foreign is not None:
-                foreign.release(me, self)
-            self._pass_on()
-        self.reap()
-
-    # -- refusals
-
-    def refuse_nested(self, me: Owner) -> NoReturn:
-        raise SharedSessionError(
-            f"{me.name} used a shared session in a finalizer or a signal handler that "
-            "came in while the same thread was entering or leaving a guard, or waited "
-            "for its turn, so it cannot wait for its turn again. Nothing was changed. "
-            "Let finalizers and signal handlers only note what is to be done, and do "
-            "it with the session in ordinary code."
-        )
-
-    def _refuse_to_move(self, me: Owner, owner: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name} would take over what {owner.name} holds, and the lock object "
-            "of this session belongs to the thread that acquired it. Nothing was "
-            "changed. Leave it there, or use a kind of lock by its name."
-        )
-
-    def _refuse_overlap(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
-            f"was inside. {self.explain()} Two {me.noun}s shared it: give each its own "
-            "session, or let them take turns with lock='rlock' or 'rw'."
-        )
-
-    def _refuse_to_wait(self, me: Owner) -> NoReturn:
-        raise SharedSessionError(
-            f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
-            f"the event loop that runs in it would stand still. {self.explain()} "
-            "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
-            "tasks share an AsyncSharedSession."
-        )
-
-    def _refuse_deadlock(self, me: Owner) -> NoReturn:
-        raise DeadlockError(
-            f"{me.name} would wait for ever: the holder of this guard waits, directly "
-            f"or through others, for something that {me.name} holds. {self.explain()} "
-            "Enter the sections of several sessions in the same order everywhere."
-        )
-
-    def _refuse_timeout(self, me: Owner, mode: Mode, waiter: Waiter) -> NoReturn:
-        with self._mutex:
-            self._timeouts += 1
-        self.reap()
-        waited = self.clock() - waiter.since
-        raise LockTimeout(
-            f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
-            f"it. {self.explain()} Nothing was changed. Give it more time with "
-            "timeout= or lock_timeout=, or make the holder's section shorter."
-        )
-
-    # -- owners and waiters
+    # -- reports
 
     def _in_by_gate(self) -> Owner | None:
         owner = self.gate.get(0)
         return owner if isinstance(owner, Owner) else None
 
+    def _turns_to_show(self) -> list[Turn]:
+        """Return the turn that a report describes, and after it those of lenders."""
+        return [] if self.turn is None else [*self.turn.with_lenders()]
+
     def blockers(self, waiter: Waiter) -> list[Owner]:
         """Return the owners that *waiter* waits for in this guard.
 
-        Readers block an exclusive waiter and all that queue behind it.
+        Readers block an exclusive waiter and all that queue behind it.  A lender does
+        not block what belongs to its section.
         """
-        waiting_owner = waiter.owner
+        me = waiter.owner
         with self._mutex:
-            present = {self._owner, self._loader, self._in_by_gate()}
+            present = {self._in_by_gate()}
+            for turn in () if self.turn is None else self.turn.with_lenders():
+                if turn is self.turn or not me.sections & turn.keeps.keys():
+                    present.add(turn.owner)
             exclusives = waiter.mode is EXCLUSIVE or any(
                 other.mode is EXCLUSIVE for other in self.queue
             )
-            if exclusives and not self._is_reading(waiting_owner):
+            if exclusives and not self._is_reading(me):
                 present.update(self.reading)
         self.reap()
         # Leave the waiter out: it may have been admitted meanwhile.
-        return [o for o in present if o is not None and o is not waiting_owner]
+        return [o for o in present if o is not None and o is not me]
 
     def explain(self) -> str:
         """Return a description of this guard in words.
@@ -1022,23 +981,4 @@ class Monitor:
         It names the owners, the time for which they have held the guard and the line at
         which they are, and then the waiters with the time that they have waited.
         """
-        with self._mutex:
-            now = self.clock()
-            exclusive = self._owner or self._loader or self._in_by_gate()
-            since = self.since
-            readers = [(o, now - reading.since) for o, reading in self.reading.items()]
-            waiters = [*self._before, *self.queue]
-            queue = [(w.owner, w.mode, now - w.since) for w in waiters]
-        self.reap()
-        said = []
-        if exclusive is not None:
-            # An untimed operation was inside when the first waiter began to wait.
-            known = [now - since] if since is not None else [t for *_, t in queue]
-            said.append(f"{_held_by(exclusive, 'exclusively', max(known, default=0))}.")
-        said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
-        said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
-        return " ".join(said) or "Nobody holds the guard and nobody waits."
-
-
-def _held_by(owner: Owner, how: str, seconds: float) -> str:
-    return f"{owner.name} has held it {how} for {seconds:.3g} s, now at {owner.where()}"
+        return report.explain(self)

@@ -1,22 +1,81 @@
-"""What a guard keeps for the owners inside and for its waiters."""
+"""Turns: the stays of owners in a session, and the holds that make them last."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Iterator, NamedTuple
 
-from .access import Lock, Mode
+from .access import STREAM, Access, Mode
 from .owner import Owner
 
 if TYPE_CHECKING:
     from .guard import Guard
-    from .monitor import Monitor
-
-#: Seconds for which running owners may enter ahead of the first exclusive waiter after
-#: it was woken (barging).  Then it is next.
-TURN = 0.005
 
 _hold_numbers = itertools.count(1)
+
+
+class Kept(NamedTuple):
+    """What keeps a turn beyond one operation: a section, a block, or a stream.
+
+    :ivar what: its purpose, for messages.
+    :ivar reads_only: whether it is a read section.
+    :ivar moved: whether another owner took it over.  Then it outlives its owners.
+    """
+
+    what: str
+    reads_only: bool = False
+    moved: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it may be abandoned: rows that were not fetched are no loss."""
+        return self.what == STREAM
+
+
+class Turn:
+    """One owner's stay in the session, from its admission until nothing keeps it.
+
+    A turn is over when no operation runs in it and nothing keeps it.  A turn that is
+    lent is on top of the turn of its lender, and ends before the lender goes on.
+    """
+
+    __slots__ = (
+        *("owner", "mode", "since", "keeps", "lent_by", "running", "access"),
+        "is_aside",
+    )
+
+    def __init__(
+        self, owner: Owner, mode: Mode, since: float | None, lent_by: Turn | None = None
+    ) -> None:
+        self.owner = owner
+        self.mode = mode
+        #: When it began; ``None`` for an operation that is not timed.
+        self.since = since
+        #: By the number of its hold, each section, block and stream that is open.
+        self.keeps: dict[int, Kept] = {}
+        self.lent_by = lent_by
+        #: While another turn is on top: the owner whose operation runs in this one.
+        self.running: Owner | None = None
+        #: The access of the operation in flight; ``None`` if it is not known.
+        self.access: Access | None = None
+        #: Whether it was not lent, but is there for one operation that runs at once.
+        self.is_aside = False
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether a read section keeps it.  A lent turn has its lender's rights."""
+        # A tuple is made in one step: the owner may end a stream meanwhile.
+        if any(kept.reads_only for kept in tuple(self.keeps.values())):
+            return True
+        lender = None if self.is_aside else self.lent_by
+        return lender is not None and lender.reads_only
+
+    def with_lenders(self) -> Iterator[Turn]:
+        """Yield this turn, then the turns that lent it, the outermost last."""
+        turn: Turn | None = self
+        while turn is not None:
+            yield turn
+            turn = turn.lent_by
 
 
 class Hold:
@@ -27,19 +86,14 @@ class Hold:
     """
 
     is_open = False  # until ``__init__()`` is done
-    #: Whether the hold was removed from the guard, but the guard is not released yet.
-    is_ending = False
     #: Whether its section was left, although the hold could not be released at once.
     is_finished = False
 
-    def __init__(
-        self, guard: Guard, owner: Owner, mode: Mode, what: str, restricts: bool
-    ) -> None:
+    def __init__(self, guard: Guard, owner: Owner, mode: Mode, kept: Kept) -> None:
         self.guard = guard
         self.owner = owner
         self.mode = mode
-        self.what = what
-        self.restricts = restricts
+        self.kept = kept
         self.number = next(_hold_numbers)
         self.is_open = True
 
@@ -68,68 +122,3 @@ class Hold:
     def __del__(self) -> None:
         if self.is_open:
             self.guard.forsake(self)
-
-
-class WindowOpened(Exception):
-    """Raised in a waiter that only wants to read: it can read optimistically now."""
-
-
-class Waiter:
-    """One owner in the queue; ``parked`` is released to wake it.
-
-    All other fields are changed under the mutex of its guard.
-    """
-
-    __slots__ = (
-        *("guard", "owner", "mode", "parked", "since", "admitted", "woken"),
-        *("next_at", "takes", "looks", "may_look"),
-    )
-
-    def __init__(
-        self,
-        guard: Monitor,
-        owner: Owner,
-        mode: Mode,
-        parked: Lock,
-        looks: bool = False,
-        takes: Hold | None = None,
-    ) -> None:
-        self.guard = guard
-        self.owner = owner
-        self.mode = mode
-        self.parked = parked
-        self.admitted = False
-        #: Whether ``parked`` was released since the waiter last checked.
-        self.woken = False
-        #: When barging ends, by the guard's clock; ``None`` until it was first woken.
-        self.next_at: float | None = None
-        #: The hold of another owner that this waiter is about to take over.
-        self.takes = takes
-        #: Whether this waiter only reads, for which a window is enough.
-        self.looks = looks
-        #: Whether a window was open when the waiter checked.
-        self.may_look = False
-        self.since = guard.clock()
-
-    def is_next(self) -> bool:
-        """Whether no owner may enter ahead of this waiter any more."""
-        return self.next_at is not None and self.guard.clock() >= self.next_at
-
-    def wake(self) -> None:
-        """Wake the waiter; do nothing if it has been woken already."""
-        if not self.woken:
-            self.woken = True
-            self.parked.release()
-
-    def blockers(self) -> list[Owner]:
-        return self.guard.blockers(self)
-
-
-class Reading:
-    """The read sections of one owner; the outermost one acquired the guard."""
-
-    __slots__ = ("since", "holds")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.holds: set[int] = set()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from ..errors import SharedSessionError
+from ..guard import refusals
 from ..guard.access import LOAD, READ, WRITE, Access
 from ..guard.guard import Guard
 from ..guard.owner import Owner
-from ..guard.turn import Hold, WindowOpened
+from ..guard.queue import WindowOpened
+from ..guard.turn import Hold
 
 
 def run(
@@ -27,12 +29,10 @@ def run(
         return _run_within(guard, me, access, function, args, kw)
     if me.busy:
         return _run_nested(guard, me, access, function, args, kw)
-    held = tuple(guard.holds.copy()) if guard.holds else ()
+    held = guard.kept()
     me.busy = True
     try:
-        if guard.inside is me and guard.go_on(me):
-            pass
-        elif guard.come_in(me):
+        if guard.come_in(me):
             guard.since = guard.clock()
             if guard.attention:
                 guard.attend_to(me, access)
@@ -75,7 +75,7 @@ def _run_nested(
     Otherwise the call is refused, because it would wait for its own thread.
     """
     if guard.is_in_bookkeeping():
-        guard.refuse_nested(me)
+        raise refusals.nested(me)
     if guard.is_exclusive(me):
         if access is not READ and access is not LOAD and guard.reads_only():
             guard.refuse_write()
@@ -86,7 +86,7 @@ def _run_nested(
         finally:
             guard.end_nested_operation(*before)
     if not guard.come_in(me):
-        guard.refuse_nested(me)
+        raise refusals.nested(me)
     me.busy = False
     try:
         if guard.attention:
@@ -111,7 +111,7 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
     me = guard.asker()
     if guard.running is me or not hold.is_open:
         return run(guard, access, function, *args)
-    held = tuple(guard.holds.copy())
+    held = guard.kept()
     try:
         guard.take_over(hold, begins=True)
         if guard.running is not me:  # the hold was released meanwhile
@@ -138,8 +138,7 @@ def _note_failure(
     if guard.running is me:  # otherwise the owner was not admitted
         guard.last_failure = me, error.__class__.__name__
         guard.attention = guard.unsettled = True
-    if guard.holds:
-        guard.drop_streams(me, held)
+    guard.drop_streams(me, held)
 
 
 def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
@@ -149,8 +148,7 @@ def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
     """
     me.busy = True
     try:
-        if guard.holds:
-            guard.drop_streams(me, held)
+        guard.drop_streams(me, held)
         guard.leave(me)
     finally:
         me.busy = False

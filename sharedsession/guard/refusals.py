@@ -1,0 +1,100 @@
+"""The errors of a guard: each gives the state and the remedy.
+
+*state* is what the guard says of itself in ``explain()``.
+"""
+
+from __future__ import annotations
+
+from ..errors import (
+    ConcurrentAccessError,
+    DeadlockError,
+    LockTimeout,
+    SharedSessionError,
+    UpgradeError,
+)
+from .access import Mode
+from .owner import Owner
+
+
+def write(me: Owner) -> UpgradeError:
+    return UpgradeError(
+        f"This is a write, and it was asked for inside a read section of {me.name}. "
+        "Nothing was changed. Leave the read section first, or use "
+        "critical_section() in its place."
+    )
+
+
+def exclusive_in_read_section(me: Owner, what: str) -> UpgradeError:
+    return UpgradeError(
+        f"A {what} cannot begin inside a read section of {me.name}: others may be "
+        "reading. Leave the read section first, or make the outer section a "
+        "critical_section()."
+    )
+
+
+def nested(me: Owner) -> SharedSessionError:
+    return SharedSessionError(
+        f"{me.name} used a shared session in a finalizer or a signal handler that "
+        "came in while the same thread was entering or leaving a guard, or waited "
+        "for its turn, so it cannot wait for its turn again. Nothing was changed. "
+        "Let finalizers and signal handlers only note what is to be done, and do "
+        "it with the session in ordinary code."
+    )
+
+
+def to_move(me: Owner, owner: Owner) -> ConcurrentAccessError:
+    return ConcurrentAccessError(
+        f"{me.name} would take over what {owner.name} holds, and the lock object "
+        "of this session belongs to the thread that acquired it. Nothing was "
+        "changed. Leave it there, or use a kind of lock by its name."
+    )
+
+
+def overlap(me: Owner, state: str) -> ConcurrentAccessError:
+    return ConcurrentAccessError(
+        f"{me.name}, at {me.where()}, came into a session while another {me.noun} "
+        f"was inside. {state} Two {me.noun}s shared it: give each its own "
+        "session, or let them take turns with lock='rlock' or 'rw'."
+    )
+
+
+def to_wait_in_loop(me: Owner, state: str) -> SharedSessionError:
+    return SharedSessionError(
+        f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
+        f"the event loop that runs in it would stand still. {state} "
+        "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
+        "tasks share an AsyncSharedSession."
+    )
+
+
+def deadlock(me: Owner, state: str) -> DeadlockError:
+    return DeadlockError(
+        f"{me.name} would wait for ever: the holder of this guard waits, directly "
+        f"or through others, for something that {me.name} holds. {state} "
+        "Enter the sections of several sessions in the same order everywhere."
+    )
+
+
+def timed_out(me: Owner, state: str, mode: Mode, waited: float) -> LockTimeout:
+    return LockTimeout(
+        f"{me.name} waited {waited:.3g} s for {mode.value} access and did not get "
+        f"it. {state} Nothing was changed. Give it more time with "
+        "timeout= or lock_timeout=, or make the holder's section shorter."
+    )
+
+
+def lock_timed_out(me: Owner, timeout: float | None, holders: str) -> LockTimeout:
+    return LockTimeout(
+        f"{me.name} did not get the lock that this guard stands on in "
+        f"{timeout:g} s. {holders} Give it more time with timeout= or "
+        "lock_timeout=, or hold the lock for less."
+    )
+
+
+def confined(me: Owner, owner: str) -> ConcurrentAccessError:
+    return ConcurrentAccessError(
+        f"This session is confined to {owner}; {me.name}, at {me.where()}, used it "
+        f"or one of its objects. Give this {me.noun} a session of its own and copy "
+        "objects with merge_into(), or let the owner pass it on with "
+        "session.guard.hand_over()."
+    )
