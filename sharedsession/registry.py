@@ -36,12 +36,12 @@ class OneForAll(ScopedRegistry[_T]):
     def __init__(
         self,
         createfunc: Callable[..., _T],
-        asker: Callable[[], Owner],
+        current_owner: Callable[[], Owner],
         guarded: Callable[[_T], _T],
         patience: float = PATIENCE,
     ) -> None:
         self.createfunc = createfunc
-        self._asker = asker
+        self._current_owner = current_owner
         self._guarded = guarded
         self._patience = patience
         self.scopefunc = lambda: None
@@ -53,7 +53,7 @@ class OneForAll(ScopedRegistry[_T]):
         self._making: set[Owner] = set()
 
     def __call__(self, **kw: Any) -> _T:
-        me = self._asker()
+        me = self._current_owner()
         session = self._session
         if session is not None and me in self._users:
             return session
@@ -109,7 +109,7 @@ class OneForAll(ScopedRegistry[_T]):
         guarded = self._guarded(obj)
         with self.mutex:
             self._session = guarded
-            self._note_user(self._asker())
+            self._note_user(self._current_owner())
             self._made.notify_all()
 
     def clear(self) -> None:
@@ -124,7 +124,7 @@ class OneForAll(ScopedRegistry[_T]):
     def leave(self) -> _T | None:
         """Stop counting the caller; return the session if it has no user left."""
         with self.mutex:
-            self._users.discard(self._asker())
+            self._users.discard(self._current_owner())
             nobody = not any(user.alive for user in self._users)
             return self._session if nobody else None
 

@@ -35,8 +35,8 @@ class UnitOfWork:
             self._commits = self._commits and not session._in_unit
             self._began = not session.in_transaction()
             self._savepoint = session.begin_nested()  # flushes others' pending work
-            become = Unit.COMMITTED if self._commits else Unit.LEFT
-            make_savepoint_of(self._savepoint, become)
+            outcome = Unit.COMMITTED if self._commits else Unit.LEFT
+            make_savepoint_of(self._savepoint, outcome)
             enter_within_section(self._savepoint)
             session._in_unit = session._in_unit or self._commits
             return session

@@ -30,7 +30,7 @@ from sharedsession.guard.task import to_the_end
 from sharedsession.internals import greenlets
 from sharedsession.objects import deferred
 from sharedsession.objects.setting import setter_of
-from sharedsession.operations.operation import look, run
+from sharedsession.operations.operation import optimistic_read, run
 from sharedsession.session.async_sections import AsyncSection
 from sharedsession.session.sections import CriticalSection, ReadSection
 
@@ -161,7 +161,7 @@ class World:
 
     def _check_put_off(self) -> None:
         """What this task put off comes before anything that it awaits."""
-        me = self.guard.asker()
+        me = self.guard.current_owner()
         left = [n for owner, n in self.asked if owner is me and n not in self.done]
         assert not left, f"{me.name} put off {left}"
 
@@ -225,7 +225,7 @@ class World:
 
     def check_out(self) -> None:
         """Nothing of an operation that ended is left in the guard."""
-        guard, owner = self.guard, self.guard.asker()
+        guard, owner = self.guard, self.guard.current_owner()
         for turn in turns(guard):
             is_lender = turn is not guard.turn and not turn.keeps
             assert turn.owner is not owner or is_lender, "still in"
@@ -262,7 +262,7 @@ def check_free(guard: Any) -> None:
     assert guard.turn is None and guard.running is None, guard.explain()
     assert not guard.reading and not guard.queue and guard._step is None
     assert not guard.put_off, "put off, and nobody did it"
-    assert not guard.forsaken, "a forgotten hold was never released"
+    assert not guard.abandoned_holds, "a forgotten hold was never released"
     assert guard not in deferred.watched
     may_have_none = guard.kind is Kind.CONFINE or guard.unsettled
     assert guard.version is not None or may_have_none, "no version, and nobody is in"
@@ -279,7 +279,9 @@ class FakeSession:
         self._world = world
 
     def _has_to_tidy(self) -> bool:
-        left = self.guard.has_put_off(self.guard.asker()) or self.guard.attention
+        left = (
+            self.guard.has_put_off(self.guard.current_owner()) or self.guard.attention
+        )
         return left or bool(self._world.unwritten)
 
     def _autoflush(self) -> None:
@@ -405,12 +407,12 @@ load_and_change = awaited(LOAD, _load_and_change)
 
 async def look_around(world: World) -> None:
     """A look that can wait."""
-    await greenlets.greenlet_spawn(look, world.guard, _seen, world)
+    await greenlets.greenlet_spawn(optimistic_read, world.guard, _seen, world)
 
 
 async def glance(world: World) -> None:
     """A look that cannot wait."""
-    look(world.guard, _glanced_at, world)
+    optimistic_read(world.guard, _glanced_at, world)
 
 
 def _glanced_at(world: World) -> None:
@@ -438,7 +440,7 @@ async def put_off(world: World) -> None:
         ), "in another task's section"
         world.done.append(number)
 
-    me = world.guard.asker()
+    me = world.guard.current_owner()
     world.asked.append((me, number))
     try:
         world.session.put_off("expire_all", function)
@@ -477,7 +479,7 @@ async def critical(world: World, timeout: float | None = None) -> None:
     async with section(world, timeout=timeout):
         before = world.left
         await change(world)
-        assert look(world.guard, _seen, world) == before + 1
+        assert optimistic_read(world.guard, _seen, world) == before + 1
         await set_attribute(world)
         await put_off(world)
 
@@ -502,7 +504,9 @@ async def read(world: World, timeout: float | None = None) -> None:
     async with section(world, reads=True, timeout=timeout):
         before = world.left
         await load(world)
-        assert look(world.guard, _seen, world) == before, "changed under a reader"
+        assert (
+            optimistic_read(world.guard, _seen, world) == before
+        ), "changed under a reader"
 
 
 async def read_and_write(world: World) -> None:

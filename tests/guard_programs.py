@@ -39,7 +39,7 @@ KINDS = ("rlock", "rw", "detect", "confine", "foreign")
 PLAIN_CODE = SimpleNamespace(
     Guard=guard.Guard,
     run=operation.run,
-    look=operation.look,
+    look=operation.optimistic_read,
     setter_of=setting.setter_of,
     CriticalSection=sections.CriticalSection,
     ReadSection=sections.ReadSection,
@@ -102,7 +102,7 @@ class World:
         made = self.code.Guard(
             kind,
             lock=lock,
-            asker=self.asker,
+            current_owner=self.current_owner,
             clock=self.scheduler.clock,
             make_lock=self.scheduler.lock,
             make_mutex=self.scheduler.lock,
@@ -111,7 +111,7 @@ class World:
         made.recovery = FakeRecovery(self, made)
         return made
 
-    def asker(self) -> Owner:
+    def current_owner(self) -> Owner:
         task = self.scheduler._current
         return self._outsider if task is None else self.owners[task]
 
@@ -149,7 +149,7 @@ class World:
             else:
                 assert self.kind == "confine", "refused, where one waits"
                 # Its new owner also, while the last one ends inside.
-                stranger = self.guard.sole is not self.owners[me]
+                stranger = self.guard.only_owner is not self.owners[me]
                 assert stranger or me in self.overlapped, "refused its owner"
             self.refused += 1
         finally:
@@ -165,7 +165,7 @@ class World:
         assert self.inside[me] == [], "still inside"
         for session in self.sessions:
             g = session.guard
-            if g.forsaken or g._mutex.taken:
+            if g.abandoned_holds or g._mutex.taken:
                 continue  # whoever has the mutex now releases what was forgotten
             if any(kept.is_stream for turn in turns(g) for kept in turn.keeps.values()):
                 continue  # another one is in the middle of collecting it
@@ -242,7 +242,7 @@ def check_free(g: Any) -> None:
     assert g.turn is None and g.running is None and g.window is None
     assert not g.reading and not g.queue and not g._before
     assert bool(g.gate) is not g._has_gate, "the gate is not as it should be"
-    assert not g.forsaken, "a forgotten hold was never released"
+    assert not g.abandoned_holds, "a forgotten hold was never released"
     has_none = g.version is None
     may_have_none = g.kind is Kind.CONFINE or g.unsettled
     assert has_none <= may_have_none, "no version, and nobody is in"
@@ -589,7 +589,7 @@ def end_inside(world: World) -> None:
     world.garbage.append(section)
     owner.alive = False
     world.ended_inside += 1
-    world.guard.bury(owner)
+    world.guard.release_dead_owner(owner)
     world.owners[me] = make_owner(f"{me.name} anew")
 
 

@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant(
         "a task that ended keeps its section",
         "guard/task",
-        "            guard.bury(self)\n",
+        "            guard.release_dead_owner(self)\n",
         "            pass\n",
         f"{TASKS} -k leaves_nothing",
     ),
@@ -193,7 +193,7 @@ MUTANTS = [
     Mutant(
         "who leaves by the gate does not look who queued meanwhile",
         "guard/monitor",
-        "            if self.rests_until and not self.forsaken:\n"
+        "            if self.hand_over_at and not self.abandoned_holds:\n"
         "                return\n",
         "            return\n",
         SCHEDULES,
@@ -316,7 +316,7 @@ MUTANTS = [
     Mutant(
         "a look counts beside the exclusive one",
         "guard/monitor",
-        "self.version is None and self.is_held_by(self.asker())\n",
+        "self.version is None and self.is_held_by(self.current_owner())\n",
         "self.version is None\n",
         SCHEDULES,
     ),
@@ -473,7 +473,7 @@ MUTANTS = [
     Mutant(
         "a thread that ends in a section keeps the guard",
         "guard/guard",
-        "on_death.append(_bury_everywhere)\n",
+        "on_death.append(_release_everywhere)\n",
         "",
         "tests/test_guard.py tests/test_sequences.py",
     ),

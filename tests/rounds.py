@@ -282,7 +282,7 @@ def _run_concurrently(
     def note_who_wrote(level: Any, owner: Any) -> None:
         note_level(level, owner)
         part = getattr(present, "part", None)
-        if part is not None and owner is guard.asker().party:
+        if part is not None and owner is guard.current_owner().party:
             part.wrote = True  # else it flushes what another thread wrote
 
     ledger.note = note_who_wrote

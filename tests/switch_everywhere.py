@@ -84,7 +84,7 @@ def stepping_code(
     return SimpleNamespace(
         Guard=guards["Guard"],
         run=ops["run"],
-        look=ops["look"],
+        look=ops["optimistic_read"],
         setter_of=stepping_copy(setting, hook, run=ops["run"])["setter_of"],
         CriticalSection=parts["CriticalSection"],
         ReadSection=parts["ReadSection"],

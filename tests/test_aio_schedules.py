@@ -106,7 +106,7 @@ def _goes_nowhere(*args: Any) -> None:
             *(("flush", "put-off"), "put off"),
         ),
         (
-            *(TaskGuard, "bury", _goes_nowhere),
+            *(TaskGuard, "release_dead_owner", _goes_nowhere),
             *(("end-inside", "change"), "cannot go on"),
         ),
         (

@@ -56,7 +56,7 @@ def test_interrupts_between_two_threads(lock: Any, side: Any) -> None:
 def test_control_interrupts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that nobody gives back would be seen."""
     monkeypatch.setattr(Hold, "release", lambda self: None)
-    monkeypatch.setattr(Guard, "forsake", lambda self, hold: None)
+    monkeypatch.setattr(Guard, "abandon_forgotten", lambda self, hold: None)
     section = next(it for it in OPERATIONS if it.name == "critical section")
     with pytest.raises(faults.Wrong):
         faults.outcomes(section, "rlock")

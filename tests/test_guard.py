@@ -547,8 +547,10 @@ class _Script:
 
 def barging_guard(second: Owner, parked: Any, now: list[float]) -> Guard:
     """A guard for which *second* asks and waits on *parked*."""
-    guard = Guard(asker=lambda: second, clock=lambda: now[0], make_lock=lambda: parked)
-    guard.checks_askers = False
+    guard = Guard(
+        current_owner=lambda: second, clock=lambda: now[0], make_lock=lambda: parked
+    )
+    guard.checks_owners = False
     guard.warn_after = None
     return guard
 

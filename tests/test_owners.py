@@ -153,9 +153,9 @@ def test_a_finalizer_in_the_bookkeeping_does_not_wait_for_its_own_thread() -> No
 
     run(guard, READ, lambda: None)
     with guard._mutex:
-        guard.asker().busy = True  # as everywhere in the guard's own work
+        guard.current_owner().busy = True  # as everywhere in the guard's own work
         finalize()
-        guard.asker().busy = False
+        guard.current_owner().busy = False
     assert len(errors) == 1 and "finalizer" in errors[0]
     run(guard, WRITE, finalize)  # the control: inside an operation it gets through
     assert len(errors) == 1

@@ -130,7 +130,7 @@ def test_beside_an_operation_it_is_read_otherwise(reading):
 def test_inside_it_is_looked_at(reading, right):
     reading.values["key"] = VALUE
     reading.guard.version = None
-    me = reading.guard.asker()
+    me = reading.guard.current_owner()
     mine = me if right == "running" else Turn(me, EXCLUSIVE, None)
     setattr(reading.guard, right, mine)
     assert reading.object.key is VALUE
@@ -145,7 +145,7 @@ def test_inside_it_is_looked_at(reading, right):
 def test_who_only_reads_is_told_first_what_there_is_to_tell(reading):
     reading.values["key"] = VALUE
     reading.guard.version = None
-    reading.guard.turn = Turn(reading.guard.asker(), EXCLUSIVE, None)
+    reading.guard.turn = Turn(reading.guard.current_owner(), EXCLUSIVE, None)
     reading.guard.attention = True
     assert reading.object.key is OTHERWISE
 
@@ -163,7 +163,7 @@ def test_a_change_that_has_begun_in_between_does_so_too(reading):
 @pytest.mark.parametrize("right", ["running", "turn"])
 def test_the_end_of_its_section_in_between_does_so_too(reading, right):
     reading.guard.version = None
-    me = reading.guard.asker()
+    me = reading.guard.current_owner()
     mine = me if right == "running" else Turn(me, EXCLUSIVE, None)
     setattr(reading.guard, right, mine)
     reading.intrude(lambda: setattr(reading.guard, right, None))
@@ -210,7 +210,7 @@ def test_an_error_of_who_is_asked_is_raised(reading):
         raise ZeroDivisionError
 
     reading.values["key"] = VALUE
-    reading.guard.asker, reading.guard.version = fail, None
+    reading.guard.current_owner, reading.guard.version = fail, None
     with pytest.raises(ZeroDivisionError):
         reading.object.key
 
@@ -232,7 +232,7 @@ def test_it_may_go_away_itself_in_between(make):
     reading, other = Reading(make), Reading(make)
     reading.values["key"] = VALUE
     reading.guard.version = None
-    plain_asker = reading.guard.asker
+    plain_asker = reading.guard.current_owner
     guards_by_session[NUMBER] = reading.guard
 
     def asker():
@@ -243,7 +243,7 @@ def test_it_may_go_away_itself_in_between(make):
         assert junk
         return plain_asker()
 
-    reading.guard.asker = asker
+    reading.guard.current_owner = asker
     try:
         assert reading.object.key is OTHERWISE
     finally:

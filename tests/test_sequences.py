@@ -636,7 +636,7 @@ def everybody_fits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Guard, "_may_enter_now", lambda *args: True)
     patch.setattr(Guard, "come_in", lambda *args: False)
     patch.setattr(Guard, "_acquire_foreign", lambda *args: None)
-    patch.setattr(Guard, "_check_asker", lambda *args: None)
+    patch.setattr(Guard, "_check_owner", lambda *args: None)
 
 
 @cut("reentrancy")
@@ -685,7 +685,7 @@ def the_dead_are_not_buried(patch: pytest.MonkeyPatch) -> None:
 @cut("forks")
 def a_child_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "getpid", lambda: 1)
-    patch.setattr(Guard, "disown", lambda self: None)
+    patch.setattr(Guard, "reset_after_fork", lambda self: None)
 
 
 @cut("ownership")
@@ -695,7 +695,7 @@ def sections_can_be_left_at_any_time(patch: pytest.MonkeyPatch) -> None:
 
 @cut("confinement")
 def nobody_is_confined(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Guard, "_check_asker", lambda *args: None)
+    patch.setattr(Guard, "_check_owner", lambda *args: None)
     patch.setattr(Guard, "hand_over", lambda *args: None)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, attributes
 from sharedsession import SharedSession, SharedSessionMixin, UpgradeError, WorkLostError
 from sharedsession.guard.access import READ, WRITE
 from sharedsession.guard.guard import Guard
-from sharedsession.operations.operation import look, run
+from sharedsession.operations.operation import optimistic_read, run
 from sharedsession.operations.wrap import guarded
 
 from .models import Address, User, make_user
@@ -161,7 +161,7 @@ def test_what_a_part_of_a_look_is_told_is_not_lost() -> None:
     with pytest.raises(WorkLostError, match="yours"):
         guarded(function, READ, lambda self: guard)("it")
     with pytest.raises(WorkLostError, match="yours"):
-        look(guard, function, "it")
+        optimistic_read(guard, function, "it")
     assert calls == ["it", "it"]
 
 
@@ -246,7 +246,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.instrumentation import InstrumentationManager
 from sqlalchemy.orm import registry, relationship
 from sharedsession import SharedSession
-from sharedsession.objects.collections import is_ours
+from sharedsession.objects.collections import is_guarded
 
 class Elsewhere(InstrumentationManager):
     def instrument_attribute(self, cls, key, attribute): setattr(cls, key, attribute)
@@ -277,7 +277,7 @@ with SharedSession(sa.create_engine("sqlite://")) as session:
     thing.bs = [B()]
     session.add(thing)
     session.flush()
-    print(thing in session, is_ours(thing.bs), len(thing.bs))
+    print(thing in session, is_guarded(thing.bs), len(thing.bs))
 """)
     assert said == "True True 1"
 

@@ -30,7 +30,7 @@ from sharedsession import SharedSession, UpgradeError
 from sharedsession.guard.access import CHANGE, LOAD
 from sharedsession.internals import orm
 from sharedsession.objects.attributes import install
-from sharedsession.operations.inplace import is_ours
+from sharedsession.operations.inplace import is_guarded
 from sharedsession.operations.operation import run
 from sharedsession.operations.tables import ATTRIBUTE_IMPL
 
@@ -203,7 +203,7 @@ def test_a_change_of_a_plain_value_waits_for_a_section(engine: sa.Engine) -> Non
 
 
 def get_as_sqlalchemy_does(name: str, impl: Any) -> Callable[..., Any]:
-    plain = type(impl).__mro__[1] if is_ours(impl) else type(impl)
+    plain = type(impl).__mro__[1] if is_guarded(impl) else type(impl)
     function = getattr(plain, name)
     return lambda *args, **kw: function(impl, *args, **kw)
 

@@ -154,13 +154,13 @@ def schedule(session: Any, scheduler: Scheduler) -> None:
 
     guard = session.guard
     if guard is not None:
-        asker = guard.asker
+        asker = guard.current_owner
 
         def pausing_asker() -> Any:
             scheduler.pause()
             return asker()
 
-        guard.asker = pausing_asker
+        guard.current_owner = pausing_asker
         guard._make_lock = scheduler.make_lock
         guard._set_mutex(scheduler.make_lock())
 

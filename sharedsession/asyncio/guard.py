@@ -113,7 +113,9 @@ class TaskGuard(Guard):
         timeout: float | None = None,
         **primitives: Any,
     ) -> None:
-        super().__init__(kind, timeout=timeout, asker=current_task_owner, **primitives)
+        super().__init__(
+            kind, timeout=timeout, current_owner=current_task_owner, **primitives
+        )
         self._step: _Step | None = None
         #: The deferred calls, in the order in which they were made.
         self.put_off: deque[PutOff] = deque()
@@ -141,7 +143,7 @@ class TaskGuard(Guard):
             if self.put_off:
                 self._do_put_off()
                 if self.attention:  # a deferred expire() may have lost this task's work
-                    self.attend_to(me, access)
+                    self.recover(me, access)
             error = self._errors.pop(me, None)
             if error is not None:
                 raise error
@@ -226,12 +228,12 @@ class TaskGuard(Guard):
         self.reap()
 
     def reads_only(self) -> bool:
-        me = self.asker()
+        me = self.current_owner()
         note_sections(me)
         return super().reads_only() or self._reads_with_family(me)
 
     def hold(self, what: str, timeout: float | None = None) -> Hold:
-        me = self.asker()
+        me = self.current_owner()
         note_sections(me)
         if self._reads_with_family(me):
             self._join_readers(me)
@@ -240,7 +242,7 @@ class TaskGuard(Guard):
         return super().hold(what, timeout)
 
     def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
-        me = self.asker()
+        me = self.current_owner()
         note_sections(me)
         if self._reads_with_family(me):
             self._join_readers(me)
@@ -269,18 +271,18 @@ class TaskGuard(Guard):
         if not hold.kept.is_stream and hold.is_open:
             enter_section(hold.number)
 
-    def let_go(self, hold: Hold) -> None:
+    def release_hold(self, hold: Hold) -> None:
         turn = self.turn
         lent = turn is not None and turn.lent_by is not None
         if self.put_off and self._is_alone(hold) and not self._is_in_mutex():
             if not lent:
                 self._do_put_off()
-        super().let_go(hold)
+        super().release_hold(hold)
         leave_section(hold.number)
         self._do_if_free()
 
-    def disown(self) -> None:
-        super().disown()
+    def reset_after_fork(self) -> None:
+        super().reset_after_fork()
         self._step = None
         self.put_off.clear()
 
@@ -309,7 +311,7 @@ class TaskGuard(Guard):
         with self._mutex:
             self._put_on_top(step.turn)
         if self.attention:
-            self.attend_to(me, access)
+            self.recover(me, access)
 
     def _end_step(self, step: _Step) -> None:
         # All of this may be done again after an interrupt.
@@ -349,12 +351,12 @@ class TaskGuard(Guard):
 
     def _show(self, change: deferred.Change) -> None:
         change.show()
-        owner = self.asker()
+        owner = self.current_owner()
         if self.last_writer is not owner:
             self.wrote(owner)
 
     def check_may_relate(self) -> None:
-        me = self.asker()
+        me = self.current_owner()
         if self.running is me:
             if self._step is not None and self._step.hides:
                 self._refuse_to_lose(me)
@@ -368,14 +370,14 @@ class TaskGuard(Guard):
     def check_may_execute(self) -> None:
         """Refuse a statement inside a step: another statement may be in flight."""
         if self._step is not None:
-            self._refuse_beside(self.asker())
+            self._refuse_beside(self.current_owner())
 
     def check_may_put_off(self, me: Owner) -> None:
         """Refuse to defer a call that would be refused if the guard were free."""
         if self.reads_only():
             self.refuse_write()
         if self.attention:
-            self.attend_to(me, WRITE)  # raises if *me* has lost work
+            self.recover(me, WRITE)  # raises if *me* has lost work
 
     def has_put_off(self, me: Owner) -> bool:
         """Whether a call of *me* is still deferred."""
@@ -499,20 +501,20 @@ class TaskGuard(Guard):
 
         The owner takes turns with the tasks that belong to its section.
         """
-        ours = me is self.sole or self._is_family(me)
+        ours = me is self.only_owner or self._is_family(me)
         return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
 
-    def _check_asker(self, me: Owner) -> None:
+    def _check_owner(self, me: Owner) -> None:
         if self.kind is Kind.CONFINE and self._is_family(me):
             outermost = self._outermost_turn()
-            if outermost is not None and outermost.owner is self.sole:
+            if outermost is not None and outermost.owner is self.only_owner:
                 return
-        super()._check_asker(me)
+        super()._check_owner(me)
 
-    def _is_free_to_take(self, sole: Any) -> bool:
-        if isinstance(sole, asyncio.Task):
-            return self.kind is Kind.CONFINE and sole.done()
-        return super()._is_free_to_take(sole)
+    def _is_free_to_take(self, only_owner: Any) -> bool:
+        if isinstance(only_owner, asyncio.Task):
+            return self.kind is Kind.CONFINE and only_owner.done()
+        return super()._is_free_to_take(only_owner)
 
     def _name_of(self, flow: Any) -> str:
         return f"task {flow.get_name()!r}"

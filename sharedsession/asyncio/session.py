@@ -189,7 +189,7 @@ class AsyncSharedSession(AsyncSession):
         guard = self.guard
         if guard is None or not guard.put_off:
             return []
-        me = guard.asker()
+        me = guard.current_owner()
         return [it for it in guard.put_off if it.owner is me]
 
     def _do_or_put_off(self, name: str, plain: Any, args: Any, kw: Any) -> Any:
@@ -197,7 +197,7 @@ class AsyncSharedSession(AsyncSession):
         if name == "add_all":
             args = ([*args[0]],) if args else ()
             kw = {key: [*value] for key, value in kw.items()}
-        me = None if guard is None else guard.asker()
+        me = None if guard is None else guard.current_owner()
         if guard is None or me is None or guard.is_free_for(me):
             return plain(self, *args, **kw)
         guard.check_may_put_off(me)

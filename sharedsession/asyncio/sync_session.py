@@ -64,7 +64,7 @@ class TaskSessionMixin(SharedSessionMixin):
         """True also if this task deferred operations, which wait for readers to go."""
         guard = self.guard
         assert isinstance(guard, TaskGuard)
-        return guard.has_put_off(guard.asker()) or super()._has_to_tidy()
+        return guard.has_put_off(guard.current_owner()) or super()._has_to_tidy()
 
 
 class TaskSession(TaskSessionMixin, SharedSession):

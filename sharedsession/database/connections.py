@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from ..guard.access import CHANGE, LOAD, WRITE
 from ..guard.guard import Guard
 from ..internals import cursors, orm
-from ..operations.inplace import is_ours, like, per_class, subclass
+from ..operations.inplace import is_guarded, like, per_class, subclass
 from ..operations.operation import run
 from ..operations.statements import access_of, has_changes_within, is_known_change
 from ..operations.tables import (
@@ -43,7 +43,7 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
     ):
         thing: Any = connection
         thing._sharedsession_guard = weakref.ref(guard)
-        if not is_ours(connection):
+        if not is_guarded(connection):
             connection.__class__ = _guarded_class(type(connection))
     return connection
 
@@ -235,13 +235,15 @@ def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
     if session is None or orm.is_flushing(session):
         return
     if access_of(statement) is not LOAD and is_known_change(statement):
-        connection._sharedsession_savepoints[-1].workers.add(guard.asker().party)
+        connection._sharedsession_savepoints[-1].workers.add(
+            guard.current_owner().party
+        )
 
 
 def _handing_out(function: Any) -> Any:
     def hand_out(self: Any, *args: Any, **kw: Any) -> Any:
         transaction = function(self, *args, **kw)
-        if transaction is None or is_ours(transaction):
+        if transaction is None or is_guarded(transaction):
             return transaction
         if guard_of_connection(transaction.connection) is not None:
             transaction.__class__ = _guarded_transaction(type(transaction))
@@ -291,7 +293,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     ``_WINDOW`` if it is a part of an operation during which a window may open.
     """
     guard.check_may_execute()
-    me = guard.asker()
+    me = guard.current_owner()
     within = guard.running is me
     if guard.reads_only():
         if has_changes_within(statement):
@@ -312,7 +314,7 @@ def _in_window(
     guard: Guard, function: Any, connection: Any, *args: Any, **kw: Any
 ) -> Any:
     """Open a window while *function* waits for the database: others read meanwhile."""
-    me = guard.asker()
+    me = guard.current_owner()
     try:
         guard.open_window(me)
         result = function(connection, *args, **kw)

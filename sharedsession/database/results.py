@@ -13,7 +13,7 @@ import threading
 from typing import Any, Callable, Iterator
 
 from ..internals import cursors
-from ..operations.inplace import become, is_ours, like, per_class, subclass
+from ..operations.inplace import change_class, is_guarded, like, per_class, subclass
 
 #: Methods that consume rows and are done when they return.
 _CONSUMING = (
@@ -37,18 +37,18 @@ def for_all_threads(result: Any, prepare: Callable[[], None] | None = None) -> A
     :param prepare: called before rows are consumed, and before the result's lock is
       taken, since it may wait for the guard.
     """
-    if not is_ours(result):
+    if not is_guarded(result):
         vars(result)[_LOCK] = threading.RLock()
         vars(result)[_PREPARE] = prepare
-        become(result, _shared_class(type(result)))
+        change_class(result, _shared_class(type(result)))
     return result
 
 
 def _filtered(result: Any, whole: Any) -> Any:
-    if not is_ours(result) and hasattr(result, "__dict__"):
+    if not is_guarded(result) and hasattr(result, "__dict__"):
         vars(result)[_LOCK] = vars(whole)[_LOCK]
         vars(result)[_PREPARE] = vars(whole)[_PREPARE]
-        become(result, _shared_class(type(result)))
+        change_class(result, _shared_class(type(result)))
     return result
 
 

@@ -147,7 +147,7 @@ class _LaterMade:
         if self._chunks is not None:
             result.chunks = self._in_chunks
         result.iterator = self
-        guard.leave_behind(functools.partial(_make_now, weakref.ref(self)))
+        guard.defer(functools.partial(_make_now, weakref.ref(self)))
 
     def make(self) -> None:
         """Make the objects, unless they are made; only called inside the guard."""
@@ -298,15 +298,15 @@ class _Streaming:
 
         The result is marked as closed already and does not call its strategy again.
         """
-        self.hold.guard.leave_behind(self.close_cursor)
+        self.hold.guard.defer(self.close_cursor)
         self.hold.release()
 
     def __del__(self) -> None:
         if hasattr(self, "hold") and self.hold.is_open:
             # The collector runs in any thread, at any line, and cannot enter the guard.
             # The next owner closes the cursor.
-            self.hold.guard.leave_behind(self.close_cursor)
-            self.hold.guard.forsake(self.hold)
+            self.hold.guard.defer(self.close_cursor)
+            self.hold.guard.abandon_forgotten(self.hold)
 
 
 @per_class

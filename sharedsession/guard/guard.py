@@ -55,7 +55,7 @@ class Guard(Monitor):
 
     __slots__ = (
         *("number", "session", "recovery", "last_writer", "last_failure"),
-        *("_chores", "_process", "__weakref__"),
+        *("_deferred", "_process", "__weakref__"),
     )
 
     #: Whether the consumer of a result can wait for its turn then.
@@ -74,7 +74,7 @@ class Guard(Monitor):
         *,
         lock: ForeignLock | None = None,
         timeout: float | None = None,
-        asker: Callable[[], Owner] = current_owner,
+        current_owner: Callable[[], Owner] = current_owner,
         clock: Callable[[], float] = time.monotonic,
         make_lock: Callable[[], Lock] = threading.Lock,
         make_mutex: Callable[[], Lock] = threading.RLock,
@@ -84,7 +84,7 @@ class Guard(Monitor):
             kind,
             lock=lock,
             timeout=timeout,
-            asker=asker,
+            current_owner=current_owner,
             clock=clock,
             make_lock=make_lock,
             make_mutex=make_mutex,
@@ -103,7 +103,7 @@ class Guard(Monitor):
         #: may have broken the transaction.
         self.last_failure: tuple[Owner, str] | None = None
         self._process = os.getpid()
-        self._chores: deque[Callable[[], None]] = deque()
+        self._deferred: deque[Callable[[], None]] = deque()
         _guards.add(self)
 
     # -- one operation
@@ -118,7 +118,7 @@ class Guard(Monitor):
         elif self._goes_on(turn, me, access):
             return
         if self.attention:
-            self.attend_to(me, access)
+            self.recover(me, access)
 
     def _goes_on(self, turn: Turn, me: Owner, access: Access) -> bool:
         """Begin an operation in the caller's own turn.
@@ -134,8 +134,8 @@ class Guard(Monitor):
         return not restricted
 
     def _enter_anew(self, me: Owner, access: Access) -> None:
-        if self.checks_askers and self.sole is not me:
-            self._check_asker(me)
+        if self.checks_owners and self.only_owner is not me:
+            self._check_owner(me)
             if self.come_in(me):
                 self.since = self.clock()
                 return
@@ -149,7 +149,7 @@ class Guard(Monitor):
         mode = BESIDE if beside else EXCLUSIVE
         self._acquire(me, mode, self.timeout, looks=looks)
 
-    def attend_to(self, me: Owner, access: Access) -> None:
+    def recover(self, me: Owner, access: Access) -> None:
         """Handle the reasons for ``attention``.
 
         Call this inside, before anything else of the operation.
@@ -185,7 +185,7 @@ class Guard(Monitor):
         return self.is_exclusive(me)
 
     def refuse_write(self) -> NoReturn:
-        raise refusals.write(self.asker())
+        raise refusals.write(self.current_owner())
 
     def check_may_execute(self) -> None:
         """Refuse a statement while another statement runs."""
@@ -202,7 +202,7 @@ class Guard(Monitor):
         :param timeout: in seconds; ``None``, the default, for the guard's own timeout.
         :raises UpgradeError: if the caller is in a read section.
         """
-        me = self.asker()
+        me = self.current_owner()
         if self.reads_only():
             raise refusals.exclusive_in_read_section(me, what)
         return self._take(Hold(self, me, EXCLUSIVE, Kept(what)), timeout)
@@ -213,7 +213,7 @@ class Guard(Monitor):
         Shared if the kind shares, otherwise exclusive and read-only.  The arguments are
         those of :meth:`hold`.
         """
-        me = self.asker()
+        me = self.current_owner()
         shares = self._shares and not self._is_in_turn(me)
         alone = self.is_exclusive(me) or not (shares or self._is_reading(me))
         mode = EXCLUSIVE if alone else SHARED
@@ -224,7 +224,7 @@ class Guard(Monitor):
         turn = self.turn
         if turn is None and not self.reading:
             return False
-        me = self.asker()
+        me = self.current_owner()
         if turn is not None and turn.owner is me:
             return turn.mode is BESIDE or turn.reads_only
         if turn is not None and turn.reads_only and self._welcomes(me):
@@ -233,7 +233,7 @@ class Guard(Monitor):
 
     def keep(self, what: str) -> Hold:
         """Keep the guard after the present operation ends, for a stream."""
-        me = self.asker()
+        me = self.current_owner()
         self._begin_turn(me)
         turn = self.turn
         assert turn is not None
@@ -274,8 +274,8 @@ class Guard(Monitor):
             if not was_inside:
                 self._enter_to_stay(hold, timeout)
             if self.attention and hold.mode is EXCLUSIVE and not hold.kept.reads_only:
-                self.attend_to(me, CHANGE)
-            if self.forsaken:
+                self.recover(me, CHANGE)
+            if self.abandoned_holds:
                 self.reap()
             # Keep this the last call: an interrupt in a later call would lose the hold,
             # because the caller does not have it yet.
@@ -291,8 +291,8 @@ class Guard(Monitor):
 
     def _enter_to_stay(self, hold: Hold, timeout: float | None) -> None:
         me = hold.owner
-        if self.checks_askers and self.sole is not me:
-            self._check_asker(me)
+        if self.checks_owners and self.only_owner is not me:
+            self._check_owner(me)
         wanted = self.timeout if timeout is None else check_timeout(timeout)
         if hold.mode is EXCLUSIVE and self.come_in(me):
             self.since = self.clock()
@@ -316,7 +316,7 @@ class Guard(Monitor):
             mine = turn is not None and turn.owner is me
             if turn is not None and mine:
                 turn.keeps[hold.number] = hold.kept
-        if self.forsaken:
+        if self.abandoned_holds:
             self.reap()
         return mine
 
@@ -348,22 +348,22 @@ class Guard(Monitor):
 
     # -- work deferred to the next owner
 
-    def leave_behind(self, chore: Callable[[], None]) -> None:
+    def defer(self, chore: Callable[[], None]) -> None:
         """Let the next owner that enters run *chore*; never wait."""
-        self._chores.append(chore)
+        self._deferred.append(chore)
         self.attention = True
 
-    def has_chores(self) -> bool:
-        return bool(self._chores)
+    def has_deferred(self) -> bool:
+        return bool(self._deferred)
 
-    def do_chores(self, me: Owner) -> None:
+    def run_deferred(self, me: Owner) -> None:
         """Run the deferred work; call this inside."""
-        while self._chores:
-            self._chores.popleft()()
+        while self._deferred:
+            self._deferred.popleft()()
 
     # -- checks of each new owner
 
-    def _check_asker(self, me: Owner) -> None:
+    def _check_owner(self, me: Owner) -> None:
         """Check an owner that is not the only one so far; refuse it by raising.
 
         Refused are the child of a fork, a stranger to a confined session, and a second
@@ -376,34 +376,42 @@ class Guard(Monitor):
                 f"{os.getpid()}. Make a new session here."
             )
         with self._mutex:
-            sole = self.sole
-            free = sole is None or sole is me.flow or self._is_free_to_take(sole)
-            free = free or self._is_of_same_thread(me, sole)
+            only_owner = self.only_owner
+            free = (
+                only_owner is None
+                or only_owner is me.flow
+                or self._is_free_to_take(only_owner)
+            )
+            free = free or self._is_of_same_thread(me, only_owner)
             if free:
-                self.sole = me
+                self.only_owner = me
         self.reap()
         if free:
             return
-        assert sole is not None
+        assert only_owner is not None
         if self.kind is Kind.CONFINE:
-            owner = sole.name if isinstance(sole, Owner) else self._name_of(sole)
+            owner = (
+                only_owner.name
+                if isinstance(only_owner, Owner)
+                else self._name_of(only_owner)
+            )
             raise refusals.confined(me, owner)
         if self.recovery is not None:
             self.recovery.admit(me)
-        self.checks_askers = False
+        self.checks_owners = False
 
-    def _is_free_to_take(self, sole: Owner | threading.Thread) -> bool:
+    def _is_free_to_take(self, only_owner: Owner | threading.Thread) -> bool:
         if self.kind is not Kind.CONFINE:
             return False
-        if isinstance(sole, Owner):
-            return not sole.alive
-        return sole.ident is not None and not sole.is_alive()
+        if isinstance(only_owner, Owner):
+            return not only_owner.alive
+        return only_owner.ident is not None and not only_owner.is_alive()
 
-    def _is_of_same_thread(self, me: Owner, sole: Any) -> bool:
+    def _is_of_same_thread(self, me: Owner, only_owner: Any) -> bool:
         """Whether *me* runs in the only thread that has entered so far."""
-        if self.kind is Kind.CONFINE or not isinstance(sole, Owner):
+        if self.kind is Kind.CONFINE or not isinstance(only_owner, Owner):
             return False
-        return (sole.ident, sole.native_id) == (me.ident, me.native_id)
+        return (only_owner.ident, only_owner.native_id) == (me.ident, me.native_id)
 
     def _name_of(self, flow: Any) -> str:
         return f"thread {flow.name!r}"
@@ -427,16 +435,16 @@ class Guard(Monitor):
             raise SharedSessionError(
                 f"hand_over() takes a {self._flows.__name__}, not {thread!r}."
             )
-        me = self.asker()
-        if self.sole is not me:
-            self._check_asker(me)
+        me = self.current_owner()
+        if self.only_owner is not me:
+            self._check_owner(me)
         if self.turn is not None:
             raise SharedSessionError(
                 "A section or a stream of this session is open; leave or close it "
                 "before hand_over()."
             )
         with self._mutex:
-            self.sole = thread
+            self.only_owner = thread
         self.reap()
 
     # -- reports
@@ -444,7 +452,7 @@ class Guard(Monitor):
     @property
     def held(self) -> Literal["exclusive", "shared"] | None:
         """How the calling thread holds this guard; ``None`` if it does not."""
-        me = self.asker()
+        me = self.current_owner()
         if self.is_exclusive(me):
             return "exclusive"
         return "shared" if me in self.reading or self._is_in_turn(me) else None
@@ -452,7 +460,7 @@ class Guard(Monitor):
     @property
     def is_shared(self) -> bool:
         """Whether more than one owner has entered so far."""
-        return not self.checks_askers
+        return not self.checks_owners
 
     @property
     def owner(self) -> Any:
@@ -513,14 +521,14 @@ class Guard(Monitor):
 
     # -- dead owners and forks
 
-    def bury(self, owner: Owner) -> None:
+    def release_dead_owner(self, owner: Owner) -> None:
         """Release what a dead *owner* still held."""
         with self._mutex:
             held = False
             for turn in () if self.turn is None else self.turn.with_lenders():
                 if turn.owner.party is owner:
                     held = True
-                    self._bury_turn(turn, owner)
+                    self._end_turn_of_dead(turn, owner)
             for reader in tuple(self.reading.values()):
                 if reader.owner.party is owner:
                     held = True
@@ -531,7 +539,7 @@ class Guard(Monitor):
         if held:
             logger.warning("%s ended while it held a guard; released", owner.name)
 
-    def _bury_turn(self, turn: Turn, owner: Owner) -> None:
+    def _end_turn_of_dead(self, turn: Turn, owner: Owner) -> None:
         """Let nothing keep the turn of a dead owner, except for holds that have moved.
 
         A stream or a block that moved belongs to its object.  The next owner that uses
@@ -550,17 +558,17 @@ class Guard(Monitor):
             if turn is self.turn:
                 self.running = self.window = None
 
-    def disown(self) -> None:
+    def reset_after_fork(self) -> None:
         """Refuse every owner from now on, because this is the child of a fork."""
         # A thread that exists in the parent only may hold the old mutex.
         self._set_mutex(threading.RLock())
-        self.checks_askers = True
-        self.sole = None
+        self.checks_owners = True
+        self.only_owner = None
         self.version = None
         self.gate[0] = CLOSED
         self.running = self.window = self.turn = None
         self.reading = {}
-        self.queue, self.rests_until = deque(), FOREVER
+        self.queue, self.hand_over_at = deque(), FOREVER
 
 
 def _no_session() -> None:
@@ -571,20 +579,20 @@ def _no_session() -> None:
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
-def _bury_everywhere(owner: Owner) -> None:
+def _release_everywhere(owner: Owner) -> None:
     for guard in list(_guards):
         try:
-            guard.bury(owner)
+            guard.release_dead_owner(owner)
         except Exception:  # a lock object may refuse to be released
             logger.exception(
                 "%s ended, and %r could not be released", owner.name, guard
             )
 
 
-def disown_all() -> None:
+def reset_all_after_fork() -> None:
     """Disown every guard in the child of a fork, because all belong to the parent."""
     for guard in list(_guards):
-        guard.disown()
+        guard.reset_after_fork()
 
 
-on_death.append(_bury_everywhere)
+on_death.append(_release_everywhere)

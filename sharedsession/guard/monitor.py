@@ -66,7 +66,7 @@ from .owner import Owner
 from .queue import TURN, Waiter, WindowOpened
 from .turn import Hold, Turn
 
-#: ``rests_until`` while the queue is empty; compared by identity.
+#: ``hand_over_at`` while the queue is empty; compared by identity.
 FOREVER = math.inf
 
 logger = logging.getLogger("sharedsession")
@@ -87,12 +87,21 @@ class Monitor:
     """
 
     __slots__ = (
-        *("kind", "timeout", "asker", "clock", "gate", "turn", "reading", "running"),
+        *(
+            "kind",
+            "timeout",
+            "current_owner",
+            "clock",
+            "gate",
+            "turn",
+            "reading",
+            "running",
+        ),
         *("version", "last_version", "window", "may_open", "_windows"),
         *("attention", "unsettled", "abandoned_by", "_lock", "_shares"),
         *("_make_lock", "_mutex", "_has_gate", "_has_windows"),
-        *("queue", "rests_until", "_before", "since", "sole", "checks_askers"),
-        *("forsaken", "joiners", "warn_after", "wait_in_loop"),
+        *("queue", "hand_over_at", "_before", "since", "only_owner", "checks_owners"),
+        *("abandoned_holds", "joiners", "warn_after", "wait_in_loop"),
         *("_shared_entries", "_contended", "_timeouts", "_is_in_mutex"),
         *("_wait_seconds", "_longest_wait", "_longest_hold"),
     )
@@ -106,7 +115,7 @@ class Monitor:
         *,
         lock: ForeignLock | None,
         timeout: float | None,
-        asker: Callable[[], Owner],
+        current_owner: Callable[[], Owner],
         clock: Callable[[], float],
         make_lock: Callable[[], Lock],
         make_mutex: Callable[[], Lock],
@@ -114,7 +123,7 @@ class Monitor:
     ) -> None:
         self.kind = kind
         self.timeout = check_timeout(timeout)
-        self.asker = asker
+        self.current_owner = current_owner
         self.clock = clock
         self._lock = lock
         self._shares = kind is Kind.RW or (lock is not None and lock.shares)
@@ -168,16 +177,16 @@ class Monitor:
         #: The waiters, in order of arrival.  Changed under the mutex.
         self.queue: deque[Waiter] = deque()
         #: The clock's time until which a leaving owner may ignore the queue.
-        self.rests_until = FOREVER
+        self.hand_over_at = FOREVER
         self._before: list[Waiter] = []  # those that wait for the lock object
         #: When the operation inside by the gate began; ``None`` if it is not timed.
         self.since: float | None = None
         #: The first owner, which needs no check; valid until a second owner came.
-        self.sole: Owner | threading.Thread | None = None
+        self.only_owner: Owner | threading.Thread | None = None
         #: From True to False once.  A stale True costs one needless check.
-        self.checks_askers = True
+        self.checks_owners = True
         #: Holds that were collected.  Any thread appends, because that is atomic.
-        self.forsaken: deque[Hold] = deque()
+        self.abandoned_holds: deque[Hold] = deque()
         #: The number of waiters that want to take a turn over, or to join their party.
         self.joiners = 0
         #: Seconds of waiting after which a warning is logged, once for each wait;
@@ -209,7 +218,7 @@ class Monitor:
         ``window`` is *me*, because an owner inside by the gate would enter a second
         time.  Call :meth:`leave` afterwards in any case.
         """
-        known = self.sole is me or not self.checks_askers
+        known = self.only_owner is me or not self.checks_owners
         try:
             # Check the gate twice: in between, a signal handler in this thread may have
             # entered and left.  No call follows the second check.
@@ -266,7 +275,7 @@ class Monitor:
         :meth:`is_held_by`.
         """
         if version is None:
-            return self.version is None and self.is_held_by(self.asker())
+            return self.version is None and self.is_held_by(self.current_owner())
         return self.version is version
 
     def is_held_by(self, me: Owner) -> bool:
@@ -316,7 +325,7 @@ class Monitor:
             held = self._is_in_turn(me)
             if held:
                 self.running = me
-        if self.forsaken:
+        if self.abandoned_holds:
             self.reap()
         return held
 
@@ -345,13 +354,13 @@ class Monitor:
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
             del self.gate[0]
-            if self.rests_until and not self.forsaken:
+            if self.hand_over_at and not self.abandoned_holds:
                 return
         self._leave_late(me)
 
     def _rests(self) -> bool:
         """Whether a leaving owner may ignore the queue now."""
-        until = self.rests_until
+        until = self.hand_over_at
         return until is FOREVER or self.clock() < until
 
     def _leave_late(self, me: Owner) -> None:
@@ -368,7 +377,7 @@ class Monitor:
                 self.running = self.window = None
                 self._end_turns()
             self._pass_on()
-        if self.forsaken:
+        if self.abandoned_holds:
             self.reap()
 
     # -- turns
@@ -447,18 +456,18 @@ class Monitor:
 
     # -- holds, which last longer than one operation
 
-    def let_go(self, hold: Hold) -> None:
+    def release_hold(self, hold: Hold) -> None:
         """Release *hold*.  May be called again after an interrupt."""
         if self._is_in_mutex():
             # The caller is a finalizer that interrupts this thread inside the mutex.
             self.abandon(hold, finished=True)
             return
         with self._mutex:
-            self._let_go(hold)
+            self._release_hold(hold)
             self._pass_on()
         self.reap()
 
-    def _let_go(self, hold: Hold) -> None:
+    def _release_hold(self, hold: Hold) -> None:
         if not hold.is_open:
             return
         self._note_owner(hold)
@@ -471,7 +480,7 @@ class Monitor:
         self._end_turns()
         hold.is_open = False
 
-    def forsake(self, hold: Hold) -> None:
+    def abandon_forgotten(self, hold: Hold) -> None:
         """Release a hold that was collected before it was released.
 
         The garbage collector calls this in any thread and at any line, while the guard
@@ -489,21 +498,25 @@ class Monitor:
         heir.number = hold.number
         heir.is_finished = finished
         hold.is_open = False
-        self.forsaken.append(heir)
+        self.abandoned_holds.append(heir)
         self.reap()
 
     def reap(self) -> None:
         # If the mutex is taken, its owner calls reap() after releasing it.
-        while self.forsaken and not self._is_in_mutex() and self._mutex.acquire(False):
+        while (
+            self.abandoned_holds
+            and not self._is_in_mutex()
+            and self._mutex.acquire(False)
+        ):
             try:
-                if not self.forsaken:
+                if not self.abandoned_holds:
                     continue  # done by another thread; check again after the release
-                hold = self.forsaken.popleft()
+                hold = self.abandoned_holds.popleft()
                 turn = self._turn_kept_by(hold.number)
                 if turn is not None and not hold.is_finished:
                     if not turn.keeps[hold.number].is_stream:
                         self._note_abandoned(turn.owner)
-                self._let_go(hold)
+                self._release_hold(hold)
                 self._pass_on()
             finally:
                 self._mutex.release()
@@ -532,7 +545,7 @@ class Monitor:
 
         :param begins: whether an operation of the caller begins at the same time.
         """
-        me = self.asker()
+        me = self.current_owner()
         if me.busy or self._is_in_mutex():
             raise refusals.nested(me)
         me.busy = True
@@ -545,7 +558,7 @@ class Monitor:
                 self._wait(me, hold.mode, left, takes=hold)
         finally:
             me.busy = False
-            if self.forsaken:
+            if self.abandoned_holds:
                 self.reap()
         me.keeps(self)
 
@@ -645,7 +658,7 @@ class Monitor:
                 self._withdraw(me, mode, hold, foreign)  # an interrupt
                 raise
             raise
-        if self.forsaken:
+        if self.abandoned_holds:
             self.reap()
 
     def _may_enter_now(self, me: Owner, mode: Mode) -> bool:
@@ -726,7 +739,7 @@ class Monitor:
             waiter.wake()
             self.queue.remove(waiter)
         if not self.queue:
-            self.rests_until = FOREVER
+            self.hand_over_at = FOREVER
             self._open_gate()
 
     def _may_admit(self, waiter: Waiter) -> bool:
@@ -740,7 +753,7 @@ class Monitor:
         waiter.wake()  # first, so that after an interrupt the waiter tries anyway
         if waiter.next_at is None:
             waiter.next_at = self.clock() + TURN
-        self.rests_until = waiter.next_at
+        self.hand_over_at = waiter.next_at
         self._open_gate()
 
     def _open_gate(self) -> None:
@@ -754,7 +767,7 @@ class Monitor:
         """Undo the steps that a failed acquisition may have done."""
         with self._mutex:
             me.waiting_for = None
-            self.rests_until = 0.0
+            self.hand_over_at = 0.0
             for waiter in tuple(self.queue):
                 if waiter.owner is me:
                     self.queue.remove(waiter)
@@ -825,7 +838,7 @@ class Monitor:
     def _join_queue(self, waiter: Waiter) -> None:
         with self._mutex:
             waiter.owner.waiting_for = waiter
-            self.rests_until = 0.0
+            self.hand_over_at = 0.0
             if waiter.is_joiner():
                 self.joiners += 1
             self.queue.append(waiter)
@@ -839,9 +852,9 @@ class Monitor:
         for owner in self.blockers(waiter):
             if owner.has_ended():
                 owner.alive = False
-                self.bury(owner)
+                self.release_dead_owner(owner)
 
-    def bury(self, owner: Owner) -> None:
+    def release_dead_owner(self, owner: Owner) -> None:
         """Release what a dead *owner* still held."""
         raise NotImplementedError
 
@@ -861,14 +874,14 @@ class Monitor:
                 warn_at = None
                 self._warn(waiter)
                 continue
-            next_at = waiter.next_at if self.rests_until else None
+            next_at = waiter.next_at if self.hand_over_at else None
             times = [t - now for t in (end, warn_at, next_at) if t is not None]
             woken = waiter.parked.acquire(timeout=max(min(times), 0) if times else -1)
             with self._mutex:
                 if woken:
                     waiter.woken = False
                 if waiter.is_next():
-                    self.rests_until = 0.0  # every leaving owner hands off from now on
+                    self.hand_over_at = 0.0  # every leaving owner hands off from now on
                 if not waiter.admitted and waiter.takes is None:
                     self._admit_if_free(waiter)
             self.reap()
@@ -893,7 +906,7 @@ class Monitor:
             if waiter.is_joiner():
                 self.joiners -= 1
             if waiter in self.queue:  # not if admitted, or interrupted before joining
-                self.rests_until = 0.0
+                self.hand_over_at = 0.0
                 self.queue.remove(waiter)
                 self._pass_on()  # later waiters may have waited for this one only
             waiter.owner.waiting_for = None

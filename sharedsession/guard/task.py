@@ -89,7 +89,7 @@ class TaskOwner(Owner):
         return _Parking()
 
     def keeps(self, guard: Any) -> None:
-        """Call ``guard.bury()`` with this owner once the task has ended."""
+        """Have *guard* release what this owner holds once the task has ended."""
         task = self._task()
         if self._guards is None and task is not None:
             self._guards = weakref.WeakSet()
@@ -99,7 +99,7 @@ class TaskOwner(Owner):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         for guard in tuple(self._guards or ()):
-            guard.bury(self)
+            guard.release_dead_owner(self)
 
 
 _no_thread: Any = None

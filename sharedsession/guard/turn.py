@@ -100,7 +100,7 @@ class Hold:
     def take_over(self) -> Owner:
         """Make the caller the owner of the turn; return the former owner."""
         former = self.owner
-        if self.is_open and self.guard.asker() is not former:
+        if self.is_open and self.guard.current_owner() is not former:
             self.guard.take_over(self)
         return former
 
@@ -110,15 +110,15 @@ class Hold:
         Return whether it was abandoned.  The next owner then does what is left to do,
         such as a rollback, as after every section that was abandoned.
         """
-        if not self.guard.asker().busy:
+        if not self.guard.current_owner().busy:
             return False
-        self.guard.forsake(self)
+        self.guard.abandon_forgotten(self)
         return True
 
     def release(self) -> None:
         """Release the guard; do nothing the second time.  Any thread may call this."""
-        self.guard.let_go(self)
+        self.guard.release_hold(self)
 
     def __del__(self) -> None:
         if self.is_open:
-            self.guard.forsake(self)
+            self.guard.abandon_forgotten(self)

@@ -26,8 +26,8 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from ..guard.access import LOAD, WRITE, Access
 from ..guard.guard import Guard
 from ..internals import orm
-from ..operations.inplace import is_ours, like, per_class, subclass
-from ..operations.operation import look, run
+from ..operations.inplace import is_guarded, like, per_class, subclass
+from ..operations.operation import optimistic_read, run
 from ..operations.tables import ATTRIBUTE_IMPL, ATTRIBUTE_STATE, STATE, Table
 from ..operations.wrap import FindGuard, guarded
 from . import collections, deferred, pickling, reading
@@ -73,7 +73,7 @@ def _get_otherwise(self: Any, instance: Any, owner: Any) -> Any:
         return _plain_get(self, instance, owner)
     values = instance.__dict__
     if self.key in values:
-        value = look(guard, values.get, self.key, _MISSING)
+        value = optimistic_read(guard, values.get, self.key, _MISSING)
         if value is not _MISSING:
             return value
     return run(guard, LOAD, _plain_get, self, instance, owner)
@@ -193,7 +193,7 @@ def note_changed(guard: Guard, state: Any, attribute: Any) -> None:
         recovery: Any = guard.recovery
         recovery.changed(state, changers)
     key = None if attribute is None else attribute.key
-    changers.note(key, guard.asker().party)
+    changers.note(key, guard.current_owner().party)
 
 
 def _discarding(name: str, which: Callable[..., Any]) -> Any:
@@ -406,7 +406,7 @@ def guard_attribute(attribute: QueryableAttribute[Any]) -> None:
         return
     if guarded or type(attribute) in (InstrumentedAttribute, _NotInDict):
         _guard_instrumented(attribute)
-    elif orm.stands_before_others(attribute) and not is_ours(attribute):
+    elif orm.stands_before_others(attribute) and not is_guarded(attribute):
         attribute.__class__ = _guarded_proxy(type(attribute), shown=True)
 
 
@@ -415,7 +415,7 @@ def _guard_instrumented(attribute: Any) -> None:
     if impl is None:  # not configured yet; attribute_instrument fires once it is
         attribute.__class__ = _NotInDict
         return
-    if not is_ours(impl):
+    if not is_guarded(impl):
         impl.__class__ = _guarded_impl(type(impl))
     plain = orm.has_plain_instrumentation(attribute.class_)
     in_dict = impl.supports_population and plain

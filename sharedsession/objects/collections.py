@@ -22,8 +22,8 @@ import sqlalchemy.exc as sa_exc
 from ..guard.access import LOAD, READ, WRITE
 from ..guard.guard import Guard
 from ..internals import orm
-from ..operations.inplace import become, is_ours, like, per_class, subclass
-from ..operations.operation import look, run
+from ..operations.inplace import change_class, is_guarded, like, per_class, subclass
+from ..operations.operation import optimistic_read, run
 from ..operations.tables import COLLECTION_ADAPTER, COMPARES, LOOKS
 from ..operations.wrap import guarded
 from . import pickling
@@ -52,10 +52,10 @@ _METHOD_TYPES = (FunctionType, type(list.append), type(list.__len__))
 def guard_collection(collection: Any) -> None:
     """Guard the collection of an attached object, and its adapter."""
     adapter = orm.adapter_of(collection)
-    if not is_ours(collection) and adapter is not None:
+    if not is_guarded(collection) and adapter is not None:
         if type(adapter) is orm.CollectionAdapter:
             adapter.__class__ = _guarded_adapter()
-        become(collection, _guarded_class(type(collection), _guard_of_collection))
+        change_class(collection, _guarded_class(type(collection), _guard_of_collection))
 
 
 def _guard_of_collection(collection: Any) -> Guard | None:
@@ -135,8 +135,8 @@ def install() -> None:
 
 def guard_mutable(value: Any) -> None:
     """Guard a mutable value of an attached object."""
-    if value is not None and not is_ours(value):
-        become(value, _guarded_class(type(value), _guard_of_mutable))
+    if value is not None and not is_guarded(value):
+        change_class(value, _guarded_class(type(value), _guard_of_mutable))
 
 
 def _explained(function: Any) -> Any:
@@ -189,8 +189,8 @@ def _session_of_dynamic(handle: Any) -> Any:
 
 def guard_association(value: Any) -> Any:
     """Guard *value* if it is a collection of an association proxy; return *value*."""
-    if isinstance(value, orm.AssociationCollection) and not is_ours(value):
-        become(value, _guarded_class(type(value), _guard_of_association))
+    if isinstance(value, orm.AssociationCollection) and not is_guarded(value):
+        change_class(value, _guarded_class(type(value), _guard_of_association))
     return value
 
 
@@ -272,7 +272,7 @@ def _quick_len(function: Any) -> Any:
             count: int = function(self)
             if guard.version is version:
                 return count
-        return look(guard, function, self)  # type: ignore[no-any-return]
+        return optimistic_read(guard, function, self)  # type: ignore[no-any-return]
 
     return like(__len__, function)
 
@@ -300,7 +300,7 @@ def _quick_iter(function: Any) -> Any:
             else:
                 if guard.version is version:
                     return iter(copy)
-        return look(guard, walk_copy, self)  # type: ignore[no-any-return]
+        return optimistic_read(guard, walk_copy, self)  # type: ignore[no-any-return]
 
     return like(__iter__, function)
 
@@ -320,7 +320,7 @@ def _quick_getitem(function: Any) -> Any:
             else:
                 if guard.version is version:
                     return value
-        return look(guard, function, self, key)
+        return optimistic_read(guard, function, self, key)
 
     return like(__getitem__, function)
 
@@ -387,7 +387,7 @@ def _guarded_getattribute(base: Any) -> Any:
         guard = None if name.startswith("_") else _guard_of_mutable(self)
         if guard is None:
             return base.__getattribute__(self, name)
-        return look(guard, base.__getattribute__, self, name)
+        return optimistic_read(guard, base.__getattribute__, self, name)
 
     return __getattribute__
 

@@ -38,7 +38,7 @@ def getter_of(key: str, otherwise: Getter) -> Getter:
                 if guard.version is version:
                     return value
             else:
-                me = guard.asker()
+                me = guard.current_owner()
                 if guard.is_held_by(me):
                     value = values[key]
                     if guard.is_held_by(me):

@@ -44,12 +44,12 @@ def _equal_to(base: type) -> Any:
     return type(type(base).__name__, (type(base),), members)
 
 
-def become(thing: object, cls: type) -> None:
+def change_class(thing: object, cls: type) -> None:
     """Change the class of *thing*, bypassing a ``__setattr__()`` of its class."""
     object.__setattr__(thing, "__class__", cls)
 
 
-def is_ours(thing: object) -> bool:
+def is_guarded(thing: object) -> bool:
     """Whether the class of *thing* was made by :func:`subclass`."""
     return _MARK in vars(type(thing))
 

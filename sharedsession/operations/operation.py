@@ -21,7 +21,7 @@ def run(
     Operations are reentrant: inside an operation of the same owner, *function* is a
     part of that operation.
     """
-    me = guard.asker()
+    me = guard.current_owner()
     if guard.running is me:
         return _run_within(guard, me, access, function, args, kw)
     if guard.window is me:
@@ -35,11 +35,11 @@ def run(
         if guard.come_in(me):
             guard.since = guard.clock()
             if guard.attention:
-                guard.attend_to(me, access)
+                guard.recover(me, access)
         else:
             guard.enter(me, access)
         me.busy = False
-        guard.may_open = access is LOAD and not guard.checks_askers
+        guard.may_open = access is LOAD and not guard.checks_owners
         result = function(*args, **kw)
         if access is WRITE and guard.last_writer is not me:
             guard.wrote(me)
@@ -60,7 +60,7 @@ def _leave(guard: Guard, me: Owner) -> None:
     me.busy = True
     guard.leave(me)
     me.busy = False
-    if guard.forsaken:
+    if guard.abandoned_holds:
         guard.reap()
 
 
@@ -90,7 +90,7 @@ def _run_nested(
     me.busy = False
     try:
         if guard.attention:
-            guard.attend_to(me, access)
+            guard.recover(me, access)
         return _run_within(guard, me, access, function, args, kw)
     except BaseException as error:
         _note_failure(guard, me, (), error)
@@ -108,7 +108,7 @@ def _run_nested(
 def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:
     """Like :func:`run`, but inside *hold*, which the caller takes over first."""
     guard = hold.guard
-    me = guard.asker()
+    me = guard.current_owner()
     if guard.running is me or not hold.is_open:
         return run(guard, access, function, *args)
     held = guard.kept()
@@ -117,7 +117,7 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
         if guard.running is not me:  # the hold was released meanwhile
             return run(guard, access, function, *args)
         if guard.attention:
-            guard.attend_to(me, access)
+            guard.recover(me, access)
         guard.may_open = False
         return function(*args)
     except BaseException as error:
@@ -152,7 +152,7 @@ def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
         guard.leave(me)
     finally:
         me.busy = False
-        if guard.forsaken:
+        if guard.abandoned_holds:
             guard.reap()
 
 
@@ -170,7 +170,9 @@ def _run_within(
     return result
 
 
-def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+def optimistic_read(
+    guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
     """Optimistic read: call *function* without a lock if possible, else as a ``READ``.
 
     :param function: reads loaded state only.
@@ -183,7 +185,7 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     optimistic read again.  The second attempt keeps its place in the queue.
     """
     version = guard.version
-    if version is None and guard.running is guard.asker():
+    if version is None and guard.running is guard.current_owner():
         return function(*args, **kw)
     if guard.is_still(version):
         try:
@@ -199,9 +201,9 @@ def look(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> A
     try:
         return run(guard, READ, function, *args, **kw)
     except WindowOpened:
-        me = guard.asker()
+        me = guard.current_owner()
         me.is_patient = True
     try:
-        return look(guard, function, *args, **kw)
+        return optimistic_read(guard, function, *args, **kw)
     finally:
         me.is_patient = False

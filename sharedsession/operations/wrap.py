@@ -14,7 +14,7 @@ from sqlalchemy.util import decorator
 from ..guard.access import READ, Access
 from ..guard.guard import Guard
 from .inplace import like
-from .operation import look, run
+from .operation import optimistic_read, run
 
 FindGuard = Callable[[Any], "Guard | None"]
 
@@ -71,7 +71,7 @@ def guarded(
             guard = find_guard(args[which])
             if guard is None:
                 return do(*args, **kw)
-            return look(guard, do, *args, **kw)
+            return optimistic_read(guard, do, *args, **kw)
 
         return as_function(function, look_at)
 

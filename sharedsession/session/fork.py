@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..guard.guard import disown_all
+from ..guard.guard import reset_all_after_fork
 from ..internals import orm, transactions
 
 #: Every shared session that is alive.
@@ -24,7 +24,7 @@ sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    disown_all()
+    reset_all_after_fork()
     engines: set[Any] = set()
     for session in list(sessions):
         transaction: Any = session._transaction

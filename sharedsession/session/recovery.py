@@ -67,10 +67,10 @@ class Recovery:
             by, what = guard.last_failure
             self._note_broken(by.party, what)
             guard.last_failure = None
-        guard.do_chores(me)
+        guard.run_deferred(me)
         party = me.party
         if self._is_left_to_finish(party) and guard.exclude_others(me):
-            guard.do_chores(me)
+            guard.run_deferred(me)
             self._finish_for_others(session, party)
         self._tell(party, access)
 
@@ -78,7 +78,7 @@ class Recovery:
         """Whether a recovery is needed before readers may see all that was done."""
         guard = self._guard
         left = guard.abandoned_by is not None or guard.last_failure is not None
-        left = left or guard.has_chores() or self.failure is not None
+        left = left or guard.has_deferred() or self.failure is not None
         return left or self._ledger.anybody_to_tell()
 
     def _tell(self, me: Owner, access: Access) -> None:
@@ -90,7 +90,7 @@ class Recovery:
         guard.unsettled = (
             guard.abandoned_by is not None or self.failure is not None
         ) or self._ledger.anybody_to_tell()
-        guard.attention = guard.unsettled or guard.has_chores()
+        guard.attention = guard.unsettled or guard.has_deferred()
         if error is not None:
             self._ledger.forget(me)  # last, because the error is raised only once
             raise error
@@ -138,7 +138,7 @@ class Recovery:
 
     def was_rolled_back_for_me(self) -> bool:
         """Whether another thread has rolled back already what the caller had broken."""
-        me = self._guard.asker().party
+        me = self._guard.current_owner().party
         owed = me in self._owed
         self._owed.discard(me)
         return owed and not self._ledger.has_work(me)
@@ -148,7 +148,7 @@ class Recovery:
     def failed(self, error: BaseException | None) -> None:
         """If the transaction is broken, note the caller as the owner that broke it."""
         what = type(error).__name__ if error else "an error"
-        self._note_broken(self._guard.asker().party, what)
+        self._note_broken(self._guard.current_owner().party, what)
 
     def _note_broken(self, owner: Owner, what: str) -> None:
         session = self._session()
@@ -169,7 +169,7 @@ class Recovery:
 
     def ended(self, transaction: Any, committed: bool) -> None:
         """After the end of a level, note whose work is safe and whose is lost."""
-        me = self._guard.asker().party
+        me = self._guard.current_owner().party
         transaction.ended_by = me
         transaction.was_committed = committed
         self._guard.last_writer = None
@@ -200,7 +200,7 @@ class Recovery:
 
     def savepoint_undone(self, workers: set[Owner]) -> None:
         """A savepoint of the connection was rolled back, with the work of *workers*."""
-        me = self._guard.asker().party
+        me = self._guard.current_owner().party
         so = "what was written since the savepoint is undone"
         loss = self.failure or Loss(me, "rolled back a savepoint", so)
         self._lose(workers, loss)
@@ -221,7 +221,10 @@ class Recovery:
             return
         if what == "COMMIT" and connections == {connection}:
             self._ledger.all_safe()
-        self._guard.last_failure = self._guard.asker(), f"the {what} at the connection"
+        self._guard.last_failure = (
+            self._guard.current_owner(),
+            f"the {what} at the connection",
+        )
         self._call_for_attention()
 
     def hand_over(self, transaction: Any, former: Owner, new: Owner) -> None:
@@ -266,7 +269,7 @@ class Recovery:
     def _discarded(self, why: str, owners: set[Owner]) -> None:
         if owners:
             gone = "their changes, which were not flushed, are gone"
-            self._lose(owners, Loss(self._guard.asker().party, why, gone))
+            self._lose(owners, Loss(self._guard.current_owner().party, why, gone))
 
     def _lose(self, owners: set[Owner], loss: Loss) -> None:
         self._ledger.lose(owners, loss)

@@ -51,7 +51,7 @@ class _Section(Generic[_S]):
         hold = self._hold
         if hold is None:
             return True
-        me = hold.guard.asker()
+        me = hold.guard.current_owner()
         return me is hold.owner and not me.busy
 
     def forget_if_busy(self) -> bool:

@@ -137,14 +137,14 @@ class SharedSessionMixin(Session):
     def __enter__(self: _S) -> _S:
         guard = self.guard  # type: ignore[attr-defined]
         if guard is not None:
-            self._blocks.append(guard.asker())  # type: ignore[attr-defined]
+            self._blocks.append(guard.current_owner())  # type: ignore[attr-defined]
         return super().__enter__()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close the session, unless another living owner is in a with-block of it."""
         if self.guard is not None:
             blocks = self._blocks
-            me = self.guard.asker()
+            me = self.guard.current_owner()
             if me in blocks:
                 blocks.remove(me)
             elif blocks:
@@ -165,7 +165,7 @@ class SharedSessionMixin(Session):
         if not nested and isinstance(root, GuardedTransaction):
             if root.was_autobegun_by_another() and not self._has_savepoint_of_mine():
                 assert self.guard is not None
-                root.begun_by = self.guard.asker().party
+                root.begun_by = self.guard.current_owner().party
                 return root
         return super().begin(nested)
 
@@ -173,7 +173,7 @@ class SharedSessionMixin(Session):
         """Whether the caller itself began a savepoint: then ``begin()`` must raise."""
         savepoint = super().get_nested_transaction()
         while savepoint is not None and savepoint.nested:
-            if getattr(savepoint, "begun_by", None) is self._asker():
+            if getattr(savepoint, "begun_by", None) is self._current_owner():
                 return True
             savepoint = savepoint.parent
         return False
@@ -279,8 +279,8 @@ class SharedSessionMixin(Session):
         self._in_unit = False
         self._trans_context_manager = None
 
-    def _asker(self) -> Owner | None:
-        return None if self.guard is None else self.guard.asker().party
+    def _current_owner(self) -> Owner | None:
+        return None if self.guard is None else self.guard.current_owner().party
 
     # -- misuse
 
@@ -458,7 +458,8 @@ def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
     while transaction is not None:
         if type(transaction) is SessionTransaction:
             transaction.__class__ = GuardedTransaction
-            transaction.begun_by = guard.asker().party  # type: ignore[attr-defined]
+            me = guard.current_owner().party
+            transaction.begun_by = me  # type: ignore[attr-defined]
         for connection in transactions.connections_of(transaction):
             guard_connection(connection, guard)
         transaction = transaction.parent

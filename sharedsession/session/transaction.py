@@ -66,7 +66,7 @@ class GuardedTransaction(_Plain):
             _Plain.__init__(self, session, origin, parent)
             return
         guard: Any = session.guard
-        self.begun_by = guard.asker().party
+        self.begun_by = guard.current_owner().party
         _Plain.__init__(self, session, origin, parent)
         guard.last_writer = None  # each level notes the owners of its work anew
 
@@ -76,7 +76,11 @@ class GuardedTransaction(_Plain):
         assert guard is not None
         autobegun = self.origin is SessionTransactionOrigin.AUTOBEGIN
         in_block = self._hold is not None
-        return autobegun and not in_block and self.begun_by is not guard.asker().party
+        return (
+            autobegun
+            and not in_block
+            and self.begun_by is not guard.current_owner().party
+        )
 
     # -- as a block
 
@@ -96,7 +100,7 @@ class GuardedTransaction(_Plain):
 
     def _still_open(self) -> GuardedTransaction:
         """Return self, or a new transaction if another owner has ended this one."""
-        if self.ended_by in (None, self.session._asker()):
+        if self.ended_by in (None, self.session._current_owner()):
             return self
         successor = self.session.begin(nested=self.nested)
         assert isinstance(successor, GuardedTransaction)
@@ -145,7 +149,7 @@ class GuardedTransaction(_Plain):
     def _take_over(self, hold: Hold, transaction: GuardedTransaction) -> None:
         """Make the caller the owner of the block and of the work in it."""
         former = hold.take_over()
-        me = self.session._asker()
+        me = self.session._current_owner()
         if me is not None and former.party is not me:
             self.session._recovery.hand_over(transaction, former.party, me)
 
@@ -180,7 +184,7 @@ class GuardedTransaction(_Plain):
     def _rollback(
         self, _capture_exception: bool = False, _to_root: bool = False
     ) -> Any:
-        me = self.session._asker()
+        me = self.session._current_owner()
         if self.ended_by not in (None, me) and not self.was_committed:
             return  # another thread rolled it back, for the caller or for itself
         try:
@@ -243,7 +247,7 @@ class GuardedTransaction(_Plain):
     def _check_engine(self, engine: Any, guard: Guard) -> None:
         known = self.session._fit_engines
         if engine not in known:  # check once, because the check is slow
-            check_engine(engine, guard.asker())
+            check_engine(engine, guard.current_owner())
             known.add(engine)
 
 
