@@ -255,6 +255,27 @@ MUTANTS = [
         WINDOWS,
     ),
     Mutant(
+        "the first statement of a transaction keeps readers out",
+        "session/transaction",
+        "            guard.may_open = is_untouched\n",
+        "            guard.may_open = False\n",
+        WINDOWS,
+    ),
+    Mutant(
+        "a statement that writes keeps readers out",
+        "operations/operation",
+        "        waits = access is LOAD or access is STATEMENT or access is COMMIT\n",
+        "        waits = access is LOAD or access is COMMIT\n",
+        WINDOWS,
+    ),
+    Mutant(
+        "a commit that flushed lets others look while it waits",
+        "operations/operation",
+        "    if access is not STATEMENT and access is not COMMIT:\n",
+        "    if False:\n",
+        WINDOWS,
+    ),
+    Mutant(
         "a window opens after a flush",
         "operations/operation",
         "        guard.may_open = False  # no window after a change\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from sharedsession.guard.access import LOAD, WRITE
+from sharedsession.guard.access import LOAD, STATEMENT
 from sharedsession.operations.statements import (
     access_of,
     has_changes_within,
@@ -55,11 +55,11 @@ def test_what_only_reads(statement):
 
 @pytest.mark.parametrize("statement", CHANGES, ids=str)
 def test_what_may_change_something(statement):
-    assert access_of(statement) is WRITE
+    assert access_of(statement) is STATEMENT
 
 
 def test_options_of_the_execution_count_too():
-    assert access_of(SELECT, {"populate_existing": True}) is WRITE
+    assert access_of(SELECT, {"populate_existing": True}) is STATEMENT
     assert access_of(SELECT, {"populate_existing": False}) is LOAD
 
 
@@ -71,12 +71,12 @@ def test_classes_of_an_application_are_what_they_derive_from():
         inherit_cache = True
 
     assert access_of(Text("select 1")) is LOAD
-    assert access_of(Text("drop table user")) is WRITE
+    assert access_of(Text("drop table user")) is STATEMENT
     assert access_of(Select(User)) is LOAD
 
 
 def test_what_is_no_statement_at_all_changes_something_as_far_as_is_known():
-    assert access_of(object()) is WRITE
+    assert access_of(object()) is STATEMENT
 
 
 def test_a_change_within_a_select_is_found():

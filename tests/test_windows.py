@@ -84,6 +84,93 @@ def test_looks_go_on_beside_a_select(
     assert selecting.result() == 1
 
 
+STATEMENTS: dict[str, Any] = {
+    "text": HOLD_ON,
+    "WITH": sa.text("WITH it AS (SELECT hold_on() AS x) SELECT x FROM it"),
+    "ORM select": sa.select(User.id).where(sa.func.hold_on() == 1),
+    "UPDATE": sa.text("UPDATE users SET x = 1 WHERE hold_on() = 1"),
+    "ORM update": sa.update(User).where(User.id == 1).values(x=sa.func.hold_on()),
+    "ORM update, fetch": (
+        sa.update(User)
+        .where(sa.func.hold_on() == 1)
+        .values(x=1)
+        .execution_options(synchronize_session="fetch")
+    ),
+    "DELETE": sa.text("DELETE FROM users WHERE hold_on() = 2"),
+    "INSERT": sa.text(
+        "INSERT INTO users (name, counter) SELECT 'new', 0 WHERE hold_on() = 1"
+    ),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("at", ["session", "connection"])
+@pytest.mark.parametrize("what", STATEMENTS)
+def test_looks_go_on_beside_any_statement(
+    session: Any,
+    user: Any,
+    database: Database,
+    waiting: Any,
+    what: str,
+    at: str,
+    first: bool,
+) -> None:
+    """The first of its transaction, too."""
+    if first:
+        session.expire_on_commit = False
+        session.commit()
+
+    def execute() -> None:
+        executing = session if at == "session" else session.connection()
+        executing.execute(STATEMENTS[what])
+
+    executing = waiting(execute)
+    assert look(user).result() == "ann"
+    assert Worker(lambda: session.get(User, 1) is user).result()
+    database.goes_on.set()
+    executing.result()
+    assert user.name == "ann" and user.x == 1
+
+
+@pytest.mark.parametrize("event", ["checkout", "begin", "commit"])
+def test_looks_go_on_beside_a_connect_a_begin_and_a_commit(
+    session: Any,
+    engine: sa.Engine,
+    user: Any,
+    database: Database,
+    waiting: Any,
+    event: str,
+) -> None:
+    session.expire_on_commit = False
+    session.commit()
+    if event == "commit":
+        session.execute(sa.text("SELECT 1"))
+    waiting_in = sa.event.listens_for(engine, event, once=True)
+    waiting_in(lambda *args: database._hold_on() and None)
+    if event == "commit":
+        worker = waiting(session.commit)
+    else:
+        worker = waiting(lambda: session.execute(sa.text("SELECT 1")))
+    assert look(user).result() == "ann"
+    database.goes_on.set()
+    worker.result()
+
+
+def test_nobody_looks_while_a_commit_that_flushed_waits(
+    session: Any, engine: sa.Engine, user: Any, database: Database, waiting: Any
+) -> None:
+    session.expire_on_commit = False
+    session.add(User(name="new"))
+    waiting_in = sa.event.listens_for(engine, "commit", once=True)
+    waiting_in(lambda *args: database._hold_on() and None)
+    committing = waiting(session.commit)
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    committing.result()
+    assert looking.result() == "ann"
+
+
 def test_a_change_waits_for_the_select(
     session: Any, user: Any, database: Database, waiting: Any
 ) -> None:

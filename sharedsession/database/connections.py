@@ -14,11 +14,11 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from sqlalchemy.engine import Connection
 
-from ..guard.access import CHANGE, LOAD, WRITE
+from ..guard.access import LOAD, STATEMENT
 from ..guard.guard import Guard
 from ..internals import cursors, orm
 from ..operations.inplace import is_guarded, like, per_class, subclass
-from ..operations.operation import run
+from ..operations.operation import in_window, run
 from ..operations.statements import access_of, has_changes_within, is_known_change
 from ..operations.tables import (
     CONNECTION,
@@ -198,7 +198,11 @@ def _ending(what: str) -> Any:
 
     def accounted_for(function: Any) -> Any:
         def end(self: Any, *args: Any) -> Any:
-            result = function(self, *args)
+            guard = guard_of_connection(self)
+            if guard is None or what != "COMMIT":
+                result = function(self, *args)
+            else:
+                result = in_window(guard, function, self, *args)
             self._sharedsession_savepoints = ()
             self._sharedsession_abort = None
             recovery = _recovery_of(self)
@@ -278,19 +282,13 @@ def _executing(function: Any, self: Any, *args: Any, **kw: Any) -> Any:
     access = _access_now(guard, args[0])
     if access is None:
         return _execute(guard, function, self, *args, **kw)
-    if access is _WINDOW:
-        return _in_window(guard, function, self, *args, **kw)
     return run(guard, access, _execute_alone, guard, function, self, *args, **kw)
-
-
-_WINDOW = object()
 
 
 def _access_now(guard: Guard, statement: Any) -> Any:
     """Return what executing *statement* does to the session.
 
-    ``None`` if the statement is a part of an operation and needs nothing more, and
-    ``_WINDOW`` if it is a part of an operation during which a window may open.
+    ``None`` if the statement is a part of an operation and needs nothing more.
     """
     guard.check_may_execute()
     me = guard.current_owner()
@@ -303,24 +301,7 @@ def _access_now(guard: Guard, statement: Any) -> Any:
     access = access_of(statement)
     if not within:
         return access
-    if access is LOAD:
-        return _WINDOW if guard.may_open else None
-    if access is WRITE and not is_known_change(statement):
-        return CHANGE
-    return access
-
-
-def _in_window(
-    guard: Guard, function: Any, connection: Any, *args: Any, **kw: Any
-) -> Any:
-    """Open a window while *function* waits for the database: others read meanwhile."""
-    me = guard.current_owner()
-    try:
-        guard.open_window(me)
-        result = function(connection, *args, **kw)
-    finally:
-        guard.close_window(me)
-    return _settled(guard, connection, args[0], result)
+    return STATEMENT if is_known_change(statement) else None
 
 
 def _execute_alone(guard: Guard, *args: Any, **kw: Any) -> Any:
@@ -331,12 +312,8 @@ def _execute_alone(guard: Guard, *args: Any, **kw: Any) -> Any:
 def _execute(
     guard: Guard, function: Any, connection: Any, *args: Any, **kw: Any
 ) -> Any:
-    result = function(connection, *args, **kw)
-    return _settled(guard, connection, args[0], result)
-
-
-def _settled(guard: Guard, connection: Any, statement: Any, result: Any) -> Any:
-    """Do what follows a statement that succeeded."""
+    """Execute a statement in an operation; others may read while it waits."""
+    result = in_window(guard, function, connection, *args, **kw)
     if connection._sharedsession_savepoints:
-        _note_in_savepoint(guard, connection, statement)
+        _note_in_savepoint(guard, connection, args[0])
     return rows.settle(guard, result)

@@ -39,6 +39,8 @@ def settle(guard: Guard, result: Any) -> Any:
     elif isinstance(result, cursors.IteratorResult):
         if isinstance(result.iterator, (_MadeObjects, _LaterMade)):
             return result
+        if not result.keys():
+            return result  # of a statement that was only tried, not executed
         cursor_result = _cursor_result(result)
     else:
         return result

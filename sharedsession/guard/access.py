@@ -21,11 +21,15 @@ class Access(enum.Enum):
     CHANGE = "change"
     #: Leaves work in the transaction that a rollback would lose.
     WRITE = "write"
+    #: Sends a statement that leaves work; until it is answered, no state changes.
+    STATEMENT = "statement"
+    #: Commits; until that is done, no state changes unless something is flushed.
+    COMMIT = "commit"
     #: Ends the work of the transaction: rollback and close.
     END = "end"
 
 
-READ, LOAD, CHANGE, WRITE, END = Access
+READ, LOAD, CHANGE, WRITE, STATEMENT, COMMIT, END = Access
 
 
 class Mode(enum.Enum):

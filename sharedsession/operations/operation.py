@@ -6,7 +6,7 @@ from typing import Any, Callable
 
 from ..errors import SharedSessionError
 from ..guard import refusals
-from ..guard.access import LOAD, READ, WRITE, Access
+from ..guard.access import COMMIT, LOAD, READ, STATEMENT, WRITE, Access
 from ..guard.guard import Guard
 from ..guard.owner import Owner
 from ..guard.queue import WindowOpened
@@ -39,10 +39,12 @@ def run(
         else:
             guard.enter(me, access)
         me.busy = False
-        guard.may_open = access is LOAD and not guard.checks_owners
+        waits = access is LOAD or access is STATEMENT or access is COMMIT
+        guard.may_open = waits and not guard.checks_owners
         result = function(*args, **kw)
-        if access is WRITE and guard.last_writer is not me:
-            guard.wrote(me)
+        if access is WRITE or access is STATEMENT:
+            if guard.last_writer is not me:
+                guard.wrote(me)
         return result
     except BaseException as error:
         _note_failure(guard, me, held, error)
@@ -160,14 +162,34 @@ def _run_within(
     guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
 ) -> Any:
     """Call *function* as a part of the operation that *me* runs already."""
-    if access is WRITE and guard.reads_only():
+    if access is READ or access is LOAD:
+        return function(*args, **kw)
+    writes = access is WRITE or access is STATEMENT
+    if writes and guard.reads_only():
         guard.refuse_write()  # for example a listener of a load in a read section
-    if access is not READ and access is not LOAD:
+    if access is not STATEMENT and access is not COMMIT:
         guard.may_open = False  # no window after a change
     result = function(*args, **kw)
-    if access is WRITE and guard.last_writer is not me:
+    guard.may_open = False
+    if writes and guard.last_writer is not me:
         guard.wrote(me)
     return result
+
+
+def in_window(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+    """Call *function*, which waits for the database, while others may read.
+
+    A part of an operation.  Opens a window if the operation has changed nothing yet,
+    see ``guard/monitor.py``.
+    """
+    if not guard.may_open:
+        return function(*args, **kw)
+    me = guard.current_owner()
+    try:
+        guard.open_window(me)
+        return function(*args, **kw)
+    finally:
+        guard.close_window(me)
 
 
 def optimistic_read(

@@ -12,7 +12,7 @@ from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from ..guard.access import LOAD, WRITE, Access
+from ..guard.access import LOAD, STATEMENT, Access
 from ..internals import orm
 
 _CHANGES = re.compile(
@@ -23,7 +23,7 @@ _READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
 
 
 def access_of(statement: Any, options: Any = None) -> Access:
-    """Return ``LOAD`` if *statement* is known to only read, otherwise ``WRITE``.
+    """Return ``LOAD`` if *statement* is known to only read, otherwise ``STATEMENT``.
 
     Text is known to read if it begins with SELECT or VALUES.  Text that begins with
     WITH counts as a write, because it may be an UPDATE.  A SELECT with
@@ -43,10 +43,10 @@ def access_of(statement: Any, options: Any = None) -> Access:
     if kind is _Kind.AROUND_ANOTHER:
         return access_of(statement.element, options)
     if kind is _Kind.OTHER:
-        return WRITE
+        return STATEMENT
     if kind is _Kind.BY_ITSELF and not getattr(statement, "is_select", False):
-        return WRITE
-    return WRITE if _overwrites(statement, options) else LOAD
+        return STATEMENT
+    return STATEMENT if _overwrites(statement, options) else LOAD
 
 
 class _Kind(enum.Enum):
@@ -78,7 +78,7 @@ def _access_of_text(text: str) -> Access:
     if access is None:
         if len(known_texts) >= 1024:
             known_texts.clear()
-        access = known_texts[text] = LOAD if _READS.match(text) else WRITE
+        access = known_texts[text] = LOAD if _READS.match(text) else STATEMENT
     return access
 
 

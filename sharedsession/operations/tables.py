@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Mapping
 
-from ..guard.access import CHANGE, END, LOAD, READ, WRITE, Access
+from ..guard.access import CHANGE, COMMIT, END, LOAD, READ, WRITE, Access
 
 Table = Mapping[str, "Access | None"]
 
@@ -38,7 +38,7 @@ SESSION: Table = {
     "bulk_update_mappings": WRITE,
     "close": END,
     "close_all": None,  # closes each session under that session's guard
-    "commit": CHANGE,
+    "commit": COMMIT,
     "connection": LOAD,
     "connection_callable": None,  # a hook that the application sets before use
     "delete": WRITE,
@@ -94,7 +94,7 @@ TRANSACTION: Table = {
     "__exit__": None,  # the same
     "bound_connection": READ,
     "close": END,
-    "commit": CHANGE,
+    "commit": COMMIT,
     "connection": LOAD,
     "connections": READ,
     "declare_states": None,  # a decorator, used when the class is made
@@ -110,12 +110,12 @@ TRANSACTION: Table = {
 CONNECTION: Table = {
     "__enter__": None,  # returns the connection
     "__exit__": CHANGE,
-    "begin": CHANGE,
+    "begin": LOAD,  # as the first statement of a transaction does it
     "begin_nested": CHANGE,
     "begin_twophase": CHANGE,
     "close": CHANGE,
     "closed": READ,
-    "commit": CHANGE,
+    "commit": COMMIT,
     "commit_prepared": CHANGE,
     "connection": LOAD,
     "default_isolation_level": READ,
@@ -142,9 +142,9 @@ CONNECTION: Table = {
     "scalars": None,  # see execute
     "schema_for_object": None,  # computes from the arguments alone
     "should_close_with_result": None,  # a constant
-    "_begin_impl": CHANGE,  # from here to _savepoint_impl: called by its transactions
+    "_begin_impl": LOAD,  # from here to _savepoint_impl: called by its transactions
     "_begin_twophase_impl": CHANGE,
-    "_commit_impl": CHANGE,
+    "_commit_impl": COMMIT,
     "_commit_twophase_impl": CHANGE,
     "_prepare_twophase_impl": CHANGE,
     "_release_savepoint_impl": CHANGE,
@@ -160,7 +160,7 @@ CONNECTION_TRANSACTION: Table = {
     "__enter__": None,  # only stores a reference to itself on the connection
     "__exit__": CHANGE,
     "close": CHANGE,
-    "commit": CHANGE,
+    "commit": COMMIT,
     "connection": None,  # never changes
     "is_active": None,  # one field
     "is_valid": READ,

@@ -18,7 +18,7 @@ from sqlalchemy.orm import SessionTransactionOrigin
 from ..database.connections import guard_connection, guard_of_connection
 from ..database.savepoints import Unit, check_savepoint
 from ..errors import LockTimeout
-from ..guard.access import CHANGE, END, LOAD, READ
+from ..guard.access import CHANGE, COMMIT, END, LOAD, READ
 from ..guard.guard import Guard
 from ..guard.owner import Owner
 from ..guard.turn import Hold
@@ -204,7 +204,7 @@ class GuardedTransaction(_Plain):
             self.session._recovery.failed(sys.exc_info()[1])
 
     close = guarded(_close, END, _guard_of)
-    commit = guarded(_commit, CHANGE, _guard_of)
+    commit = guarded(_commit, COMMIT, _guard_of)
     rollback = guarded(_rollback, END, _guard_of)
     is_active = property(guarded(vars(_Plain)["is_active"].fget, READ, _guard_of))
     prepare = guarded(_Plain.prepare, CHANGE, _guard_of)
@@ -232,10 +232,24 @@ class GuardedTransaction(_Plain):
             check_savepoint(self, bind, execution_options)
             execution_options = None  # check_savepoint() has applied them
         plain: Any = super()._connection_for_bind
-        connection = plain(bind, execution_options)
+        connection = self._connect(guard, plain, bind, execution_options)
         if guard_of_connection(connection) is None:
             return self._guard(connection)
         return connection
+
+    def _connect(self, guard: Any, plain: Any, *args: Any) -> Any:
+        """Connect and begin while others go on reading; a statement follows."""
+        connected = transactions.has_connection(self, args[0])
+        if guard is None or connected or not guard.may_open:
+            return plain(*args)
+        me = guard.current_owner()
+        try:
+            guard.open_window(me)
+            return plain(*args)
+        finally:
+            is_untouched = guard.window is me  # no listener has used the session
+            guard.close_window(me)
+            guard.may_open = is_untouched
 
     def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)
