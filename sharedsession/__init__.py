@@ -13,7 +13,7 @@ from .errors import (
 )
 from .guard.access import GuardStats
 from .guard.guard import Guard
-from .guard.task import one_owner
+from .guard.party import one_owner
 from .merge import merge_into
 from .registry import shared_session
 from .resolve import guard_of

@@ -52,6 +52,7 @@ from .threads import Worker, inside, wait_for, wait_until
 #: The modules that a guard's own work is in.
 CORE = {
     *("guard/guard", "guard/monitor", "guard/turn", "guard/owner", "guard/task"),
+    "guard/party",
     *("guard/kinds", "guard/deadlocks", "guard/queue", "guard/report"),
     *("operations/operation", "registry"),
     *("objects/reading", "objects/setting", "session/sections", "session/transaction"),

@@ -43,6 +43,10 @@ class Waitable(Protocol):
     def blockers(self) -> list[Owner]: ...
 
 
+#: In the place of the thread of an owner that is no thread.
+NO_THREAD: Any = None
+
+
 class Owner:
     """One thread, as the guards see it."""
 

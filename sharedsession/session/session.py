@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import weakref
-from types import FunctionType
 from typing import Any, Callable, Iterator, NoReturn, TypeVar
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from ..database import rows
-from ..database.connections import guard_connection
 from ..errors import SharedSessionError
-from ..guard.access import CHANGE, LOAD, READ, Access, check_wait_in_loop
+from ..guard.access import CHANGE, LOAD, Access, check_wait_in_loop
 from ..guard.guard import Guard
 from ..guard.kinds import LockArgument, make_guard
 from ..guard.owner import Owner
-from ..internals import orm, transactions
-from ..objects import attributes, collections
-from ..objects.guards import guards_by_session
+from ..internals import orm
+from ..objects import attributes
 from ..objects.identity_map import guard_identity_map
-from ..operations.inplace import ByClass, like
 from ..operations.operation import run
 from ..operations.statements import access_of, has_changes_within
-from ..operations.tables import SESSION, SESSION_INTERNAL, SESSION_SETTINGS
-from ..operations.wrap import as_function, guarded
-from . import fork, lookups
+from ..operations.tables import SESSION_SETTINGS
 from .checks import check_is_for_threads
+from .guarding import put_guard
+from .operations import guard_methods_of_base, put_operations_on, show_operations_on
 from .recovery import Recovery
 from .sections import CriticalSection, ReadSection
 from .transaction import GuardedTransaction
@@ -85,11 +80,11 @@ class SharedSessionMixin(Session):
         super().__init__(*args, **session_kwargs)
         if guard is not None:
             guard.wait_in_loop = wait_in_loop
-            _put_guard(self, guard)
+            put_guard(self, guard)
 
     def __init_subclass__(cls, **kw: Any) -> None:
         super().__init_subclass__(**kw)
-        _guard_methods_of_base(cls)
+        guard_methods_of_base(cls, SharedSessionMixin)
 
     # -- sections
 
@@ -211,11 +206,9 @@ class SharedSessionMixin(Session):
             # If there is nothing to flush, do not call flush(): as a change it would
             # forbid a window, in which other owners read loaded state.  An override of
             # flush() in the application is still called.
-            if orm.is_clean(self):
-                called, cls = self.flush, type(self)
-                if getattr(called, "__func__", None) is _flush:
-                    if (_flush_of.get(cls) or _flush_of[cls]) is Session:
-                        return
+            if orm.is_clean(self) and _is(self.flush, _flush):
+                if _is(super().flush, Session.flush):
+                    return
             if guard.reads_only():
                 return  # a read section refuses flush()
         super()._autoflush()
@@ -307,31 +300,6 @@ def _guarded_block(session: SharedSessionMixin, plain: Any) -> Iterator[Any]:
                 section.take_over()  # another thread may leave the block
 
 
-# -- putting the table of operations on the class
-
-
-class _NextInLine(ByClass):
-    """By session class, the class after the mixin in its MRO that has the method."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def find_out(self, cls: type) -> Any:
-        line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
-        base = next(base for base in line if self._name in vars(base))
-        return base
-
-
-def _calling_next(name: str) -> Any:
-    """Return a function that calls *name* of the class after the mixin in the MRO."""
-    next_class = _NextInLine(name)
-
-    def call_next(self: Any, *args: Any, **kw: Any) -> Any:
-        return getattr(next_class[type(self)], name)(self, *args, **kw)
-
-    return call_next
-
-
 def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
     """Return the access of *statement*; raise in a read section if it is a write."""
     access = access_of(statement, options)
@@ -340,14 +308,8 @@ def _access_to_execute(guard: Guard, statement: Any, options: Any) -> Access:
     return access
 
 
-_flush_of = _NextInLine("flush")
-
-
-def _next_property(name: str) -> Any:
-    return lambda self: getattr(super(SharedSessionMixin, self), name)
-
-
-_guard_of = operator.attrgetter("guard")
+def _is(method: Any, function: Any) -> bool:
+    return getattr(method, "__func__", None) is function
 
 
 def _to_the_end(throw_away: Callable[[], None]) -> None:
@@ -365,106 +327,8 @@ def _to_the_end(throw_away: Callable[[], None]) -> None:
         raise
 
 
-def _operation(cls: Any, name: str, plain: Any, access: Access) -> Any:
-    refused = name in SESSION and access not in (READ, LOAD)
-    calls: Any = vars(cls).get(name) or _calling_next(name)
-    return guarded(plain, access, _guard_of, refused=refused, calls=calls)
-
-
-def _put_operations_on(cls: Any) -> None:
-    for name, access in {**SESSION, **SESSION_INTERNAL}.items():
-        plain = getattr(Session, name, None)
-        if access is None or plain is None:
-            continue  # free, or only in another release of SQLAlchemy
-        if isinstance(plain, property):
-            getter = guarded(_next_property(name), access, _guard_of)
-            setattr(cls, name, property(getter, doc=plain.__doc__))
-        else:
-            operation = _operation(cls, name, plain, access)
-            if name == "get":
-                operation = as_function(plain, lookups.quick_get(operation))
-            elif name == "__contains__":
-                operation = as_function(plain, lookups.quick_contains(operation))
-            setattr(cls, name, operation)
-
-
-_put_operations_on(SharedSessionMixin)
+put_operations_on(SharedSessionMixin)
 _flush = vars(SharedSessionMixin)["flush"]
-
-
-def _show_operations_on(cls: Any) -> None:
-    """Put the operations on *cls* itself, as ``Session`` has its methods."""
-    for name in SESSION:
-        if name in vars(Session) and name in vars(SharedSessionMixin):
-            setattr(cls, name, vars(SharedSessionMixin)[name])
-
-
-def _guard_methods_of_base(cls: Any) -> None:
-    """Guard the methods that classes after the mixin in the MRO add to ``Session``."""
-    line = cls.__mro__[cls.__mro__.index(SharedSessionMixin) + 1 :]
-    added = [base for base in line if not issubclass(Session, base)]
-    for base in added:
-        for name, function in vars(base).items():
-            if name.startswith("_") or name in SESSION or not callable(function):
-                continue
-            if isinstance(function, FunctionType) and name not in vars(cls):
-                setattr(cls, name, _as_one_operation(function))
-
-
-def _as_one_operation(function: Any) -> Any:
-    """Run a method of an application's session class as one critical section.
-
-    In a read section the method is called without a critical section, and each
-    operation within the method is let in or refused by itself.
-    """
-
-    def operation(self: Any, *args: Any, **kw: Any) -> Any:
-        guard = self.guard
-        if guard is None or guard.reads_only():
-            return function(self, *args, **kw)
-        return run(guard, CHANGE, function, self, *args, **kw)
-
-    return like(operation, function)
-
-
-# -- making a session shared
-
-
-def _put_guard(session: SharedSessionMixin, guard: Guard) -> None:
-    """Guard *session* and everything that is attached to it already."""
-    attributes.install()
-    collections.install()
-    session._recovery = guard.recovery = session._recovery_class(session, guard)
-    session._blocks = []
-    session._fit_engines = weakref.WeakSet()
-    guard.session = weakref.ref(session)
-    session.guard = guard
-    guards_by_session[session.hash_key] = guard
-    fork.sessions.add(session)
-    weakref.finalize(session, guards_by_session.pop, session.hash_key, None).atexit = (
-        False
-    )
-    _adopt_present(session, guard)
-
-
-def _adopt_present(session: SharedSessionMixin, guard: Guard) -> None:
-    # Read the states before the identity map is guarded: otherwise the thread that
-    # makes the session would count as its first user.
-    states = orm.states_in(session)
-    guard_identity_map(session.identity_map, guard)
-    for state in states:
-        attributes.adopt(state, state.dict)
-    transaction = session._transaction
-    while transaction is not None:
-        if type(transaction) is SessionTransaction:
-            transaction.__class__ = GuardedTransaction
-            me = guard.current_owner().party
-            transaction.begun_by = me  # type: ignore[attr-defined]
-        for connection in transactions.connections_of(transaction):
-            guard_connection(connection, guard)
-        transaction = transaction.parent
-    if isinstance(session.bind, Connection):
-        guard_connection(session.bind, guard)
 
 
 class SharedSession(SharedSessionMixin, Session):
@@ -514,7 +378,7 @@ class SharedSession(SharedSessionMixin, Session):
         )
 
 
-_show_operations_on(SharedSession)
+show_operations_on(SharedSession, SharedSessionMixin)
 
 
 def share(
@@ -547,7 +411,7 @@ def share(
     if guard is not None:
         if not isinstance(session, SharedSessionMixin):
             session.__class__ = _shared_class(type(session))
-        _put_guard(session, guard)  # type: ignore[arg-type]
+        put_guard(session, guard)
     return session
 
 
