@@ -7,6 +7,7 @@ equal whenever nobody is in the middle of changing them.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -293,8 +294,13 @@ class ReentrantLock:
             self._lock.release()
 
 
+_numbers = itertools.count(1)
+
+
 def make_owner(name: str) -> Owner:
-    return Owner(threading.Thread(name=name))
+    owner = Owner(threading.Thread(name=name))
+    owner.native_id = -next(_numbers)  # all are made by one thread, which they are not
+    return owner
 
 
 # -- operations

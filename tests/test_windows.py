@@ -11,6 +11,7 @@ from typing import Any, Iterator
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
 from sharedsession import ConcurrentAccessError, SharedSession
 from sharedsession.guard.monitor import Monitor
@@ -261,6 +262,40 @@ def test_nobody_looks_while_rows_become_objects(
         assert looking.result() == "ann"
     finally:
         sa.event.remove(Address, "load", select)
+
+
+def test_nobody_looks_while_rows_of_a_listener_become_objects(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    """They need no statement of the operation, after which no window opens."""
+
+    def rows() -> Iterator[Any]:
+        yield (session.scalar(HOLD_ON),)
+
+    @sa.event.listens_for(session, "do_orm_execute")
+    def answer(state: Any) -> Any:
+        if state.is_orm_statement:
+            return IteratorResult(SimpleResultMetaData(["id"]), rows())
+        return None
+
+    waiting(lambda: session.scalars(sa.select(User.id)).all())
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    assert looking.result() == "ann"
+
+
+def test_nobody_looks_while_a_commit_flushes(
+    session: Any, user: Any, database: Database, waiting: Any
+) -> None:
+    session.expire_on_commit = False
+    session.add(User(name=sa.func.hold_on()))
+    committing = waiting(session.commit)
+    looking = look(user)
+    assert not passes(looking, session.guard)
+    database.goes_on.set()
+    committing.result()
+    assert looking.result() == "ann"
 
 
 def test_a_change_of_its_own_closes_the_window(

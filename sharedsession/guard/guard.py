@@ -226,7 +226,8 @@ class Guard(Monitor):
             return False
         me = self.current_owner()
         if turn is not None and turn.owner is me:
-            return turn.mode is BESIDE or turn.reads_only
+            beside_readers = turn.mode is BESIDE and bool(self.reading)
+            return beside_readers or turn.reads_only
         if turn is not None and turn.reads_only and self._welcomes(me):
             return True
         return self._is_reading(me)

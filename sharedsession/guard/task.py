@@ -226,10 +226,8 @@ class _Parking:
         return got
 
     async def _wait(self, released: asyncio.Future[None], timeout: float) -> bool:
-        if timeout < 0:
-            await released
-            return True
-        await asyncio.wait({released}, timeout=timeout)
+        # asyncio.wait() does not cancel the future if this task is cancelled.
+        await asyncio.wait({released}, timeout=None if timeout < 0 else timeout)
         return released.done()
 
     def release(self) -> None:
@@ -241,7 +239,7 @@ class _Parking:
 
     def _wake(self) -> None:
         assert self._released is not None
-        if not self._released.done():  # the wait may have been cancelled
+        if not self._released.done():  # woken already, and then cancelled
             self._released.set_result(None)
 
     def __enter__(self) -> bool:
