@@ -322,7 +322,7 @@ def end_thread(place: Place) -> None:
     This one lives on, unlike others, and would wait for what it held before.
     """
     place.guard.timeout = 0.002
-    owner._local.__dict__.pop("life", None)
+    owner.local.__dict__.pop("life", None)
 
 
 def section_generator(place: Place) -> Any:

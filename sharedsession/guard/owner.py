@@ -175,7 +175,7 @@ class _Local(threading.local):
     life: _Life | None = None
 
 
-_local = _Local()
+local = _Local()
 
 #: The thread owners that have not ended, by thread identifier.  Because identifiers are
 #: reused, an owner that is found here for a new thread must have ended.
@@ -202,7 +202,7 @@ def _end(owner: Owner) -> None:
         tell(owner)
 
 
-def _introduce() -> Owner:
+def introduce() -> Owner:
     """Make the owner of a thread that has none yet."""
     native_id, ident = threading.get_native_id(), get_ident()
     thread = threading.current_thread()
@@ -219,12 +219,12 @@ def _introduce() -> Owner:
         _end(earlier)
     owner = Owner(thread)
     # Atomic, because a finalizer may have introduced this thread meanwhile.
-    life = _local.__dict__.setdefault("life", _Life(owner))
+    life = local.__dict__.setdefault("life", _Life(owner))
     _owners[ident] = life.owner
     return life.owner  # type: ignore[no-any-return]
 
 
 def thread_owner() -> Owner:
     """Return the owner that stands for the calling thread."""
-    life = _local.life
-    return _introduce() if life is None else life.owner
+    life = local.life
+    return introduce() if life is None else life.owner

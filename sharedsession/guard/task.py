@@ -19,7 +19,15 @@ from typing import Any, Awaitable, Callable, ClassVar, Coroutine, Iterator, Type
 
 from ..internals import greenlets
 from .access import Lock
-from .owner import NO_THREAD, Owner, is_in_cell, is_inner, thread_owner
+from .owner import (
+    NO_THREAD,
+    Owner,
+    introduce,
+    is_in_cell,
+    is_inner,
+    local,
+    thread_owner,
+)
 from .party import current_party
 
 _T = TypeVar("_T")
@@ -145,13 +153,15 @@ def current_owner() -> Owner:
     A plain cell of a notebook counts as its thread although it runs in the notebook's
     event loop.  Inside :func:`one_owner` the owner is a member of that party.
     """
-    party = current_party.get()
     if _get_running_loop() is None:
-        owner = thread_owner()
+        # thread_owner() without its call, because each read in a section asks.
+        life = local.life
+        owner = introduce() if life is None else life.owner
     else:
         task = _running_task()
         in_cell = "IPython" in sys.modules and is_in_cell(sys._getframe())
         owner = thread_owner() if task is None or in_cell else _owner_of(task)
+    party = current_party.get()
     if party is None or not party.alive:  # work may outlive its request
         return owner
     return party.member(owner)
