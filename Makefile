@@ -43,12 +43,12 @@ format: .venv/.ready
 	$(run) -m black --quiet $(sources)
 
 torture: .venv/.ready
-	$(run) -m tests.torture $(TORTURE_FLAGS)
-	$(run) -m tests.aio_torture $(TASK_TORTURE_FLAGS)
-	$(run) -m tests.values_torture $(VALUES_TORTURE_FLAGS)
+	$(run) -m tests.proofs.torture.torture $(TORTURE_FLAGS)
+	$(run) -m tests.proofs.torture.aio_torture $(TASK_TORTURE_FLAGS)
+	$(run) -m tests.proofs.torture.values_torture $(VALUES_TORTURE_FLAGS)
 
 mutants: .venv/.ready
-	$(run) -m tests.mutants
+	$(run) -m tests.proofs.mutants.mutants
 
 bench: .venv/.ready
 	$(run) -m benchmarks $(BENCH_FLAGS)

@@ -20,7 +20,7 @@ from sqlalchemy.pool import StaticPool
 from sharedsession import SharedSession, shared_session
 from sharedsession.stress.tripwire import Tripwire, tripwire
 
-from .models import Address, Base, Book, Log, User, Visit, make_user
+from .support.models import Address, Base, Book, Log, User, Visit, make_user
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As of whatever a shell starts in the background; tests interrupt themselves.

@@ -1,0 +1,1 @@
+"""One AsyncSession for many tasks."""

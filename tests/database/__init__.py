@@ -1,0 +1,1 @@
+"""Rows, results and connections, on three databases."""

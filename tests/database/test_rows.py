@@ -1,0 +1,188 @@
+"""Rows anywhere at any time; streams in their own thread."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import joinedload, selectinload
+
+from ..conftest import wires
+from ..support.models import User
+from ..support.threads import Worker, inside, passes, wait_for, wait_until
+
+USERS = sa.select(User).order_by(User.id)
+
+
+def test_core_rows_are_dealt_out_while_somebody_is_inside(session: Any) -> None:
+    result = session.execute(sa.text("SELECT id FROM users ORDER BY id"))
+    with inside(session.critical_section):
+        assert result.fetchone() == (1,)
+        assert result.fetchmany(2) == [(2,), (3,)]
+        assert result.all() == [(4,)]
+        result.close()
+
+
+def test_objects_are_made_before_somebody_else_comes_in(session: Any) -> None:
+    result = session.scalars(USERS)
+    with inside(session.critical_section):
+        other = Worker(lambda: [user.id for user in result])
+        # The holder made the objects when it came in, as its first operation.
+    assert other.result() == [1, 2, 3, 4]
+
+
+def test_what_others_change_does_not_mix_with_rows_from_before(session: Any) -> None:
+    result = session.scalars(USERS)
+
+    def change() -> None:
+        session.get(User, 1).name = "changed"
+        session.commit()
+
+    Worker(change).result()
+    assert [user.name for user in result] == ["changed", "ben", "cat", "dan"]
+
+
+@pytest.mark.parametrize("option", [joinedload, selectinload])
+def test_eager_loads_in_any_thread(session: Any, option: Any) -> None:
+    result = session.scalars(USERS.options(option(User.addresses))).unique()
+    loaded = Worker(lambda: [len(user.addresses) for user in result]).result()
+    assert loaded == [3, 3, 3, 3]
+
+
+def test_an_error_in_making_objects_is_raised_where_they_are_made(
+    session: Any,
+) -> None:
+    @sa.event.listens_for(User, "load", once=True)
+    def fail(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        session.scalars(USERS)
+    assert session.scalars(USERS).first().id == 1
+
+
+def test_a_result_of_the_connection_is_in_memory_too(session: Any) -> None:
+    result = session.connection().execute(sa.text("SELECT id FROM users"))
+    with inside(session.critical_section):
+        assert len(result.all()) == 4
+
+
+def test_rows_and_closes_do_not_overlap(session: Any, engine: sa.Engine) -> None:
+    for row in session.execute(sa.text("SELECT 1")):
+        Worker(lambda: session.execute(sa.text("SELECT 1")).all()).result()
+    assert wires[engine].calls and not wires[engine].overlaps
+
+
+# -- streams
+
+
+def stream(session: Any) -> Any:
+    return session.execute(USERS.execution_options(yield_per=1))
+
+
+def core_stream(session: Any) -> Any:
+    statement = sa.text("SELECT id FROM users ORDER BY id")
+    return session.execute(statement.execution_options(stream_results=True))
+
+
+def query_stream(session: Any) -> Any:
+    return iter(session.query(User).yield_per(1))
+
+
+STREAMS = pytest.mark.parametrize("make", [stream, core_stream])
+
+
+@STREAMS
+def test_a_stream_keeps_the_guard_until_its_last_row(session: Any, make: Any) -> None:
+    result = make(session)
+    other = Worker(lambda: session.execute(sa.text("SELECT 1")))
+    assert not passes(other, session.guard)
+    assert len([row for row in result]) == 4
+    assert session.guard.held is None
+    other.result()
+
+
+@STREAMS
+def test_a_stream_gives_the_guard_back_when_closed(session: Any, make: Any) -> None:
+    result = make(session)
+    result.fetchone()
+    assert session.guard.held == "exclusive"
+    result.close()
+    assert session.guard.held is None
+
+
+@STREAMS
+def test_a_stream_gives_the_guard_back_when_collected(session: Any, make: Any) -> None:
+    result = make(session)
+    result.fetchone()
+    del result
+    gc.collect()
+    assert session.guard.held is None
+    assert len(stream(session).all()) == 4
+
+
+@STREAMS
+def test_a_stream_moves_to_the_thread_that_fetches(session: Any, make: Any) -> None:
+    """Its hold too: the thread that opened the stream is outside then."""
+    result = make(session)
+    fetched, go_on = threading.Event(), threading.Event()
+
+    def fetch() -> int:
+        assert result.fetchone() is not None
+        assert session.guard.held == "exclusive"
+        fetched.set()
+        wait_for(go_on)
+        return len(result.all())
+
+    other = Worker(fetch)
+    wait_for(fetched)
+    assert session.guard.held is None
+    outsider = Worker(lambda: session.scalar(sa.select(sa.func.count(User.id))))
+    assert not passes(outsider, session.guard)
+    go_on.set()
+    assert other.result() == 3 and outsider.result() == 4
+
+
+@STREAMS
+def test_another_thread_may_close_a_stream(session: Any, make: Any) -> None:
+    result = make(session)
+    result.fetchone()
+    Worker(result.close).result()
+    assert session.guard.held is None
+    assert len(stream(session).all()) == 4
+
+
+def test_a_query_stream_that_is_broken_off(session: Any) -> None:
+    rows = query_stream(session)
+    next(rows)
+    assert session.guard.held == "exclusive"
+    rows.close()
+    assert session.guard.held is None
+
+
+def test_a_stream_of_a_thread_that_ended(session: Any) -> None:
+    kept: list[Any] = []
+    Worker(lambda: kept.append(stream(session))).result()
+    wait_until(lambda: session.guard.owner is None)
+    assert len(stream(session).all()) == 4
+
+
+def test_a_stream_in_a_read_section_lets_no_write_through(session: Any) -> None:
+    user = session.get(User, 1)
+    with session.read_section():
+        result = stream(session)
+        result.fetchone()
+        with pytest.raises(Exception, match="read section"):
+            user.name = "new"
+        result.close()
+    user.name = "new"
+
+
+def test_partitions_and_mappings(session: Any) -> None:
+    sizes = [len(part) for part in stream(session).partitions(3)]
+    assert sizes == [3, 1]
+    assert session.guard.held is None
+    assert [row["id"] for row in core_stream(session).mappings()] == [1, 2, 3, 4]

@@ -1,0 +1,1 @@
+"""The guard: owners, sections, windows, optimistic reads, holds that move."""

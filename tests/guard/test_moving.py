@@ -1,0 +1,389 @@
+"""Blocks, sections and streams belong to their object: another thread may end them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from sharedsession import (
+    ConcurrentAccessError,
+    SharedSession,
+    SharedSessionError,
+    UpgradeError,
+    WorkLostError,
+    critical_section,
+    one_owner,
+)
+from sharedsession.guard.access import LOAD
+from sharedsession.guard.task import current_owner
+from sharedsession.operations.operation import run, run_in
+
+from ..support.models import User
+from ..support.threads import Worker, passes, wait_for, wait_until
+
+
+class Pool:
+    """Threads that run one function after the other, and live until the test ends."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def run(self, function: Any) -> Any:
+        done = threading.Event()
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def perform() -> None:
+            try:
+                results.append(function())
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.set()
+            wait_for(self.over)
+
+        Worker(perform)
+        wait_for(done)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+@pytest.fixture
+def pool() -> Any:
+    made = Pool()
+    yield made
+    made.over.set()
+
+
+BLOCKS = {
+    "section": lambda session: session.critical_section(),
+    "read section": lambda session: session.read_section(),
+    "begin": lambda session: session.begin(),
+    "begin_nested": lambda session: session.begin_nested(),
+    "no_autoflush": lambda session: session.no_autoflush,
+    "unit": lambda session: critical_section(session, transaction="commit"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_may_be_left_in_another_thread(
+    name: str, session: Any, pool: Pool
+) -> None:
+    block = BLOCKS[name](session)
+    pool.run(block.__enter__)
+    assert session.guard.held is None
+    stranger = Worker(lambda: session.add(User(name="new")))
+    assert not passes(stranger, session.guard)
+    pool.run(lambda: block.__exit__(None, None, None))
+    stranger.result()
+    assert session.guard.owner is None and not session.guard.readers
+
+
+def test_a_block_that_was_left_cannot_be_left_again(session: Any, pool: Pool) -> None:
+    section = session.critical_section()
+    pool.run(section.__enter__)
+    pool.run(lambda: section.__exit__(None, None, None))
+    with pytest.raises(SharedSessionError, match="not entered"):
+        section.__exit__(None, None, None)
+
+
+def test_the_thread_that_leaves_waits_for_the_operation_that_runs(
+    session: Any, pool: Pool
+) -> None:
+    """Control: without the operation the block is left at once (see above)."""
+    block = session.begin()
+    running, go_on = threading.Event(), threading.Event()
+
+    def operate() -> None:
+        block.__enter__()
+
+        def slowly(*args: Any) -> None:
+            running.set()
+            wait_for(go_on)
+
+        sa.event.listen(session, "before_flush", slowly, once=True)
+        session.add(User(name="slow"))
+        session.flush()
+
+    owner = Worker(operate)
+    wait_for(running)
+    leaver = Worker(lambda: block.__exit__(None, None, None))
+    assert not passes(leaver, session.guard)
+    go_on.set()
+    owner.result()
+    leaver.result()
+    assert session.guard.owner is None
+
+
+def test_work_goes_with_the_block_that_moved(session: Any, pool: Pool) -> None:
+    """A rollback at its end is nobody's loss: the block raised, and that is known."""
+    block = session.begin()
+
+    def enter() -> None:
+        block.__enter__()
+        session.add(User(name="undone"))
+        session.flush()
+
+    pool.run(enter)
+    error = ValueError("of the block")
+    pool.run(lambda: block.__exit__(ValueError, error, None))
+    names = sa.select(User.name)
+    assert "undone" not in session.scalars(names).all()
+
+
+def test_a_session_closes_with_its_last_block_in_whatever_thread(
+    engine: sa.Engine, pool: Pool
+) -> None:
+    session = SharedSession(engine)
+    session.add(User(name="pending"))
+    pool.run(session.__enter__)
+    pool.run(session.__enter__)
+    pool.run(lambda: session.__exit__(None, None, None))
+    assert session.new
+    pool.run(lambda: session.__exit__(None, None, None))
+    with pytest.raises(WorkLostError):  # this thread's, which the others closed
+        session.new
+    assert not session.new
+
+
+# -- one owner
+
+
+def in_context(pool: Pool, function: Any) -> Any:
+    """Run *function* in a thread of the pool that inherits the context."""
+    context = contextvars.copy_context()
+    return pool.run(lambda: context.run(function))
+
+
+def test_threads_of_one_owner_share_a_block(session: Any, pool: Pool) -> None:
+    with one_owner("request 7"):
+        block = session.begin()
+        in_context(pool, block.__enter__)
+        in_context(pool, lambda: session.add(User(name="of the request")))
+        assert session.guard.held is None
+        stranger = Worker(lambda: session.scalars(sa.select(User.name)).all())
+        assert not passes(stranger, session.guard)
+        in_context(pool, session.flush)
+        in_context(pool, lambda: block.__exit__(None, None, None))
+        assert "of the request" in stranger.result()
+    assert session.guard.owner is None
+
+
+def test_threads_of_another_owner_wait(session: Any, pool: Pool) -> None:
+    """The control: the same thread in another context is another owner."""
+    block = session.begin()
+    with one_owner("request 7"):
+        in_context(pool, block.__enter__)
+    assert session.guard.owner is None  # its owner ended, so it was released
+    session.rollback()
+    block = session.begin()
+    seven = contextvars.Context()
+    eight = contextvars.Context()
+    entered = threading.Event()
+    leave = threading.Event()
+
+    def request(name: str, function: Any) -> None:
+        with one_owner(name):
+            function()
+
+    def hold() -> None:
+        block.__enter__()
+        entered.set()
+        wait_for(leave)
+        block.__exit__(None, None, None)
+
+    first = Worker(lambda: seven.run(request, "request 7", hold))
+    wait_for(entered)
+    second = Worker(lambda: eight.run(request, "request 8", session.commit))
+    assert not passes(second, session.guard)
+    assert "request 7" in session.guard.explain()
+    leave.set()
+    first.result()
+    second.result()
+
+
+def test_operations_of_one_owner_take_turns(session: Any) -> None:
+    running, go_on = threading.Event(), threading.Event()
+    with one_owner("request 7"):
+        context = contextvars.copy_context()
+        with session.critical_section():
+
+            def slowly(*args: Any) -> None:
+                running.set()
+                wait_for(go_on)
+
+            sa.event.listen(session, "before_flush", slowly, once=True)
+            session.add(User(name="slow"))
+            first = Worker(lambda: context.copy().run(session.flush))
+            wait_for(running)
+            second = Worker(lambda: context.copy().run(session.add, User(name="next")))
+            assert not passes(second, session.guard)
+            go_on.set()
+            first.result()
+            second.result()
+        assert session.guard.owner is None
+
+
+def test_one_owner_in_a_read_section_writes_nothing(session: Any) -> None:
+    with one_owner("request 7"):
+        context = contextvars.copy_context()
+        with session.read_section():
+            other = Worker(lambda: context.run(session.add, User(name="new")))
+            with pytest.raises(UpgradeError):
+                other.result()
+            reader = Worker(lambda: context.copy().run(session.scalar, sa.select(1)))
+            assert reader.result() == 1
+
+
+def test_one_owner_takes_a_name() -> None:
+    with pytest.raises(SharedSessionError, match="name"):
+        with one_owner(7):  # type: ignore[arg-type]
+            pass
+
+
+# -- coroutines on a session for threads
+
+
+def test_two_coroutines_are_two_owners(session: Any) -> None:
+    """Without a word, both would be inside and an update would be lost."""
+    user = session.get(User, 1)
+    refused = []
+
+    async def increment() -> None:
+        try:
+            with session.critical_section():
+                number = user.counter
+                await asyncio.sleep(0)
+                user.counter = number + 1
+        except SharedSessionError as error:
+            refused.append(error)
+
+    async def both() -> None:
+        await asyncio.gather(increment(), increment())
+
+    before = user.counter or 0
+    user.counter = before
+    asyncio.run(both())
+    assert user.counter == before + 1 and len(refused) == 1
+    assert "event loop" in str(refused[0])
+
+
+def test_a_coroutine_may_wait_if_it_says_so(session: Any) -> None:
+    session.guard.wait_in_loop = 20.0
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with session.critical_section():
+            entered.set()
+            wait_for(leave)
+
+    holder = Worker(hold)
+    wait_for(entered)
+
+    async def read() -> Any:
+        return session.scalar(sa.select(1))
+
+    reader = Worker(lambda: asyncio.run(read()))
+    wait_until(lambda: session.guard.waiting)
+    leave.set()
+    assert reader.result() == 1
+    holder.result()
+
+
+def test_tasks_of_one_thread_need_no_engine_for_threads(tmp_path: Any) -> None:
+    """SQLite's connections only refuse other threads."""
+    url = f"sqlite:///{tmp_path}/one.db"
+    engine = sa.create_engine(url, connect_args={"check_same_thread": True})
+    session = SharedSession(engine)
+    assert session.scalar(sa.select(1)) == 1
+
+    async def both() -> list[Any]:
+        async def read() -> Any:
+            return session.scalar(sa.select(1))
+
+        return list(await asyncio.gather(read(), read()))
+
+    assert asyncio.run(both()) == [1, 1]
+    with pytest.raises(SharedSessionError, match="check_same_thread"):
+        Worker(lambda: session.scalar(sa.select(1))).result()
+    session.close()
+    engine.dispose()
+
+
+def test_a_lock_object_cannot_move(engine: sa.Engine, pool: Pool) -> None:
+    session = SharedSession(engine, lock=threading.RLock())
+    block = session.begin()
+    pool.run(block.__enter__)
+    with pytest.raises(ConcurrentAccessError, match="lock object"):
+        block.__exit__(None, None, None)
+
+
+def test_owners_that_wait_for_one_hold_get_it_one_after_the_other(
+    session: Any,
+) -> None:
+    """All of them are let in when the operation that they wait for ends."""
+    guard = session.guard
+    hold = guard.hold("section")
+    inside: list[str] = []
+    overlaps: list[int] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        wait_for(may_end)
+
+    def operation(left: list[int]) -> None:
+        inside.append("in")
+        left[0] -= 1
+        wait_until(lambda: len(inside) > 1 or len(guard.waiting) == left[0])
+        overlaps.append(len(inside))
+        inside.pop()
+
+    left = [3]
+    holder = Worker(lambda: run_in(hold, LOAD, first))
+    wait_for(begun)
+    others = [Worker(lambda: run_in(hold, LOAD, operation, left)) for _ in range(3)]
+    wait_until(lambda: len(guard.waiting) == 3)
+    may_end.set()
+    for worker in (holder, *others):
+        worker.result()
+    assert overlaps == [1, 1, 1]
+    hold.release()
+
+
+def test_a_party_that_ends_leaves_its_thread_to_its_operation(session: Any) -> None:
+    """As a request does that is cancelled while its worker thread waits."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        wait_for(may_end)
+
+    def in_section() -> None:
+        with session.critical_section():
+            run(session.guard, LOAD, wait)
+
+    with one_owner("request"):
+        member = Worker(functools.partial(contextvars.copy_context().run, in_section))
+        wait_for(begun)
+    other = Worker(lambda: session.get(User, 1))
+    assert not passes(other, session.guard)
+    may_end.set()
+    member.result()
+    assert other.result() is not None
+
+
+def test_work_that_outlives_its_party_is_its_threads(session: Any, pool: Pool) -> None:
+    with one_owner("request"):
+        context = contextvars.copy_context()
+    owner = context.run(current_owner)
+    assert owner is current_owner()
+    with session.critical_section():
+        assert context.run(lambda: session.guard.held) == "exclusive"

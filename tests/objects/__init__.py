@@ -1,0 +1,1 @@
+"""Attached objects: attributes, collections, pickling."""

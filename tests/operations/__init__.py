@@ -1,0 +1,1 @@
+"""Operations: signatures that are kept, statements that are told apart."""

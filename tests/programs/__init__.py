@@ -1,0 +1,1 @@
+"""Frameworks, examples and notebooks, as they are."""

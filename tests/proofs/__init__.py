@@ -1,0 +1,1 @@
+"""Proofs that do not stop at examples, a folder for each method."""

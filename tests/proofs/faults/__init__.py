@@ -1,0 +1,1 @@
+"""Interrupts, finalizers and failures, at any step."""

@@ -1,0 +1,1 @@
+"""Random histories, which must equal a serial order."""

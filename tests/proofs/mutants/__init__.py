@@ -1,0 +1,1 @@
+"""Bugs that are planted, and the tests that find them."""

@@ -1,0 +1,1 @@
+"""Every schedule of small programs, for threads and for tasks."""

@@ -1,0 +1,1 @@
+"""Many threads or tasks at once, for as long as one likes."""

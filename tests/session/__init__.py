@@ -1,0 +1,1 @@
+"""The session, its transactions, units of work, and what is lost in it."""

@@ -1,0 +1,1 @@
+"""What tests share: threads that can be watched, tasks, models, databases."""
