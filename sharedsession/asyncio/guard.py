@@ -24,9 +24,8 @@ import functools
 import logging
 import weakref
 from collections import deque
-from typing import Any, Callable, NoReturn, Sequence
+from typing import Any, Callable, Sequence
 
-from ..errors import ConcurrentAccessError
 from ..guard.access import (
     BESIDE,
     CHANGE,
@@ -54,6 +53,7 @@ from ..guard.turn import Hold, Kept, Turn
 from ..internals import orm, transactions
 from ..objects import deferred
 from ..operations.operation import run
+from . import refusals
 
 logger = logging.getLogger("sharedsession")
 
@@ -359,18 +359,18 @@ class TaskGuard(Guard):
         me = self.current_owner()
         if self.running is me:
             if self._step is not None and self._step.hides:
-                self._refuse_to_lose(me)
+                raise refusals.to_lose(me, self.explain())
             return
         note_sections(me)
         if self._must_step(me, WRITE):
             self._check_step(me, WRITE)
             if not self._is_quiet():
-                self._refuse_to_lose(me)
+                raise refusals.to_lose(me, self.explain())
 
     def check_may_execute(self) -> None:
         """Refuse a statement inside a step: another statement may be in flight."""
         if self._step is not None:
-            self._refuse_beside(self.current_owner())
+            raise refusals.beside(self.current_owner(), self.explain())
 
     def check_may_put_off(self, me: Owner) -> None:
         """Refuse to defer a call that would be refused if the guard were free."""
@@ -393,20 +393,22 @@ class TaskGuard(Guard):
 
     def _check_step(self, me: Owner, access: Access) -> None:
         if self.running is not None and not isinstance(self.running, TaskOwner):
-            self._refuse_beside(me)  # a thread does not stop for this step
+            raise refusals.beside(
+                me, self.explain()
+            )  # a thread does not stop for this step
         strange = self._is_in_section_of_others(me)
         restricted = self.turn is not None and self.turn.reads_only
         if strange and not restricted:
-            self._refuse_in_section(me)
+            raise refusals.in_section(me, self.explain())
         if access is READ or access is LOAD:
             return
         reads = restricted or me in self.reading
         if not strange and (reads or self._reads_with_family(me)):
             self.refuse_write()
         if strange or self.reading:
-            self._refuse_in_section(me)
+            raise refusals.in_section(me, self.explain())
         if access is not WRITE:
-            self._refuse_beside(me)
+            raise refusals.beside(me, self.explain())
 
     def _is_quiet(self) -> bool:
         """Whether the operation in flight would keep a change that is made now."""
@@ -491,7 +493,7 @@ class TaskGuard(Guard):
         if not isinstance(me, TaskOwner) and me.can_wait() and takes is None:
             note_sections(me)
             if self._is_in_section_of_others(me):
-                self._refuse_thread_in_section(me)
+                raise refusals.thread_in_section(me, self.explain())
         super()._wait(me, mode, timeout, hold=hold, takes=takes, looks=looks)
 
     # -- confine
@@ -522,51 +524,12 @@ class TaskGuard(Guard):
     # -- refusals
 
     def _refusal_to_wait(self, me: Owner) -> Exception:
-        return ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, would have to wait, and here it cannot: "
-            f"this is not awaited. {self.explain()} Nothing was changed. Do it in "
-            "session.run_sync(), or enter 'async with session.critical_section()' "
-            "first."
-        )
+        return refusals.to_wait(me, self.explain())
 
     def _is_in_section_of_others(self, me: Owner) -> bool:
         """Whether a section is open that *me* does not belong to."""
         turns = () if self.turn is None else self.turn.with_lenders()
         return any(_sections_in(turn) - me.sections for turn in turns)
-
-    def _refuse_thread_in_section(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into a task's section that it was not "
-            "started in, and would wait for its end, which may wait for this thread. "
-            f"{self.explain()} Nothing was changed. Start the thread's work with "
-            "asyncio.to_thread(), which tells that it belongs to the section, or wait "
-            "for the section's end first."
-        )
-
-    def _refuse_in_section(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, came into another task's section with what "
-            f"is not awaited, so it cannot wait for the end. {self.explain()} Nothing "
-            "was changed. Do it in session.run_sync(), or enter 'async with "
-            "session.critical_section()' first; attributes can be awaited, too, by "
-            "AsyncAttrs.awaitable_attrs."
-        )
-
-    def _refuse_beside(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, did what is not awaited, so it cannot wait, "
-            f"while another task's operation was in flight. {self.explain()} Nothing "
-            "was changed. Do it in session.run_sync(), or enter 'async with "
-            "session.critical_section()' first."
-        )
-
-    def _refuse_to_lose(self, me: Owner) -> NoReturn:
-        raise ConcurrentAccessError(
-            f"{me.name}, at {me.where()}, changed a relationship while another task's "
-            f"operation was in flight that would lose it. {self.explain()} Nothing was "
-            "changed. Do it in session.run_sync(), or enter 'async with "
-            "session.critical_section()' first."
-        )
 
     # -- reports
 
