@@ -93,7 +93,7 @@ MUTANTS = [
         "who does not wait sees into sections",
         "asyncio/guard",
         "        if strange and not restricted:\n"
-        "            self._refuse_in_section(me)\n",
+        "            raise refusals.in_section(me, self.explain())\n",
         "",
         NOT_AWAITED,
     ),
@@ -101,7 +101,7 @@ MUTANTS = [
         "a relationship changes beside a flush that would lose it",
         "asyncio/guard",
         "            if not self._is_quiet():\n"
-        "                self._refuse_to_lose(me)\n",
+        "                raise refusals.to_lose(me, self.explain())\n",
         "            pass\n",
         NOT_AWAITED,
     ),
