@@ -33,8 +33,8 @@ Refused means that :class:`ConcurrentAccessError` is raised and nothing is chang
 wait instead, use ``session.run_sync()`` or ``async with session.critical_section()``.
 While another task is in a *section*, everything that is not deferred is refused,
 because no other task may see the inside of a section; beside a read section, reads are
-done.  The lock kinds ``"detect"`` and ``"confine"`` let no task wait and refuse
-everything, as they do for threads.
+done.  The lock kinds ``"detect"`` and ``"confine"`` do not let other tasks wait: they
+refuse these calls, and awaited operations as well, as they do for threads.
 """
 
 from .registry import async_shared_session

@@ -97,7 +97,8 @@ class TaskGuard(Guard):
 
     _flows = asyncio.Task
     consumers_can_wait = False
-    _may_have_gate = False  # family must be asked for by the monitor
+    #: The gate cannot check whether a task belongs to an open section.
+    _may_have_gate = False
 
     @classmethod
     def check_lock_object(cls, lock: Any) -> None:
@@ -450,7 +451,8 @@ class TaskGuard(Guard):
                 with on_behalf_of(owner):
                     run(self, CHANGE, _nothing)
             except Exception as error:
-                self._errors[owner] = error  # the caller, which leaves, did not call it
+                # Raise it in the task that made the call, not in the leaving task.
+                self._errors[owner] = error
             finally:
                 self._is_tidying = False
 

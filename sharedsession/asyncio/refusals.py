@@ -17,27 +17,27 @@ def to_wait(me: Owner, state: str) -> ConcurrentAccessError:
 
 def thread_in_section(me: Owner, state: str) -> ConcurrentAccessError:
     return ConcurrentAccessError(
-        f"{me.name}, at {me.where()}, came into a task's section that it was not "
-        "started in, and would wait for its end, which may wait for this thread. "
-        f"{state} Nothing was changed. Start the thread's work with "
-        "asyncio.to_thread(), which tells that it belongs to the section, or wait "
-        "for the section's end first."
+        f"{me.name}, at {me.where()}, would wait for the end of a task's section, but "
+        "that section may be waiting for this thread, which was not started inside it. "
+        f"{state} Nothing was changed. Start the thread's work inside the section with "
+        "asyncio.to_thread(), so that it belongs to the section, or use the session "
+        "after the section has ended."
     )
 
 
 def in_section(me: Owner, state: str) -> ConcurrentAccessError:
     return ConcurrentAccessError(
-        f"{me.name}, at {me.where()}, came into another task's section with what "
-        f"is not awaited, so it cannot wait for the end. {state} Nothing "
+        f"{me.name}, at {me.where()}, used a session while another task was in a "
+        f"section of it. This call is not awaited and cannot wait. {state} Nothing "
         "was changed. Do it in session.run_sync(), or enter 'async with "
-        "session.critical_section()' first; attributes can be awaited, too, by "
-        "AsyncAttrs.awaitable_attrs."
+        "session.critical_section()' first; to read an attribute, you can also await "
+        "it with AsyncAttrs.awaitable_attrs."
     )
 
 
 def beside(me: Owner, state: str) -> ConcurrentAccessError:
     return ConcurrentAccessError(
-        f"{me.name}, at {me.where()}, did what is not awaited, so it cannot wait, "
+        f"{me.name}, at {me.where()}, made a call that is not awaited and cannot wait, "
         f"while another task's operation was in flight. {state} Nothing "
         "was changed. Do it in session.run_sync(), or enter 'async with "
         "session.critical_section()' first."

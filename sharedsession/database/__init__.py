@@ -1,4 +1,5 @@
 """What a session uses of its database: connections, their savepoints, and results.
 
-``connections`` guards a connection, ``rows`` and ``results`` decide who fetches when.
+``connections`` guards a connection.  ``rows`` fetches all rows of a result at once, or
+makes it a stream, and ``results`` lets several threads consume one result.
 """

@@ -109,7 +109,7 @@ class Guard(Monitor):
     # -- one operation
 
     def enter(self, me: Owner, access: Access) -> None:
-        """Begin an operation of *me* that could not come in by the gate, or wait."""
+        """Begin an operation of *me* that did not enter by the gate; wait if needed."""
         if self._is_in_mutex():
             raise refusals.nested(me)  # a finalizer, in the middle of a change
         turn = self.turn
@@ -365,10 +365,10 @@ class Guard(Monitor):
     # -- checks of each new owner
 
     def _check_owner(self, me: Owner) -> None:
-        """Check an owner that is not the only one so far; refuse it by raising.
+        """Check an owner that is not ``only_owner``; raise to refuse it.
 
-        Refused are the child of a fork, a stranger to a confined session, and a second
-        owner that the session cannot serve.
+        This refuses an owner in a forked child, an owner that a confined session does
+        not belong to, and a second owner that the session's engine cannot serve.
         """
         if self._process != os.getpid():
             raise ForkedSessionError(

@@ -82,8 +82,8 @@ def _never() -> bool:
 class Monitor:
     """Admits owners to a session and hands it off; the base of :class:`Guard`.
 
-    Beside each field stands who may change it, and when.  "Inside" means: the exclusive
-    owner, or the one beside readers.
+    The comment at each field says which owner may change the field, and when.  "Inside"
+    means: by the exclusive owner, or by the owner that is beside the readers.
     """
 
     __slots__ = (
@@ -163,8 +163,8 @@ class Monitor:
         self.last_version = 0
         #: The owner that has a window open.  Written by the exclusive owner alone.
         self.window: Owner | None = None
-        #: Whether the running operation may open a window: it has changed nothing yet,
-        #: only operations nested in it may, and the session has a second owner.
+        #: Whether the running operation may open a window: neither it nor an operation
+        #: nested in it has changed anything yet, and the session has a second owner.
         self.may_open = False
         # The next four are notes for the next owner that enters.  Each is one reference
         # and stored whole: the note first, `attention` after it.
@@ -604,10 +604,10 @@ class Monitor:
     # -- admission
 
     def _welcomes(self, owner: Owner) -> bool:
-        """Whether the turn takes *owner* in, because no operation runs in it.
+        """Whether *owner* may enter the present turn.
 
-        So it does for a member of its owner's party, and for a task that was started
-        inside its sections.
+        Only while no operation runs in the turn, and only if *owner* is of the party of
+        the turn's owner, or is a task that was started inside the turn's sections.
         """
         turn = self.turn
         if turn is None or not turn.keeps or self.running is not None:

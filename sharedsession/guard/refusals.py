@@ -26,27 +26,28 @@ def write(me: Owner) -> UpgradeError:
 
 def exclusive_in_read_section(me: Owner, what: str) -> UpgradeError:
     return UpgradeError(
-        f"A {what} cannot begin inside a read section of {me.name}: others may be "
-        "reading. Leave the read section first, or make the outer section a "
-        "critical_section()."
+        f"A {what} cannot begin inside a read section of {me.name}, because other "
+        f"{me.noun}s may be reading. Leave the read section first, or make the outer "
+        "section a critical_section()."
     )
 
 
 def nested(me: Owner) -> SharedSessionError:
     return SharedSessionError(
         f"{me.name} used a shared session in a finalizer or a signal handler that "
-        "came in while the same thread was entering or leaving a guard, or waited "
-        "for its turn, so it cannot wait for its turn again. Nothing was changed. "
-        "Let finalizers and signal handlers only note what is to be done, and do "
-        "it with the session in ordinary code."
+        "interrupted the same thread while it was entering or leaving a guard, or "
+        "waiting for its turn. The call cannot wait, because it would wait for its "
+        "own thread. Nothing was changed. Let finalizers and signal handlers only "
+        "note what is to be done, and do it with the session in ordinary code."
     )
 
 
 def to_move(me: Owner, owner: Owner) -> ConcurrentAccessError:
     return ConcurrentAccessError(
-        f"{me.name} would take over what {owner.name} holds, and the lock object "
-        "of this session belongs to the thread that acquired it. Nothing was "
-        "changed. Leave it there, or use a kind of lock by its name."
+        f"{me.name} would take over a block or stream of {owner.name}, but the lock "
+        "object of this session belongs to the thread that acquired it. Nothing was "
+        f"changed. End the block or stream in {owner.name}, or make the session with "
+        "the name of a lock kind, such as lock='rlock'."
     )
 
 
@@ -60,8 +61,8 @@ def overlap(me: Owner, state: str) -> ConcurrentAccessError:
 
 def to_wait_in_loop(me: Owner, state: str) -> SharedSessionError:
     return SharedSessionError(
-        f"{me.name}, at {me.where()}, would wait for its turn in a session, and "
-        f"the event loop that runs in it would stand still. {state} "
+        f"{me.name}, at {me.where()}, would wait for its turn in a session and "
+        f"block the event loop of its thread. {state} "
         "Nothing was changed. Use the session in asyncio.to_thread(), or let the "
         "tasks share an AsyncSharedSession."
     )
@@ -85,9 +86,9 @@ def timed_out(me: Owner, state: str, mode: Mode, waited: float) -> LockTimeout:
 
 def lock_timed_out(me: Owner, timeout: float | None, holders: str) -> LockTimeout:
     return LockTimeout(
-        f"{me.name} did not get the lock that this guard stands on in "
+        f"{me.name} did not acquire the lock object of this session within "
         f"{timeout:g} s. {holders} Give it more time with timeout= or "
-        "lock_timeout=, or hold the lock for less."
+        "lock_timeout=, or hold the lock for a shorter time."
     )
 
 

@@ -38,7 +38,7 @@ def explain(guard: Monitor) -> str:
     said += [f"{_held_by(o, 'for reading', t)}." for o, t in readers]
     said += [f"{o.name} has waited {t:.3g} s for {m.value}." for o, m, t in queue]
     for owner in dict.fromkeys(lenders):
-        said.append(f"It is lent by {owner.name}, in whose section this happens.")
+        said.append(f"This is inside the section of {owner.name}, which lent its turn.")
     return " ".join(said) or "Nobody holds the guard and nobody waits."
 
 

@@ -1,4 +1,4 @@
-"""Turns: the stays of owners in a session, and the holds that make them last."""
+"""Turns (an owner's time inside a session) and holds (which prolong a turn)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Kept(NamedTuple):
 class Turn:
     """One owner's stay in the session, from its admission until nothing keeps it.
 
-    A turn is over when no operation runs in it and nothing keeps it.  A turn that is
-    lent is on top of the turn of its lender, and ends before the lender goes on.
+    A turn is over when no operation runs in it and nothing keeps it.  A borrowed turn
+    is on top of the turn of its lender (``lent_by``), and ends before the lender goes
+    on.
     """
 
     __slots__ = (
@@ -58,7 +59,8 @@ class Turn:
         self.running: Owner | None = None
         #: The access of the operation in flight; ``None`` if it is not known.
         self.access: Access | None = None
-        #: Whether it was not lent, but is there for one operation that runs at once.
+        #: Whether the turn is on top for one operation that runs at once (a step or a
+        #: deferred call, see ``asyncio/guard.py``), and is not borrowed from below.
         self.is_aside = False
 
     @property

@@ -1,4 +1,4 @@
-"""Subclasses to which objects change in place, without being visible to the user."""
+"""Hidden subclasses: objects change to them in place and still look like the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The shared session, its transactions and its sections.
 
-``session`` has the classes, ``recovery`` the record of whose work a transaction has.
+``session`` defines the classes.  ``recovery`` rolls back what other owners left broken,
+and ``losses`` records which owners have work in the transaction.
 """

@@ -82,7 +82,7 @@ class Recovery:
         return left or self._ledger.anybody_to_tell()
 
     def _tell(self, me: Owner, access: Access) -> None:
-        """Raise if *me* lost work, unless *me* is about to roll back or close, too."""
+        """Raise if *me* lost work; not if *me* is rolling back or closing anyway."""
         guard = self._guard
         error = self._ledger.error_for(me) if access is not END else None
         if error is None:

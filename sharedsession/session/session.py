@@ -91,8 +91,8 @@ class SharedSessionMixin(Session):
     def critical_section(self: _S, timeout: float | None = None) -> CriticalSection[_S]:
         """Keep every other thread out for a block: ``with session.critical_section():``
 
-        Like holding a reentrant lock around the block, but what the block does to the
-        session's objects, rows and connections is covered too.  Yields the session.
+        Like holding a reentrant lock around the block, but other threads are kept away
+        from the session's objects, rows and connections, too.  Yields the session.
 
         :param timeout: seconds, above zero, to wait at most; ``None``, the default: the
           ``lock_timeout`` of the session.
@@ -103,7 +103,7 @@ class SharedSessionMixin(Session):
         return CriticalSection(self, timeout)
 
     def read_section(self: _S, timeout: float | None = None) -> ReadSection[_S]:
-        """Keep every change out for a block that only reads; readers share it.
+        """Let no thread write during a block that only reads.
 
         Like :meth:`critical_section`, but under ``lock="rw"`` any number of threads may
         be in read sections at once.  Pending changes are flushed on the way in, unless
