@@ -148,6 +148,10 @@ class Guard(Monitor):
         looks = access is READ and not reads and not me.is_patient
         mode = BESIDE if beside else EXCLUSIVE
         self._acquire(me, mode, self.timeout, looks=looks)
+        turn = self.turn
+        if access is not READ and access is not LOAD:
+            if turn is not None and turn.owner is me and turn.reads_only:
+                self.refuse_write()  # let into a read section of the same party
 
     def recover(self, me: Owner, access: Access) -> None:
         """Handle the reasons for ``attention``.
@@ -282,7 +286,7 @@ class Guard(Monitor):
             # because the caller does not have it yet.
             me.keeps(self)
         except BaseException:
-            if not was_inside and self.running is me:
+            if not was_inside:
                 self.leave(me)  # an interrupt came before the hold kept the turn
             hold.release()
             raise
@@ -533,7 +537,10 @@ class Guard(Monitor):
             for reader in tuple(self.reading.values()):
                 if reader.owner.party is owner:
                     held = True
-                    self._drop_reader(reader)
+                    kept = reader.keeps.items()
+                    reader.keeps = {n: each for n, each in kept if each.moved}
+                    if not reader.keeps:
+                        self._drop_reader(reader)
             self._end_turns()
             self._pass_on()
         self.reap()

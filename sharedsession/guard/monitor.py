@@ -348,15 +348,25 @@ class Monitor:
             if self.since is not None:
                 self._note_hold(self.since)
                 self.since = None
+            if self._leave_by_gate(me):
+                if self.hand_over_at and not self.abandoned_holds:
+                    return
+        self._leave_late(me)
+
+    def _leave_by_gate(self, me: Owner) -> bool:
+        """Open the gate; return False if a signal handler has given *me* a turn."""
+        try:
             # No call from here to the ``del``, because an interrupt must find all of
             # these steps done or none.
+            if self.turn is not None or self.gate[0] is not me:
+                return False
             self.running = self.window = None
             self.last_version += 1
             self.version = None if self.unsettled else self.last_version
             del self.gate[0]
-            if self.hand_over_at and not self.abandoned_holds:
-                return
-        self._leave_late(me)
+        except KeyError:
+            return False
+        return True
 
     def _rests(self) -> bool:
         """Whether a leaving owner may ignore the queue now."""
@@ -386,9 +396,12 @@ class Monitor:
         """Give *me* a turn if it is inside by the gate; else do nothing."""
         self.close_window(me)
         if self.gate.get(0) is me:
-            self.turn = Turn(me, EXCLUSIVE, self.since)
-            self.since = None
-            self.gate[0] = CLOSED
+            turn = Turn(me, EXCLUSIVE, self.since)
+            # No call from here on: a finalizer may have begun a turn before.
+            if self.turn is None:
+                self.turn = turn
+                self.since = None
+                self.gate[0] = CLOSED
 
     def _turn_kept_by(self, number: int) -> Turn | None:
         """Return the turn that the hold with this number keeps, also a lender's."""
@@ -470,7 +483,7 @@ class Monitor:
     def _release_hold(self, hold: Hold) -> None:
         if not hold.is_open:
             return
-        self._note_owner(hold)
+        hold.owner = self.owner_of(hold)
         for reader in tuple(self.reading.values()):
             reader.keeps.pop(hold.number, None)
             self._drop_reader_if_over(reader)
@@ -516,8 +529,11 @@ class Monitor:
                 if turn is not None and not hold.is_finished:
                     if not turn.keeps[hold.number].is_stream:
                         self._note_abandoned(turn.owner)
-                self._release_hold(hold)
-                self._pass_on()
+                try:
+                    self._release_hold(hold)
+                    self._pass_on()
+                finally:
+                    hold.is_open = False  # a lock object may refuse to be released
             finally:
                 self._mutex.release()
 
@@ -527,15 +543,15 @@ class Monitor:
 
     # -- holds that move
 
-    def _note_owner(self, hold: Hold) -> None:
-        """Store the present owner of the turn in *hold*, because turns can move."""
+    def owner_of(self, hold: Hold) -> Owner:
+        """Return the present owner of the turn that *hold* keeps; turns can move."""
         turn = self._turn_kept_by(hold.number)
         if turn is not None:
-            hold.owner = turn.owner
-            return
-        for owner, reader in self.reading.items():
+            return turn.owner
+        for reader in tuple(self.reading.values()):
             if hold.number in reader.keeps:
-                hold.owner = owner
+                return reader.owner
+        return hold.owner
 
     def take_over(self, hold: Hold, *, begins: bool = False) -> None:
         """Make the caller the owner of the turn that *hold* keeps.
@@ -572,7 +588,7 @@ class Monitor:
         Return False, and change nothing, if an operation runs in that turn or the turn
         is lent: the borrower gives it back first.
         """
-        self._note_owner(hold)
+        hold.owner = self.owner_of(hold)
         owner = hold.owner
         turn = self._turn_kept_by(hold.number)
         if turn is None and owner not in self.reading:
@@ -584,10 +600,12 @@ class Monitor:
                 raise refusals.to_move(me, owner)
             if self.running is owner or self.window is owner:
                 return False
+            if owner.party is not me.party:
+                moving = turn or self.reading[owner]
+                for number, kept in tuple(moving.keeps.items()):
+                    moving.keeps[number] = kept._replace(moved=True)
             if turn is not None:
                 turn.owner = me
-                kept = turn.keeps[hold.number]
-                turn.keeps[hold.number] = kept._replace(moved=True)
             else:
                 self._reading_moves(owner, me)
             hold.owner = me

@@ -101,7 +101,7 @@ class Hold:
 
     def take_over(self) -> Owner:
         """Make the caller the owner of the turn; return the former owner."""
-        former = self.owner
+        former = self.guard.owner_of(self)
         if self.is_open and self.guard.current_owner() is not former:
             self.guard.take_over(self)
         return former

@@ -39,6 +39,7 @@ def run(
         else:
             guard.enter(me, access)
         me.busy = False
+        held = guard.kept()  # with what others of this party began meanwhile
         waits = access is LOAD or access is STATEMENT or access is COMMIT
         guard.may_open = waits and not guard.checks_owners
         result = function(*args, **kw)
@@ -120,6 +121,7 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
             return run(guard, access, function, *args)
         if guard.attention:
             guard.recover(me, access)
+        held = guard.kept()
         guard.may_open = False
         return function(*args)
     except BaseException as error:

@@ -52,7 +52,7 @@ class _Section(Generic[_S]):
         if hold is None:
             return True
         me = hold.guard.current_owner()
-        return me is hold.owner and not me.busy
+        return me is hold.guard.owner_of(hold) and not me.busy
 
     def forget_if_busy(self) -> bool:
         """If a finalizer calls while its owner is busy, let the next owner finish."""

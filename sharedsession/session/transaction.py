@@ -245,11 +245,10 @@ class GuardedTransaction(_Plain):
         me = guard.current_owner()
         try:
             guard.open_window(me)
+            guard.may_open = guard.window is me  # unless a listener changes something
             return plain(*args)
         finally:
-            is_untouched = guard.window is me  # no listener has used the session
             guard.close_window(me)
-            guard.may_open = is_untouched
 
     def _guard(self, connection: Any) -> Any:
         guard = _guard_of(self)

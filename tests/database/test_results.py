@@ -361,3 +361,16 @@ def test_objects_that_are_fetched_partly_outlive_their_session(
         expected = fetch(plain)
     with SharedSession(engine) as session:
         assert fetch(session) == expected
+
+
+@pytest.mark.parametrize("lock", ["rlock", "rw", None])
+def test_a_bulk_insert_by_mapped_class_returns_what_it_should(
+    engine: sa.Engine, lock: Any
+) -> None:
+    with SharedSession(engine, lock=lock) as session:
+        rows = [{"name": "new"}, {"name": "new as well"}]
+        result = session.execute(sa.insert(User), rows)
+        with pytest.raises(sa.exc.ResourceClosedError):
+            result.all()
+        ids = session.scalars(sa.insert(User).returning(User.id), rows).all()
+        assert len(ids) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import threading
 import unittest.mock
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
+from sharedsession.guard import monitor
 from sharedsession.guard.access import (
     CHANGE,
     EXCLUSIVE,
@@ -647,3 +649,69 @@ def test_who_gives_up_waiting_ends_no_stream_of_another() -> None:
     assert guard.held == "exclusive"
     hold.release()
     assert guard.held is None
+
+
+def test_a_handler_may_begin_a_stream_while_its_thread_leaves(guard: Guard) -> None:
+    """At the call of the clock, which is one of two before the gate opens."""
+    kept = []
+    plain = guard.clock
+
+    def clock() -> float:
+        frame = sys._getframe(2)
+        if frame.f_code.co_name == "leave" and not kept:
+            kept.append(guard.keep(STREAM))
+        return plain()
+
+    guard.clock = clock
+    operate(guard, WRITE)
+    guard.clock = plain
+    assert kept and guard.owner is threading.current_thread()
+    stranger = Worker(lambda: operate(guard, WRITE))
+    assert not passes(stranger, guard)
+    kept[0].release()
+    stranger.result()
+
+
+def test_a_finalizer_may_begin_a_turn_where_a_turn_is_made(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    plain = monitor.Turn
+
+    def make(*args: Any) -> Any:
+        if not kept:
+            kept.append(None)
+            kept[0] = guard.keep(STREAM)  # as a finalizer does, in an allocation
+        return plain(*args)
+
+    monkeypatch.setattr(monitor, "Turn", make)
+    outer = []
+    run(guard, LOAD, lambda: outer.append(guard.keep(STREAM)))
+    outer[0].release()
+    assert guard.owner is threading.current_thread()
+    kept[0].release()
+    assert guard.owner is None
+
+
+def test_a_lock_object_that_refuses_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forgotten section is collected in a thread that may not release the lock."""
+    guard = make_guard(threading.RLock())
+    assert guard is not None
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    kept: list[Any] = []
+    over = threading.Event()
+
+    def enter() -> None:
+        kept.append(guard.hold("section"))
+        wait_for(over)
+
+    worker = Worker(enter)
+    wait_until(lambda: bool(kept))
+    kept.clear()
+    gc.collect()
+    assert len(errors) == 1
+    over.set()
+    worker.result()

@@ -263,10 +263,10 @@ def test_an_interrupt_in_a_release_is_made_good(session: Any) -> None:
     class Interrupted(Guard):
         __slots__ = ()
 
-        def let_go(self, hold: Any) -> None:
+        def release_hold(self, hold: Any) -> None:
             if interrupts:
                 raise interrupts.pop()
-            super().let_go(hold)
+            super().release_hold(hold)
 
     guard = session.guard
     guard.__class__ = Interrupted

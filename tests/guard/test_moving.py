@@ -19,6 +19,7 @@ from sharedsession import (
     WorkLostError,
     critical_section,
     one_owner,
+    read_section,
 )
 from sharedsession.guard.access import LOAD
 from sharedsession.guard.task import current_owner
@@ -387,3 +388,131 @@ def test_work_that_outlives_its_party_is_its_threads(session: Any, pool: Pool) -
     assert owner is current_owner()
     with session.critical_section():
         assert context.run(lambda: session.guard.held) == "exclusive"
+
+
+# -- what moves with a hold, and what does not
+
+
+def stream_of(session: Any) -> Any:
+    statement = sa.select(User.id).execution_options(yield_per=1)
+    return session.execute(statement)
+
+
+def test_a_block_is_left_although_its_stream_was_fetched_elsewhere(
+    session: Any, pool: Pool
+) -> None:
+    block = session.begin()
+    block.__enter__()
+    stream = stream_of(session)
+    pool.run(stream.all)
+    session.guard.timeout = 5.0
+    block.__exit__(None, None, None)
+    assert session.guard.owner is None
+
+
+def test_a_block_outlives_a_thread_that_fetched_from_its_stream(session: Any) -> None:
+    block = session.begin()
+    block.__enter__()
+    stream = stream_of(session)
+    fetching = Worker(stream.fetchone)
+    fetching.result()
+    fetching.join()
+    stranger = Worker(session.commit)
+    assert not passes(stranger, session.guard)
+    stream.close()
+    block.__exit__(None, None, None)
+    stranger.result()
+
+
+def test_a_read_section_outlives_a_thread_that_took_it_over(session: Any) -> None:
+    @read_section(session)
+    def steps() -> Any:
+        yield 1
+        yield 2
+
+    user = session.get(User, 1)
+    stepping = steps()
+    next(stepping)
+    second = Worker(lambda: next(stepping))
+    second.result()
+    second.join()
+    writer = Worker(lambda: setattr(user, "name", "written"))
+    assert not passes(writer, session.guard)
+    stepping.close()
+    writer.result()
+
+
+def test_what_hops_inside_a_party_ends_with_the_party(session: Any, pool: Pool) -> None:
+    with one_owner("request 7"):
+        stream = in_context(pool, lambda: stream_of(session))
+        in_context(pool, stream.fetchone)
+    assert session.guard.owner is None
+    Worker(session.commit).result()
+
+
+def hold_a_statement(engine: sa.Engine) -> tuple[threading.Event, threading.Event]:
+    """Make the next statement wait; return when it has begun, and let it go on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> None:
+        begun.set()
+        wait_for(go_on)
+
+    sa.event.listen(engine, "before_cursor_execute", wait, once=True)
+    return begun, go_on
+
+
+def test_a_write_is_not_let_into_a_read_section_of_its_party(
+    session: Any, engine: sa.Engine, pool: Pool
+) -> None:
+    user = session.get(User, 1)
+    left = threading.Event()
+
+    def read() -> None:
+        with session.read_section():
+            session.scalars(sa.select(User)).all()
+            wait_for(left)
+
+    with one_owner("request 7"):
+        contexts = [contextvars.copy_context() for _ in range(2)]
+        begun, go_on = hold_a_statement(engine)
+        reader = Worker(lambda: contexts[0].run(read))
+        wait_for(begun)
+        writer = Worker(lambda: contexts[1].run(lambda: setattr(user, "name", "x")))
+        wait_until(lambda: writer in session.guard.waiting or writer.done.is_set())
+        go_on.set()
+        with pytest.raises(UpgradeError):
+            writer.result()
+        left.set()
+        reader.result()
+    assert user.name != "x"
+
+
+def test_an_operation_that_fails_leaves_a_stream_of_its_party(
+    session: Any, engine: sa.Engine
+) -> None:
+    ended = threading.Event()
+    streams = []
+
+    def stream() -> None:
+        streams.append(stream_of(session))
+        wait_for(ended)
+
+    with one_owner("request 7"):
+        contexts = [contextvars.copy_context() for _ in range(2)]
+        begun, go_on = hold_a_statement(engine)
+        streaming = Worker(lambda: contexts[0].run(stream))
+        wait_for(begun)
+        failing = Worker(
+            lambda: contexts[1].run(session.execute, sa.text("SELECT nonsense"))
+        )
+        wait_until(lambda: failing in session.guard.waiting)
+        go_on.set()
+        with pytest.raises(sa.exc.OperationalError):
+            failing.result()
+        stranger = Worker(lambda: contextvars.Context().run(session.commit))
+        assert not passes(stranger, session.guard)
+        streams[0].close()
+        stranger.result()
+        ended.set()
+        streaming.result()

@@ -7,6 +7,7 @@ the same seed gives the same run again.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from typing import Any, Callable
@@ -161,6 +162,8 @@ def schedule(session: Any, scheduler: Scheduler) -> None:
             return asker()
 
         guard.current_owner = pausing_asker
+        ticks = itertools.count()
+        guard.clock = lambda: next(ticks) / 1000  # real time would decide who is next
         guard._make_lock = scheduler.make_lock
         guard._set_mutex(scheduler.make_lock())
 

@@ -187,9 +187,8 @@ MUTANTS = [
     Mutant(
         "who leaves by the gate does not look who queued meanwhile",
         "guard/monitor",
-        "            if self.hand_over_at and not self.abandoned_holds:\n"
-        "                return\n",
-        "            return\n",
+        "                if self.hand_over_at and not self.abandoned_holds:\n",
+        "                if True:\n",
         SCHEDULES,
     ),
     Mutant(
@@ -251,8 +250,8 @@ MUTANTS = [
     Mutant(
         "the first statement of a transaction keeps readers out",
         "session/transaction",
-        "            guard.may_open = is_untouched\n",
-        "            guard.may_open = False\n",
+        "            guard.may_open = guard.window is me  # unless",
+        "            guard.may_open = False  # unless",
         WINDOWS,
     ),
     Mutant(
@@ -438,9 +437,8 @@ MUTANTS = [
     Mutant(
         "a window that is left open stays so",
         "guard/monitor",
-        "            # these steps done or none.\n"
-        "            self.running = self.window = None\n",
-        "            # these steps done or none.\n" "            self.running = None\n",
+        "            self.running = self.window = None\n            self.last",
+        "            self.running = None\n            self.last",
         WINDOWS,
     ),
     Mutant(

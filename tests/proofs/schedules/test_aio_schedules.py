@@ -74,10 +74,6 @@ def test_programs_by_lot(seed: int) -> None:
 # -- controls: what the exploring is for is found
 
 
-def _wake_always(parking: Any) -> None:
-    parking._released.set_result(None)
-
-
 def _goes_nowhere(*args: Any) -> None:
     """A part of the guard that was cut out."""
 
@@ -112,10 +108,6 @@ def _goes_nowhere(*args: Any) -> None:
         (
             *(_Parking, "_wake", _goes_nowhere),
             *(("change", "change"), "cannot go on"),
-        ),
-        (
-            *(_Parking, "_wake", _wake_always),
-            *(("change", "change!cancelled"), "invalid state"),
         ),
         (
             *(FakeChange, "hide", _goes_nowhere),
