@@ -286,7 +286,7 @@ class Guard(Monitor):
             # because the caller does not have it yet.
             me.keeps(self)
         except BaseException:
-            if not was_inside:
+            if not was_inside and (self._is_in_turn(me) or self.gate.get(0) is me):
                 self.leave(me)  # an interrupt came before the hold kept the turn
             hold.release()
             raise
