@@ -57,6 +57,10 @@ class Owner:
 
     #: The word for this kind of owner in messages.
     noun: ClassVar[str] = "thread"
+    #: Whether this owner acts for a party, which may end before an operation does.
+    is_member: ClassVar[bool] = False
+    #: The number of operations that run, of a member of a party only.
+    operations = 0
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread

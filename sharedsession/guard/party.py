@@ -38,6 +38,13 @@ class Party(Owner):
     def where(self) -> str:
         return "a line that is not known" if self._last is None else self._last.where()
 
+    def acting_for(self, owner: Owner) -> Owner:
+        """Return the member that *owner* acts as; *owner* itself after the end."""
+        if self.alive:
+            return self.member(owner)
+        member = self._members.get(owner)  # work may outlive its request
+        return member if member is not None and member.operations else owner
+
     def member(self, owner: Owner) -> Member:
         member = self._members.get(owner)
         if member is None:
@@ -49,10 +56,15 @@ class Party(Owner):
 class Member(Owner):
     """A thread or a task as far as it acts for a party."""
 
-    __slots__ = ("_party", "_base")
+    __slots__ = ("_party", "_base", "operations")
+
+    is_member: ClassVar[bool] = True
 
     def __init__(self, party: Party, base: Owner) -> None:
         super().__init__(NO_THREAD)
+        #: The number of operations that run.  Each ends as the owner that began it,
+        #: even if the party has ended meanwhile.
+        self.operations = 0
         self._party = party
         self._base = weakref.proxy(base)
         self.ident, self.native_id = base.ident, base.native_id

@@ -162,9 +162,7 @@ def current_owner() -> Owner:
         in_cell = "IPython" in sys.modules and is_in_cell(sys._getframe())
         owner = thread_owner() if task is None or in_cell else _owner_of(task)
     party = current_party.get()
-    if party is None or not party.alive:  # work may outlive its request
-        return owner
-    return party.member(owner)
+    return owner if party is None else party.acting_for(owner)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,8 @@ def run(
     if me.busy:
         return _run_nested(guard, me, access, function, args, kw)
     held = guard.kept()
+    if me.is_member:
+        me.operations += 1
     me.busy = True
     try:
         if guard.come_in(me):
@@ -56,6 +58,9 @@ def run(
         except BaseException:
             _leave_again(guard, me, held)
             raise
+        finally:
+            if me.is_member:
+                me.operations -= 1
 
 
 def _leave(guard: Guard, me: Owner) -> None:
@@ -115,6 +120,8 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
     if guard.running is me or not hold.is_open:
         return run(guard, access, function, *args)
     held = guard.kept()
+    if me.is_member:
+        me.operations += 1
     try:
         guard.take_over(hold, begins=True)
         if guard.running is not me:  # the hold was released meanwhile
@@ -133,6 +140,9 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
         except BaseException:
             _leave_again(guard, me, held)
             raise
+        finally:
+            if me.is_member:
+                me.operations -= 1
 
 
 def _note_failure(

@@ -516,3 +516,25 @@ def test_an_operation_that_fails_leaves_a_stream_of_its_party(
         stranger.result()
         ended.set()
         streaming.result()
+
+
+def test_an_operation_ends_although_its_party_has_ended(
+    session: Any, engine: sa.Engine
+) -> None:
+    """A request is cancelled, and the worker thread goes on."""
+    waiting, go_on = threading.Event(), threading.Event()
+
+    @sa.event.listens_for(session, "do_orm_execute", once=True)
+    def wait(state: Any) -> None:
+        waiting.set()
+        wait_for(go_on)
+
+    with one_owner("request 7"):
+        context = contextvars.copy_context()
+        statement = sa.select(User)
+        worker = Worker(lambda: context.run(session.scalars, statement).all())
+        wait_for(waiting)
+    go_on.set()
+    assert worker.result()
+    assert session.guard.owner is None
+    Worker(session.commit).result()
