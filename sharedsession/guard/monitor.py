@@ -953,7 +953,7 @@ class Monitor:
             self.reap()
             if deadlocks.would_deadlock(me, lock):
                 raise refusals.deadlock(me, self.explain())
-            got = lock.acquire(mode, me, self, timeout)
+            got = self._acquire_patiently(lock, waiter, timeout)
         finally:
             try:
                 self._end_wait_before(waiter)
@@ -966,6 +966,20 @@ class Monitor:
             self.reap()
             holders = deadlocks.describe(lock.blockers())
             raise refusals.lock_timed_out(me, timeout, holders)
+
+    def _acquire_patiently(
+        self, lock: ForeignLock, waiter: Waiter, timeout: float | None
+    ) -> bool:
+        """Acquire the lock object; log a wait that may be endless, once."""
+        mode, me, after = waiter.mode, waiter.owner, self.warn_after
+        if after is None or (timeout is not None and timeout <= after):
+            return lock.acquire(mode, me, self, timeout)
+        if lock.acquire(mode, me, self, after):
+            return True
+        holders = deadlocks.describe(lock.blockers())
+        logger.warning("%s %s", report.long_wait(self, waiter), holders)
+        rest = None if timeout is None else timeout - after
+        return lock.acquire(mode, me, self, rest)
 
     def _end_wait_before(self, waiter: Waiter) -> None:
         with self._mutex:

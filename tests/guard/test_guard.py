@@ -715,3 +715,18 @@ def test_a_lock_object_that_refuses_is_asked_once(
     assert len(errors) == 1
     over.set()
     worker.result()
+
+
+def test_a_long_wait_for_a_lock_object_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING", "sharedsession")  # the programs here set another one
+    lock = threading.RLock()
+    guard = make_guard(lock)
+    assert guard is not None
+    guard.warn_after = 0.01
+    with lock:
+        waiter = Worker(lambda: operate(guard, WRITE), "waiter")
+        wait_until(lambda: "has waited more than" in caplog.text)
+    waiter.result()
+    assert caplog.text.count("'waiter' has waited more than 0.01 s") == 1
