@@ -109,6 +109,8 @@ class World:
             make_mutex=self.scheduler.lock,
             make_gate=self.scheduler.gate,
         )
+        if lock is not None:
+            made.warn_after = None  # each wait that is timed multiplies the schedules
         made.recovery = FakeRecovery(self, made)
         return made
 
