@@ -397,11 +397,15 @@ class Monitor:
         self.close_window(me)
         if self.gate.get(0) is me:
             turn = Turn(me, EXCLUSIVE, self.since)
-            # No call from here on: a finalizer may have begun a turn before.
-            if self.turn is None:
-                self.turn = turn
-                self.since = None
-                self.gate[0] = CLOSED
+            try:
+                # No call from here on.  While the turn was made, a finalizer may have
+                # begun a turn of *me*, or ended one.
+                if self.turn is None and self.gate[0] is me:
+                    self.turn = turn
+                    self.since = None
+                    self.gate[0] = CLOSED
+            except KeyError:
+                pass
 
     def _turn_kept_by(self, number: int) -> Turn | None:
         """Return the turn that the hold with this number keeps, also a lender's."""
