@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 from typing import Any, Iterable
+from weakref import WeakKeyDictionary
 
 from ..errors import WorkLostError
 from ..guard.owner import Owner
@@ -42,7 +43,9 @@ class Ledger:
     """The work in one session's transaction.  Used only inside the session's guard."""
 
     def __init__(self) -> None:
-        self._workers: dict[Any, set[Owner]] = {}
+        #: By level, weakly: a changed object leads to its guard and so to this, and must
+        #: not keep alive a session that the application has dropped.
+        self._workers: WeakKeyDictionary[Any, set[Owner]] = WeakKeyDictionary()
         #: By state.  The session keeps the changed objects alive anyway.
         self._changers: dict[Any, Changers] = {}
         self._losses: dict[Owner, Loss] = {}

@@ -12,6 +12,7 @@ import itertools
 import re
 import sqlite3
 import unittest.mock
+import weakref
 from typing import Any, Callable
 
 import pytest
@@ -288,6 +289,43 @@ def test_what_finds_an_object_s_values_may_be_another(
             patch.setattr(base, "instance_dict", None)
             with pytest.raises(TypeError):
                 state.dict
+
+
+# -- sessions that are gone
+
+
+def _dropped_session(
+    engine: sa.Engine, step: Callable[[SharedSession, User], object]
+) -> tuple[User, Callable[[], SharedSession | None]]:
+    session = SharedSession(engine)
+    user = User(name="new")
+    session.add(user)
+    session.flush()
+    step(session, user)
+    return user, weakref.ref(session)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda session, user: setattr(user, "name", "changed"),
+        lambda session, user: (session.begin_nested(), setattr(user, "name", "b")),
+        lambda session, user: session.delete(user),
+        lambda session, user: user.addresses.append(Address(email="a")),
+        lambda session, user: session.execute(sa.update(User).values(bio="b")),
+    ],
+    ids=["changed", "changed in a savepoint", "deleted", "appended", "bulk"],
+)
+def test_a_changed_object_lets_a_dropped_session_go(
+    engine: sa.Engine, step: Callable[[SharedSession, User], object]
+) -> None:
+    """It is no session's then, and may be added to another one."""
+    user, dropped = _dropped_session(engine, step)
+    gc.collect()
+    assert dropped() is None
+    with SharedSession(engine) as session:
+        session.add(user)
+        assert user in session
 
 
 # -- coming to a session, and to its identity map
