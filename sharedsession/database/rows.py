@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import weakref
 from typing import Any, Callable, Iterator
 
@@ -40,8 +39,8 @@ def settle(guard: Guard, result: Any) -> Any:
     elif isinstance(result, cursors.IteratorResult):
         if isinstance(result.iterator, (_MadeObjects, _LaterMade)):
             return result
-        if operator.length_hint(result.iterator, 1) == 0:
-            return result  # no rows, and therefore no objects to make
+        if not cursors.may_have_rows(result):
+            return result  # and therefore no objects to make
         cursor_result = _cursor_result(result)
     else:
         return result

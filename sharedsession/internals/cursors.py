@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections import deque
 from typing import Any, Callable, Iterator, NoReturn
 
@@ -179,6 +180,17 @@ def refuse_identity_map(row: Any) -> NoReturn:
         "map is no longer valid. Has the owning Session been closed?",
         code="lkrp",
     )
+
+
+def may_have_rows(result: Any) -> bool:
+    """Whether an iterator result may have rows left.
+
+    ``Result.merge()`` of results without rows, such as those of an UPDATE of several
+    shards, makes one whose iterator raises an error, as each of the results would.
+    """
+    if not getattr(result._metadata, "returns_rows", True):
+        return False
+    return operator.length_hint(result.iterator, 1) > 0
 
 
 def is_exhausted(result: Any) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
-from sharedsession import SharedSession, SharedSessionError
+from sharedsession import SharedSession, SharedSessionError, SharedSessionMixin
 
 from ..support.databases import alone, url_of
 from ..support.models import Base, User
@@ -374,3 +375,33 @@ def test_a_bulk_insert_by_mapped_class_returns_what_it_should(
             result.all()
         ids = session.scalars(sa.insert(User).returning(User.id), rows).all()
         assert len(ids) == 2
+
+
+class SharedShards(SharedSessionMixin, ShardedSession):
+    pass
+
+
+@pytest.mark.parametrize("shards", [["a"], ["a", "b"]], ids=len)
+@pytest.mark.parametrize("cls", [ShardedSession, SharedShards])
+def test_statements_of_several_shards(
+    engine: sa.Engine, cls: Any, shards: list[str]
+) -> None:
+    """Their results are merged, those without rows too."""
+    session = cls(
+        shard_chooser=lambda *args: "a",
+        identity_chooser=lambda *args, **kw: shards,
+        execute_chooser=lambda context: shards,
+        shards={shard: engine for shard in shards},
+    )
+    with session:
+        names = sa.select(User.name).where(User.id == 1)
+        before = session.scalars(names).all()
+        assert len(before) == len(shards)
+        statement = sa.update(User).where(User.id == 1).values(name="new")
+        merged = session.execute(statement)
+        assert merged.rowcount == len(shards)
+        with pytest.raises(sa.exc.ResourceClosedError):
+            merged.all()
+        assert session.scalars(names).all() == ["new"] * len(shards)
+        session.execute(sa.delete(User).where(User.id == 1))
+        assert session.scalars(names).all() == []
