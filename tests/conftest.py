@@ -58,7 +58,21 @@ def leave_transactions_to_sqlalchemy(engine: sa.Engine) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def connections_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+def older_objects_are_not_walked() -> Iterator[None]:
+    """Keep the collector away from what other modules left, which slows it a lot.
+
+    Many tests collect, so that what they dropped goes at a known moment.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connections_left_behind(
+    request: pytest.FixtureRequest, older_objects_are_not_walked: None
+) -> Iterator[None]:
     """Collect what a module's interrupts and cancellations left unclosed.
 
     That is why the module ignores the warnings; the next one does not, and would get
@@ -104,6 +118,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
         warnings.simplefilter("ignore")
         close_all_sessions()
     engine.dispose()
+    engine.clear_compiled_cache()  # mappers remember the last dialects
     no_calls_may_have_overlapped(engine, request)
 
 
@@ -113,6 +128,7 @@ def file_engine(tmp_path: Any, request: pytest.FixtureRequest) -> Iterator[sa.En
     engine = make_engine(f"sqlite:///{tmp_path}/test.db")
     yield engine
     engine.dispose()
+    engine.clear_compiled_cache()  # mappers remember the last dialects
     no_calls_may_have_overlapped(engine, request)
 
 

@@ -334,22 +334,27 @@ class Guard(Monitor):
         me = hold.owner
         with self._mutex:
             me.busy = True
-            turn = self.turn
-            assert turn is not None
-            alone = [*turn.keeps] == [hold.number] and self.running is None
-            alone = alone and turn.lent_by is None and self._shares
-            hold.kept = hold.kept._replace(reads_only=True)
-            if alone and (self._lock is None or self._lock.downgrade(me, self)):
-                reader = Turn(me, SHARED, turn.since)
-                reader.keeps[hold.number] = hold.kept
-                self.reading[me] = reader
-                hold.mode = SHARED
-                self._drop()
-                self._pass_on()
-            else:
-                turn.keeps[hold.number] = hold.kept
-            me.busy = False
+            try:
+                self._downgrade(me, hold)
+            finally:
+                me.busy = False
         self.reap()
+
+    def _downgrade(self, me: Owner, hold: Hold) -> None:
+        turn = self.turn
+        assert turn is not None
+        alone = [*turn.keeps] == [hold.number] and self.running is None
+        alone = alone and turn.lent_by is None and self._shares
+        hold.kept = hold.kept._replace(reads_only=True)
+        if alone and (self._lock is None or self._lock.downgrade(me, self)):
+            reader = Turn(me, SHARED, turn.since)
+            reader.keeps[hold.number] = hold.kept
+            self.reading[me] = reader
+            hold.mode = SHARED
+            self._drop()
+            self._pass_on()
+        else:
+            turn.keeps[hold.number] = hold.kept
 
     # -- work deferred to the next owner
 
@@ -537,8 +542,7 @@ class Guard(Monitor):
             for reader in tuple(self.reading.values()):
                 if reader.owner.party is owner:
                     held = True
-                    kept = reader.keeps.items()
-                    reader.keeps = {n: each for n, each in kept if each.moved}
+                    self._drop_what_stayed(reader)
                     if not reader.keeps:
                         self._drop_reader(reader)
             self._end_turns()
@@ -554,10 +558,10 @@ class Guard(Monitor):
         the object takes the hold over; it ends at the latest when the object is
         collected.
         """
-        kept = turn.keeps.items()
-        if not all(each.is_stream or each.moved for _, each in kept):
+        kept = tuple(turn.keeps.values())
+        if not all(each.is_stream or each.moved for each in kept):
             self._note_abandoned(owner)
-        turn.keeps = {number: each for number, each in kept if each.moved}
+        self._drop_what_stayed(turn)
         # Another thread of a party that ended may be in the middle of an operation.
         # The turn ends with that operation.
         member = self.running or self.window if turn is self.turn else turn.running
@@ -565,6 +569,16 @@ class Guard(Monitor):
             turn.running = None
             if turn is self.turn:
                 self.running = self.window = None
+
+    @staticmethod
+    def _drop_what_stayed(turn: Turn) -> None:
+        """Let only what has moved keep *turn*.
+
+        Another thread of the dead owner's party may keep the turn by more meanwhile.
+        """
+        for number, kept in tuple(turn.keeps.items()):
+            if not kept.moved:
+                turn.keeps.pop(number, None)
 
     def reset_after_fork(self) -> None:
         """Refuse every owner from now on, because this is the child of a fork."""

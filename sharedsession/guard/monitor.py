@@ -861,13 +861,15 @@ class Monitor:
         with self._mutex:
             waiter.owner.waiting_for = waiter
             self.hand_over_at = 0.0
-            if waiter.is_joiner():
-                self.joiners += 1
             self.queue.append(waiter)
+            self._count_joiners()
             self._contended += 1
             self._pass_on()
         # An abandoned hold may be the very thing that this waiter waits for.
         self.reap()
+
+    def _count_joiners(self) -> None:
+        self.joiners = sum(waiter.is_joiner() for waiter in self.queue)
 
     def _release_ended_owners(self, waiter: Waiter) -> None:
         """Release what dead threads hold whose death was not reported."""
@@ -925,12 +927,11 @@ class Monitor:
 
     def _end_wait(self, waiter: Waiter) -> None:
         with self._mutex:
-            if waiter.is_joiner():
-                self.joiners -= 1
             if waiter in self.queue:  # not if admitted, or interrupted before joining
                 self.hand_over_at = 0.0
                 self.queue.remove(waiter)
                 self._pass_on()  # later waiters may have waited for this one only
+            self._count_joiners()
             waiter.owner.waiting_for = None
             self._note_wait(waiter)
         self.reap()

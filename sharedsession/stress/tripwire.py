@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Tripwire:
         self.overlaps = 0
         self.first: str | None = None
         self._fuse = fuse
-        self._engine = engine
+        self._engine = weakref.ref(engine)
         # Protects the counters above and the list of every gate. Reentrant, because the
         # garbage collector may close a connection while this thread holds the lock.
         self._lock = threading.RLock()
@@ -77,7 +78,9 @@ class Tripwire:
 
     def remove(self) -> None:
         """Do not watch the connections that the engine makes from now on."""
-        sa.event.remove(self._engine, "do_connect", self._connect)
+        engine = self._engine()
+        if engine is not None:
+            sa.event.remove(engine, "do_connect", self._connect)
 
     def _connect(
         self, dialect: sa.Dialect, record: Any, cargs: Any, cparams: Any

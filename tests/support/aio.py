@@ -297,6 +297,7 @@ async def world_database(tmp_path_factory: Any) -> AsyncIterator[Database]:
         yield Database(engine)
     finally:
         await engine.dispose()
+        engine.sync_engine.clear_compiled_cache()  # mappers remember the last dialects
 
 
 async def gather(*awaitables: Awaitable[Any]) -> list[Any]:
