@@ -8,7 +8,7 @@ the owner that ended the level has lost work, and is told once, at its next oper
 from __future__ import annotations
 
 import datetime
-from typing import Any, Iterable
+from typing import Any, Iterable, MutableMapping
 from weakref import WeakKeyDictionary
 
 from ..errors import WorkLostError
@@ -43,9 +43,9 @@ class Ledger:
     """The work in one session's transaction.  Used only inside the session's guard."""
 
     def __init__(self) -> None:
-        #: By level, weakly: a changed object leads to its guard and so to this, and must
-        #: not keep alive a session that the application has dropped.
-        self._workers: WeakKeyDictionary[Any, set[Owner]] = WeakKeyDictionary()
+        #: By level, weakly: a changed object leads to its guard and so to this ledger.
+        #: It must not keep a session alive that the application has dropped.
+        self._workers: MutableMapping[Any, set[Owner]] = WeakKeyDictionary()
         #: By state.  The session keeps the changed objects alive anyway.
         self._changers: dict[Any, Changers] = {}
         self._losses: dict[Owner, Loss] = {}
