@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import greenlet
 
@@ -38,6 +38,9 @@ class Task:
 
     def __repr__(self) -> str:
         return self.name
+
+    def is_ready(self) -> bool:
+        return not self.done and (self.wants is None or not self.wants.taken)
 
 
 # What can happen next to a task, and what it finds when it comes back
@@ -93,8 +96,7 @@ class Gate(dict[int, object]):
         super().__delitem__(key)
 
 
-@dataclass
-class Point:
+class Point(NamedTuple):
     """One decision of a run: what could have happened, and at what cost."""
 
     events: list[Event]
@@ -111,11 +113,11 @@ class Scheduler:
         self.tasks: list[Task] = []
         #: What happened, for people; kept if asked for, since it takes time.
         self.told: list[str] | None = None
-        #: Called between any two steps, to look at what must hold always.
-        self.watch: Callable[[], None] = lambda: None
         self._choose = choose
         self._current: Task | None = None
         self._last: Task | None = None
+        #: Decided already, by the task that gave control back.
+        self._next: Event | None = None
         self._main = greenlet.getcurrent()
 
     def lock(self) -> Lock:
@@ -147,17 +149,11 @@ class Scheduler:
         """Run until every task is done; raises what a task raised."""
         try:
             while not all(task.done for task in self.tasks):
-                self.watch()
-                task, what = self._decide()
-                if what is TIME_OUT:
-                    assert task.deadline is not None
-                    self.now = max(self.now, task.deadline)
-                elif what is INTERRUPT:
-                    task.interrupts -= 1
+                task, what = self._next or self._decide()
+                self._next = None
                 self._current = self._last = task
                 task.run.switch(what)
                 self._current = None
-            self.watch()
         finally:
             self._current = None
             self._abandon()
@@ -196,59 +192,82 @@ class Scheduler:
         interrupts = task.interrupts
         if not interruptible:
             task.interrupts = 0
-        self._tell(task)
-        what: str = self._main.switch()
+        if self.told is not None:
+            self._tell(task, self.told)
+        what = self._what_comes(task)
         if what is INTERRUPT:
             raise KeyboardInterrupt
         if not interruptible:
             task.interrupts = interrupts
         return what
 
-    def _tell(self, task: Task) -> None:
-        if self.told is not None:
-            frame = sys._getframe(2)
-            while frame.f_back is not None and frame.f_code.co_filename == __file__:
-                frame = frame.f_back
-            where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-            self.told.append(f"{task.name:<8} at {where}")
+    def _what_comes(self, task: Task) -> str:
+        """Give control back; return what happens to *task* when it goes on."""
+        try:
+            chosen, what = self._decide()
+        except BaseException:
+            pass  # it is raised in the run, where it is no business of the task's
+        else:
+            if chosen is task:
+                return what
+            self._next = chosen, what
+        switched: str = self._main.switch()
+        return switched
+
+    @staticmethod
+    def _tell(task: Task, told: list[str]) -> None:
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+        told.append(f"{task.name:<8} at {where}")
 
     # -- decisions
 
     def _decide(self) -> Event:
         if len(self.points) > LONGEST_RUN:
             raise Stuck(f"no end after {LONGEST_RUN} steps")
-        events = list(self._events())
+        events, costs = self._events()
         if not events:
             blocked = [task.name for task in self.tasks if not task.done]
             raise Stuck(f"{', '.join(blocked)} cannot go on")
         chosen = self._choose(len(self.points), events, self._last)
-        self.points.append(Point(events, list(map(self._cost, events)), chosen))
+        self.points.append(Point(events, costs, chosen))
+        task, what = events[chosen]
+        if what is TIME_OUT:
+            assert task.deadline is not None
+            self.now = max(self.now, task.deadline)
+        elif what is INTERRUPT:
+            task.interrupts -= 1
         return events[chosen]
 
-    def _events(self) -> Iterator[Event]:
-        """All that can happen now; first that the one who ran last runs on."""
-        last = self._last
-        tasks = [task for task in self.tasks if not task.done]
-        if last in tasks:
-            tasks.remove(last)  # type: ignore[arg-type]
-            tasks.insert(0, last)  # type: ignore[arg-type]
-        ready = [t for t in tasks if t.wants is None or not t.wants.taken]
-        yield from ((task, GO) for task in ready)
-        for task in tasks:
-            if task.deadline is not None and task not in ready:
-                yield task, TIME_OUT
-            if task.interrupts:
-                yield task, INTERRUPT
+    def _events(self) -> tuple[list[Event], list[int]]:
+        """All that can happen now; first that the one who ran last runs on.
 
-    def _cost(self, event: Event) -> int:
-        """1 for what need not happen: a preemption, an interrupt, time that passes."""
-        task, what = event
-        if what is not GO:
-            return 1
+        Beside each its cost: 1 for what need not happen, which is a preemption, an
+        interrupt, or time that passes.
+        """
+        events: list[Event] = []
+        costs: list[int] = []
         last = self._last
-        if last is None or last.done or (last.wants is not None and last.wants.taken):
-            return 0  # who ran last cannot run on
-        return 0 if task is last else 1
+        goes_on = last is not None and last.is_ready()
+        if last is not None and goes_on:
+            events.append((last, GO))
+            costs.append(0)
+        for task in self.tasks:
+            if task is not last and task.is_ready():
+                events.append((task, GO))
+                costs.append(int(goes_on))
+        for task in self.tasks:
+            if task.done:
+                continue
+            if task.deadline is not None and not task.is_ready():
+                events.append((task, TIME_OUT))
+                costs.append(1)
+            if task.interrupts:
+                events.append((task, INTERRUPT))
+                costs.append(1)
+        return events, costs
 
 
 # -- who decides
