@@ -687,6 +687,7 @@ def move_in_two_steps(session: Any, user: Any, amount: int) -> None:
     user.point = Point(x, user.y)
     session.flush()
     user.point = Point(x, 100 - x)
+    session.flush()  # a SELECT of Core does not, and would find the first step alone
 
 
 def add_address(session: Any, user: Any, amount: int) -> None:
