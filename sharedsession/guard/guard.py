@@ -572,9 +572,10 @@ class Guard(Monitor):
 
     @staticmethod
     def _drop_what_stayed(turn: Turn) -> None:
-        """Let only what has moved keep *turn*.
+        """Remove what keeps *turn*, except for holds that have moved.
 
-        Another thread of the dead owner's party may keep the turn by more meanwhile.
+        In place, because another thread of the dead owner's party may add a hold at the
+        same time.
         """
         for number, kept in tuple(turn.keeps.items()):
             if not kept.moved:

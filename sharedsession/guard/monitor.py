@@ -869,6 +869,7 @@ class Monitor:
         self.reap()
 
     def _count_joiners(self) -> None:
+        """Count anew, so that an interrupted wait leaves no wrong number behind."""
         self.joiners = sum(waiter.is_joiner() for waiter in self.queue)
 
     def _release_ended_owners(self, waiter: Waiter) -> None:

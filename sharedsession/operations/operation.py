@@ -93,10 +93,10 @@ def _run_nested(
             return _run_within(guard, me, access, function, args, kw)
         finally:
             guard.end_nested_operation(*before)
+    if not guard.come_in(me):
+        raise refusals.nested(me)
+    me.busy = False
     try:
-        if not guard.come_in(me):
-            raise refusals.nested(me)
-        me.busy = False
         if guard.attention:
             guard.recover(me, access)
         return _run_within(guard, me, access, function, args, kw)
