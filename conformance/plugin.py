@@ -8,6 +8,7 @@ differs from a shared one in this alone.
 - ``SHAREDSESSION_CONFORMANCE_LOCK``: the kind
 - ``SHAREDSESSION_CONFORMANCE_CONNECTIONS``: not empty: tests get the connections of
   sessions, in the plain run too; see connections.py
+- ``SHAREDSESSION_CONFORMANCE_ONE_OWNER``: not empty: all tasks are one owner
 - ``SHAREDSESSION_CONFORMANCE_FAULT``: a fault to plant, for the tests to find
 - ``SHAREDSESSION_CONFORMANCE_MODULES``: where the suite finds its ``Session``,
   by default in SQLAlchemy
@@ -16,6 +17,7 @@ differs from a shared one in this alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -42,6 +44,8 @@ def pytest_configure() -> None:
         replace_async_session(async_modules.split(), lock)
     if lock:
         replace_session(modules.split(), lock)
+    if lock and os.environ.get("SHAREDSESSION_CONFORMANCE_ONE_OWNER"):
+        become_one_owner()
 
 
 # Last: SQLAlchemy's plugin makes its testing package usable here
@@ -55,6 +59,20 @@ def pytest_sessionstart() -> None:
         from conformance.connections import plant_fault
 
         plant_fault(fault)
+
+
+def become_one_owner() -> None:
+    """With an async driver the steps of one test are tasks, one after the other.
+
+    Its fixtures and its parts are that, too. In the event loop's context all of them
+    are one owner, as they are one thread with other drivers.
+    """
+    from sharedsession import one_owner
+
+    _until_the_end.enter_context(one_owner("tests"))
+
+
+_until_the_end = contextlib.ExitStack()
 
 
 def replace_session(names: list[str], lock: str) -> None:

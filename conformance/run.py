@@ -80,6 +80,8 @@ class Suite:
     env: tuple[tuple[str, str], ...] = ()
     # Tests get connections of sessions
     connections: bool = False
+    # All tasks of a test are one owner
+    one_owner: bool = False
     # A fault that is planted in the library, which has to make a difference
     fault: str = ""
     # Of a database on a server; the tests run in one of their own beside it
@@ -144,6 +146,7 @@ class Suite:
             "PYTEST_ADDOPTS": "",
             "SHAREDSESSION_CONFORMANCE_LOCK": lock or "",
             "SHAREDSESSION_CONFORMANCE_CONNECTIONS": "1" if self.connections else "",
+            "SHAREDSESSION_CONFORMANCE_ONE_OWNER": "1" if self.one_owner else "",
             "SHAREDSESSION_CONFORMANCE_FAULT": self.fault if lock else "",
         }
         return {**os.environ, **ours, **dict(self.env)}
@@ -349,6 +352,7 @@ def sqlalchemy_suite(
         parts_of(source, asked, driver),
         tuple(options),
         connections=asked.connections,
+        one_owner=asked.connections and driver in NEED_GREENLET,
         fault=asked.fault,
         server=db if server else "",
     )

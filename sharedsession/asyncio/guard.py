@@ -49,7 +49,7 @@ from ..guard.task import (
     note_sections,
     on_behalf_of,
 )
-from ..guard.turn import Hold, Kept, Turn
+from ..guard.turn import Hold, Kept, Turn, snapshot
 from ..internals import orm, transactions
 from ..objects import deferred
 from ..operations.operation import run
@@ -207,7 +207,8 @@ class TaskGuard(Guard):
             return turn.reads_only and self._is_family(me)
         if me in self.reading or self._is_in_turn(me):
             return False
-        return any(r.keeps.keys() & me.sections for r in self.reading.values())
+        readers = snapshot(self.reading.values())
+        return any(me.sections.intersection(snapshot(r.keeps)) for r in readers)
 
     def _join_readers(self, me: Owner) -> None:
         """Make *me* a reader in the read sections of its parent tasks.
@@ -218,10 +219,9 @@ class TaskGuard(Guard):
             return
         with self._mutex:
             shared = {
-                number: kept
-                for reader in self.reading.values()
-                for number, kept in reader.keeps.items()
-                if number in me.sections
+                number: reader.keeps[number]
+                for reader in snapshot(self.reading.values())
+                for number in me.sections.intersection(snapshot(reader.keeps))
             }
             if shared:
                 reader = self.reading[me] = Turn(me, SHARED, self.clock())
@@ -545,7 +545,8 @@ class TaskGuard(Guard):
 
 def _sections_in(turn: Turn) -> set[int]:
     """Return the numbers of the sections and blocks that keep *turn*, not streams."""
-    return {number for number, kept in turn.keeps.items() if not kept.is_stream}
+    kept = {number: turn.keeps.get(number) for number in snapshot(turn.keeps)}
+    return {number for number, it in kept.items() if it and not it.is_stream}
 
 
 def _nothing() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from sqlalchemy.engine import Connection
 
-from ..guard.access import LOAD, STATEMENT
+from ..guard.access import END, LOAD, STATEMENT
 from ..guard.guard import Guard
 from ..internals import cursors, orm
 from ..operations.inplace import is_guarded, like, per_class, subclass
@@ -267,7 +267,27 @@ def _guarded_transaction(base: Any) -> Any:
                 members[name] = property(getter)
             else:
                 members[name] = guarded(member, access, _guard_behind)
+    for name in ("rollback", "close"):
+        members[name] = as_function(getattr(base, name), _rolling_back)
     return subclass(base, members)
+
+
+def _rolling_back(function: Any, transaction: Any) -> None:
+    """Roll back, unless the recovery before this very operation has done so.
+
+    If another owner broke the transaction, the recovery rolls back for the caller.
+    Doing so again would warn that the transaction has ended already.
+    """
+    guard = _guard_behind(transaction)
+    if guard is None:
+        return function(transaction)  # type: ignore[no-any-return]
+    was_active = transaction.is_active
+
+    def roll_back() -> None:
+        if transaction.is_active or not was_active:
+            function(transaction)
+
+    return run(guard, END, roll_back)  # type: ignore[no-any-return]
 
 
 def _guard_behind(transaction: Any) -> Guard | None:

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Literal, NoReturn
+from typing import Any, Callable, Collection, Literal, NoReturn
 
 from ..errors import ForkedSessionError, SharedSessionError
 from . import refusals
@@ -37,7 +37,7 @@ from .access import (
 from .monitor import CLOSED, FOREVER, Monitor
 from .owner import Owner, on_death
 from .task import current_owner
-from .turn import Hold, Kept, Turn
+from .turn import Hold, Kept, Turn, snapshot
 
 logger = logging.getLogger("sharedsession")
 
@@ -104,7 +104,7 @@ class Guard(Monitor):
         self.last_failure: tuple[Owner, str] | None = None
         self._process = os.getpid()
         self._deferred: deque[Callable[[], None]] = deque()
-        _guards.add(self)
+        _guards[self.number] = self
 
     # -- one operation
 
@@ -247,12 +247,12 @@ class Guard(Monitor):
         me.keeps(self)
         return hold
 
-    def kept(self) -> tuple[int, ...]:
+    def kept(self) -> Collection[int]:
         """Return the numbers of the holds that keep the present turn."""
         turn = self.turn
-        return () if turn is None else tuple(turn.keeps)
+        return () if turn is None else snapshot(turn.keeps)
 
-    def drop_streams(self, me: Owner, before: tuple[int, ...]) -> None:
+    def drop_streams(self, me: Owner, before: Collection[int]) -> None:
         """End the streams that *me* began in an operation that raised.
 
         Their results were never returned, so no caller could close them.  If *me* gave
@@ -262,9 +262,10 @@ class Guard(Monitor):
         """
         turn = self.turn
         if turn is not None and turn.owner is me:
-            for number, kept in list(turn.keeps.items()):
-                if kept.is_stream and number not in before:
-                    del turn.keeps[number]
+            for number in snapshot(turn.keeps):
+                kept = turn.keeps.get(number)
+                if kept is not None and kept.is_stream and number not in before:
+                    turn.keeps.pop(number, None)
 
     def _take(self, hold: Hold, timeout: float | None) -> Hold:
         me = hold.owner
@@ -488,7 +489,7 @@ class Guard(Monitor):
     def readers(self) -> tuple[Any, ...]:
         """The threads (or the tasks) in shared read sections."""
         with self._mutex:
-            readers = tuple(owner.flow for owner in self.reading)
+            readers = tuple(owner.flow for owner in snapshot(self.reading))
         self.reap()
         return readers
 
@@ -539,7 +540,7 @@ class Guard(Monitor):
                 if turn.owner.party is owner:
                     held = True
                     self._end_turn_of_dead(turn, owner)
-            for reader in tuple(self.reading.values()):
+            for reader in snapshot(self.reading.values()):
                 if reader.owner.party is owner:
                     held = True
                     self._drop_what_stayed(reader)
@@ -558,7 +559,7 @@ class Guard(Monitor):
         the object takes the hold over; it ends at the latest when the object is
         collected.
         """
-        kept = tuple(turn.keeps.values())
+        kept = snapshot(turn.keeps.values())
         if not all(each.is_stream or each.moved for each in kept):
             self._note_abandoned(owner)
         self._drop_what_stayed(turn)
@@ -577,8 +578,9 @@ class Guard(Monitor):
         In place, because another thread of the dead owner's party may add a hold at the
         same time.
         """
-        for number, kept in tuple(turn.keeps.items()):
-            if not kept.moved:
+        for number in snapshot(turn.keeps):
+            kept = turn.keeps.get(number)
+            if kept is not None and not kept.moved:
                 turn.keeps.pop(number, None)
 
     def reset_after_fork(self) -> None:
@@ -598,12 +600,21 @@ def _no_session() -> None:
     """Return None: the session of a guard that was made without one."""
 
 
-#: All living guards: the death of an owner and a fork concern every one.
-_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+#: All living guards, by number: the death of an owner and a fork concern every one.
+_guards: weakref.WeakValueDictionary[int, Guard] = weakref.WeakValueDictionary()
+
+
+def _living_guards() -> list[Guard]:
+    """Return all guards, while other threads make guards and drop some.
+
+    ``valuerefs()`` is a snapshot.  Iterating the dictionary itself would raise.
+    """
+    guards = [reference() for reference in _guards.valuerefs()]
+    return [guard for guard in guards if guard is not None]
 
 
 def _release_everywhere(owner: Owner) -> None:
-    for guard in list(_guards):
+    for guard in _living_guards():
         try:
             guard.release_dead_owner(owner)
         except Exception:  # a lock object may refuse to be released
@@ -614,7 +625,7 @@ def _release_everywhere(owner: Owner) -> None:
 
 def reset_all_after_fork() -> None:
     """Disown every guard in the child of a fork, because all belong to the parent."""
-    for guard in list(_guards):
+    for guard in _living_guards():
         guard.reset_after_fork()
 
 

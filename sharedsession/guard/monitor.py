@@ -64,7 +64,7 @@ from .access import (
 )
 from .owner import Owner
 from .queue import TURN, Waiter, WindowOpened
-from .turn import Hold, Turn
+from .turn import Hold, Turn, snapshot
 
 #: ``hand_over_at`` while the queue is empty; compared by identity.
 FOREVER = math.inf
@@ -488,7 +488,7 @@ class Monitor:
         if not hold.is_open:
             return
         hold.owner = self.owner_of(hold)
-        for reader in tuple(self.reading.values()):
+        for reader in snapshot(self.reading.values()):
             reader.keeps.pop(hold.number, None)
             self._drop_reader_if_over(reader)
         turn = self._turn_kept_by(hold.number)
@@ -552,7 +552,7 @@ class Monitor:
         turn = self._turn_kept_by(hold.number)
         if turn is not None:
             return turn.owner
-        for reader in tuple(self.reading.values()):
+        for reader in snapshot(self.reading.values()):
             if hold.number in reader.keeps:
                 return reader.owner
         return hold.owner
@@ -606,8 +606,8 @@ class Monitor:
                 return False
             if owner.party is not me.party:
                 moving = turn or self.reading[owner]
-                for number, kept in tuple(moving.keeps.items()):
-                    moving.keeps[number] = kept._replace(moved=True)
+                for number in snapshot(moving.keeps):
+                    moving.keeps[number] = moving.keeps[number]._replace(moved=True)
             if turn is not None:
                 turn.owner = me
             else:
@@ -644,7 +644,7 @@ class Monitor:
         """Whether *owner*, or another member of its party, is in a read section."""
         if owner in self.reading or owner.party is owner:
             return owner in self.reading
-        return any(other.party is owner.party for other in tuple(self.reading))
+        return any(other.party is owner.party for other in snapshot(self.reading))
 
     def _acquire(
         self,
@@ -741,7 +741,7 @@ class Monitor:
         # Behind a waiter that must wait, admit only waiters that go first, such as the
         # loads of readers.
         closed = False
-        for waiter in tuple(self.queue):
+        for waiter in snapshot(self.queue):
             if not waiter.admitted:
                 goes_first = waiter.takes is not None or self._goes_first(waiter.owner)
                 if closed and not goes_first:
@@ -790,7 +790,7 @@ class Monitor:
         with self._mutex:
             me.waiting_for = None
             self.hand_over_at = 0.0
-            for waiter in tuple(self.queue):
+            for waiter in snapshot(self.queue):
                 if waiter.owner is me:
                     self.queue.remove(waiter)
             reader = self.reading.get(me)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .owner import Owner
+from .turn import snapshot
 
 if TYPE_CHECKING:
     from .monitor import Monitor
@@ -25,7 +26,8 @@ def explain(guard: Monitor) -> str:
             inside = [(by_gate, guard.since)]
         lenders = [turn.owner for turn in turns[1:]]
         readers = [
-            (turn.owner, now - (turn.since or now)) for turn in guard.reading.values()
+            (turn.owner, now - (turn.since or now))
+            for turn in snapshot(guard.reading.values())
         ]
         waiters = [*guard._before, *guard.queue]
         queue = [(w.owner, w.mode, now - w.since) for w in waiters]

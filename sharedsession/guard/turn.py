@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Collection, Iterator, NamedTuple, TypeVar
 
 from .access import STREAM, Access, Mode
 from .owner import Owner
@@ -11,7 +11,20 @@ from .owner import Owner
 if TYPE_CHECKING:
     from .guard import Guard
 
+_T = TypeVar("_T")
+
 _hold_numbers = itertools.count(1)
+
+
+def snapshot(things: Collection[_T]) -> list[_T]:
+    """Return what is in a dictionary, a view of its values, a set or a deque now.
+
+    Unlike ``tuple()``, this allocates nothing once it has begun to iterate.  An
+    allocation may run the garbage collector, and with it a finalizer of this thread
+    that changes *things*.  Another thread cannot come in between.  This does not hold
+    for a view of items, because each item is allocated.
+    """
+    return list(things)
 
 
 class Kept(NamedTuple):
@@ -66,8 +79,8 @@ class Turn:
     @property
     def reads_only(self) -> bool:
         """Whether a read section keeps it.  A lent turn has its lender's rights."""
-        # A tuple is made in one step: the owner may end a stream meanwhile.
-        if any(kept.reads_only for kept in tuple(self.keeps.values())):
+        # The owner may end a stream meanwhile.
+        if any(kept.reads_only for kept in snapshot(self.keeps.values())):
             return True
         lender = None if self.is_aside else self.lent_by
         return lender is not None and lender.reads_only

@@ -25,6 +25,7 @@ from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 
 from ..guard.access import LOAD, WRITE, Access
 from ..guard.guard import Guard
+from ..guard.turn import snapshot
 from ..internals import orm
 from ..operations.inplace import is_guarded, like, per_class, subclass
 from ..operations.operation import optimistic_read, run
@@ -306,7 +307,7 @@ def adopt_values(names: Any, values: Any) -> None:
     """Guard the collections of these names, and all mutable values, of an object."""
     for key in names.intersection(values):
         collections.guard_collection(values[key])
-    for value in tuple(values.values()):
+    for value in snapshot(values.values()):
         if isinstance(value, orm.MutableBase):
             collections.guard_mutable(value)
 

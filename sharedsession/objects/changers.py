@@ -6,6 +6,7 @@ from typing import Iterable
 
 from ..guard.guard import Guard
 from ..guard.owner import Owner
+from ..guard.turn import snapshot
 
 
 class Changers:
@@ -29,11 +30,11 @@ class Changers:
         self.last = owner
 
     def owners(self) -> set[Owner]:
-        return set().union(*self.by_key.values())
+        return set().union(*snapshot(self.by_key.values()))
 
     def hand_over(self, former: Owner, new: Owner) -> None:
         self.last = None  # *former* may make changes of its own from now on
-        for owners in self.by_key.values():
+        for owners in snapshot(self.by_key.values()):
             replace(owners, former, new)
 
     def take(self, keys: Iterable[str]) -> set[Owner]:

@@ -160,8 +160,10 @@ def _explained(function: Any) -> Any:
 
 
 def _guard_of_mutable(value: Any) -> Guard | None:
-    for state in tuple(value._parents):
-        guard = guards_by_session.get(state.session_id)
+    # References, because another thread may be giving the value to a parent.
+    for reference in value._parents.keyrefs():
+        state = reference()
+        guard = None if state is None else guards_by_session.get(state.session_id)
         if guard is not None:
             return guard
     return None

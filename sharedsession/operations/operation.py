@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Collection
 
 from ..errors import SharedSessionError
 from ..guard import refusals
@@ -93,21 +93,25 @@ def _run_nested(
             return _run_within(guard, me, access, function, args, kw)
         finally:
             guard.end_nested_operation(*before)
-    if not guard.come_in(me):
-        raise refusals.nested(me)
-    me.busy = False
+    # From here on *me* is exclusive in this guard if and only if it came in here.
     try:
+        if not guard.come_in(me):
+            raise refusals.nested(me)
+        me.busy = False
         if guard.attention:
             guard.recover(me, access)
         return _run_within(guard, me, access, function, args, kw)
     except BaseException as error:
-        _note_failure(guard, me, (), error)
+        if guard.is_exclusive(me):
+            _note_failure(guard, me, (), error)
         raise
     finally:
         try:
-            _leave(guard, me)
+            if guard.is_exclusive(me):
+                _leave(guard, me)
         except BaseException:
-            _leave_again(guard, me, ())
+            if guard.is_exclusive(me):
+                _leave_again(guard, me, ())
             raise
         finally:
             me.busy = True
@@ -146,7 +150,7 @@ def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any)
 
 
 def _note_failure(
-    guard: Guard, me: Owner, held: tuple[int, ...], error: BaseException
+    guard: Guard, me: Owner, held: Collection[int], error: BaseException
 ) -> None:
     guard.close_window(me)  # an interrupt may have left the window open
     if guard.running is me:  # otherwise the owner was not admitted
@@ -155,7 +159,7 @@ def _note_failure(
     guard.drop_streams(me, held)
 
 
-def _leave_again(guard: Guard, me: Owner, held: tuple[int, ...]) -> None:
+def _leave_again(guard: Guard, me: Owner, held: Collection[int]) -> None:
     """Leave again after an interrupt stopped :func:`_leave`.
 
     Without this, the guard would stay held and no other owner could enter any more.

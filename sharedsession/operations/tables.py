@@ -159,13 +159,13 @@ CONNECTION: Table = {
 CONNECTION_TRANSACTION: Table = {
     "__enter__": None,  # only stores a reference to itself on the connection
     "__exit__": CHANGE,
-    "close": CHANGE,
+    "close": None,  # as rollback
     "commit": COMMIT,
     "connection": None,  # never changes
     "is_active": None,  # one field
     "is_valid": READ,
     "prepare": CHANGE,
-    "rollback": CHANGE,
+    "rollback": None,  # ends the work of others, see database/connections.py
     "xid": None,  # never changes
 }
 

@@ -8,11 +8,12 @@ the owner that ended the level has lost work, and is told once, at its next oper
 from __future__ import annotations
 
 import datetime
-from typing import Any, Iterable, MutableMapping
+from typing import Any, Iterable
 from weakref import WeakKeyDictionary
 
 from ..errors import WorkLostError
 from ..guard.owner import Owner
+from ..guard.turn import snapshot
 from ..internals import orm
 from ..objects.changers import Changers, replace
 
@@ -45,7 +46,7 @@ class Ledger:
     def __init__(self) -> None:
         #: By level, weakly: a changed object leads to its guard and so to this ledger.
         #: It must not keep a session alive that the application has dropped.
-        self._workers: MutableMapping[Any, set[Owner]] = WeakKeyDictionary()
+        self._workers: WeakKeyDictionary[Any, set[Owner]] = WeakKeyDictionary()
         #: By state.  The session keeps the changed objects alive anyway.
         self._changers: dict[Any, Changers] = {}
         self._losses: dict[Owner, Loss] = {}
@@ -61,11 +62,11 @@ class Ledger:
         workers = self._workers.get(level)
         if workers is not None:
             replace(workers, former, new)
-        for changers in self._changers.values():
+        for changers in snapshot(self._changers.values()):
             changers.hand_over(former, new)
 
     def has_work(self, owner: Owner) -> bool:
-        return any(owner in workers for workers in self._workers.values())
+        return any(owner in workers for workers in self._of_each_level())
 
     def committed(self, level: Any, parent: Any) -> None:
         """Move a savepoint's work to *parent*; forget an outer level's: it is safe."""
@@ -93,10 +94,15 @@ class Ledger:
 
     def all_safe(self) -> None:
         """Forget flushed work in every level: it is committed."""
-        changers = self._changers.values()
+        changers = snapshot(self._changers.values())
         pending: set[Owner] = set().union(*(each.owners() for each in changers))
-        for workers in self._workers.values():
+        for workers in self._of_each_level():
             workers &= pending
+
+    def _of_each_level(self) -> list[set[Owner]]:
+        """Return the owners of each level; a finalizer may note others meanwhile."""
+        levels = [reference() for reference in self._workers.keyrefs()]
+        return [self._workers.get(it, set()) for it in levels if it is not None]
 
     # -- changes that are not flushed
 
@@ -104,7 +110,7 @@ class Ledger:
         self._changers[state] = changers
 
     def changed_states(self) -> list[Any]:
-        return list(self._changers)
+        return snapshot(self._changers)
 
     def take_changed(self, states: Iterable[Any]) -> set[Owner]:
         """Forget the changes to the objects of *states*, and return their owners."""
@@ -125,6 +131,6 @@ class Ledger:
         self._losses.pop(owner, None)
 
     def anybody_to_tell(self) -> bool:
-        for owner in [owner for owner in self._losses if not owner.alive]:
-            del self._losses[owner]
+        for owner in [owner for owner in snapshot(self._losses) if not owner.alive]:
+            self._losses.pop(owner, None)
         return bool(self._losses)

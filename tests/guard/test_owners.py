@@ -5,19 +5,22 @@ from __future__ import annotations
 import _thread
 import gc
 import logging
+import sys
 import threading
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import sqlalchemy as sa
 
 from sharedsession import SharedSessionError
 from sharedsession.guard import owner
-from sharedsession.guard.access import READ, WRITE
+from sharedsession.guard.access import READ, WRITE, Kind
 from sharedsession.guard.guard import Guard
 from sharedsession.guard.owner import thread_owner
+from sharedsession.guard.turn import snapshot
 from sharedsession.operations.operation import run
 
+from ..proofs.faults.faults import Interrupt
 from ..support.models import User
 from ..support.threads import PATIENCE, Worker, inside, wait_for, wait_until
 
@@ -161,6 +164,30 @@ def test_a_finalizer_in_the_bookkeeping_does_not_wait_for_its_own_thread() -> No
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize("kind", [Kind.RLOCK, Kind.RW])
+def test_an_interrupt_in_a_signal_handler_leaves_no_guard_held(kind: Kind) -> None:
+    """The handler comes while its thread waits for another guard."""
+    at, interrupted = 0, True
+    while interrupted:
+        at += 1
+        guard = Guard(kind)
+        run(guard, READ, lambda: None)
+        me = guard.current_owner()
+        me.busy = True  # as in the queue of another guard
+        interrupt = Interrupt(at)
+        try:
+            with interrupt:
+                run(guard, WRITE, lambda: None)
+            interrupted = False  # there are fewer steps
+        except KeyboardInterrupt:
+            pass
+        assert me.busy, interrupt.place
+        me.busy = False
+        assert guard.held is None and guard.running is None, interrupt.place
+        assert Worker(lambda: run(guard, WRITE, lambda: 1)).result() == 1
+    assert at > 10
+
+
 def test_a_release_in_the_bookkeeping_is_done_after_it() -> None:
     guard = Guard()
     hold = guard.hold("section")
@@ -169,6 +196,66 @@ def test_a_release_in_the_bookkeeping_is_done_after_it() -> None:
         assert guard.held == "exclusive"
     guard.reap()
     assert guard.held is None and guard.abandoned_by is None
+
+
+class Disturber:
+    """A cycle, whose finalizer changes a dictionary when the collector finds it."""
+
+    def __init__(self, things: dict[int, int]) -> None:
+        self.me, self.things = self, things
+
+    def __del__(self) -> None:
+        del self.things[0]
+
+
+def disturb(take: Callable[[dict[int, int]], Any], nth: int) -> Any:
+    """Have the collector run at the n-th allocation of *take*, if it has so many."""
+    things = dict.fromkeys(range(30), 1)
+    gc.collect()
+    gc.freeze()
+    Disturber(things)
+    threshold = gc.get_threshold()
+    try:
+        gc.set_threshold(gc.get_count()[0] + nth)
+        return take(things)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize("view", [dict.keys, dict.values])
+def test_a_snapshot_is_whole_although_a_finalizer_changes_the_dictionary(
+    view: Any,
+) -> None:
+    for nth in range(8):
+        disturb(lambda things: snapshot(view(things)), nth)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="collects between steps only")
+@pytest.mark.parametrize("view", [dict.keys, dict.values, dict.items])
+def test_control_a_tuple_is_not(view: Any) -> None:
+    with pytest.raises(RuntimeError, match="changed size"):
+        for nth in range(8):
+            disturb(lambda things: tuple(view(things)), nth)
+
+
+def test_the_end_of_a_thread_is_told_to_guards_while_others_are_made() -> None:
+    """At every line of the telling another thread makes a guard."""
+    made, told = [Guard()], thread_owner()
+    hold = made[0].hold("section")
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        made.append(Guard())
+        return trace
+
+    sys.settrace(trace)
+    try:
+        for tell in owner.on_death:
+            tell(told)
+    finally:
+        sys.settrace(None)
+    assert made[0].held is None and len(made) > 10
+    hold.release()
 
 
 def test_garbage_with_sections_does_not_hang_threads(session: Any) -> None:

@@ -171,6 +171,27 @@ def test_nobody_inherits_a_failed_statement(postgresql: sa.Engine, way: str) -> 
         assert names(session) == {"one", "two"}
 
 
+@pytest.mark.parametrize("end", ["rollback", "close"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_who_rolls_back_what_another_broke_is_not_warned(
+    postgresql: sa.Engine, nested: bool, end: str
+) -> None:
+    """The recovery before the rollback has done the same already."""
+    with SharedSession(postgresql) as session:
+        connection = session.connection()
+        outer = connection.get_transaction()
+        transaction: Any = connection.begin_nested() if nested else outer
+        in_thread(lambda: fail(session.execute))
+        getattr(transaction, end)()
+        assert not transaction.is_active
+        assert session.scalar(sa.text("select 1")) == 1
+        transaction = session.connection().begin_nested()
+        transaction.rollback()
+        with pytest.raises(sa.exc.SAWarning):  # the control: as ever
+            transaction.rollback()
+
+
 def test_a_failed_statement_in_a_section_counts_as_well(postgresql: sa.Engine) -> None:
     with SharedSession(postgresql) as session:
         session.add(Row(name="mine"))
