@@ -1,25 +1,18 @@
 """The guard of a session that asyncio tasks share.
 
-Like the guard for threads, with two additions.
+On top of lending (``lending.py``) it adds *steps*.  A call that is not awaited, such as
+``add()``, cannot wait.  If the guard is not free, the call may still be done at once,
+as a step beside the operation in flight: that operation waits for the database at an
+``await``, and a step ends before any other code runs.  A change that the operation
+would undo is hidden from it, see ``objects/deferred.py``.  A change that cannot be
+hidden is deferred until the operation ends, or refused.
 
-**Lending.**  A task *belongs* to a section if it was started inside.  While the owner
-of a section runs no operation, it lends its turn to the tasks that belong to the
-section, for one operation or one section at a time.  These tasks take turns inside,
-while other tasks wait for the end of the section.  All of them wait in the same queue.
-
-**Steps.**  A call that is not awaited, such as ``add()``, cannot wait.  If the guard is
-not free, the call may still be done at once, as a *step* beside the operation in
-flight: that operation waits for the database at an ``await``, and a step ends before
-any other code runs.  A change that the operation would undo is hidden from it, see
-``objects/deferred.py``.  A change that cannot be hidden is deferred until the operation
-ends, or refused.
-
-Both put a turn on top of the present one for a time, see :class:`Turn`.
+Lending and steps both put a turn on top of the present one for a time, see
+:class:`Turn`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import weakref
@@ -33,27 +26,18 @@ from ..guard.access import (
     EXCLUSIVE,
     LOAD,
     READ,
-    SHARED,
     WRITE,
     Access,
     Kind,
-    Mode,
 )
-from ..guard.guard import Guard
 from ..guard.owner import Owner
-from ..guard.task import (
-    TaskOwner,
-    current_task_owner,
-    enter_section,
-    leave_section,
-    note_sections,
-    on_behalf_of,
-)
-from ..guard.turn import Hold, Kept, Turn, snapshot
+from ..guard.task import TaskOwner, note_sections, on_behalf_of
+from ..guard.turn import Hold, Turn
 from ..internals import orm, transactions
 from ..objects import deferred
 from ..operations.operation import run
 from . import refusals
+from .lending import LendingGuard, sections_in
 
 logger = logging.getLogger("sharedsession")
 
@@ -92,31 +76,11 @@ class PutOff:
         return not self.instances or any(each is instance for each in self.instances)
 
 
-class TaskGuard(Guard):
+class TaskGuard(LendingGuard):
     """Decides which task may be inside a session."""
 
-    _flows = asyncio.Task
-    consumers_can_wait = False
-    #: The gate cannot check whether a task belongs to an open section.
-    _may_have_gate = False
-
-    @classmethod
-    def check_lock_object(cls, lock: Any) -> None:
-        raise ValueError(
-            f"lock={lock!r} keeps threads apart, and the tasks of an event loop are in "
-            "one thread: give an asyncio session the name of a kind."
-        )
-
-    def __init__(
-        self,
-        kind: Kind = Kind.RLOCK,
-        *,
-        timeout: float | None = None,
-        **primitives: Any,
-    ) -> None:
-        super().__init__(
-            kind, timeout=timeout, current_owner=current_task_owner, **primitives
-        )
+    def __init__(self, kind: Kind = Kind.RLOCK, **lending: Any) -> None:
+        super().__init__(kind, **lending)
         self._step: _Step | None = None
         #: The deferred calls, in the order in which they were made.
         self.put_off: deque[PutOff] = deque()
@@ -133,10 +97,6 @@ class TaskGuard(Guard):
         if self._must_step(me, access):
             self._begin_step(me, access)
             return
-        if self._reads_with_family(me):
-            if access is not READ and access is not LOAD:
-                self.refuse_write()
-            self._join_readers(me)
         super().enter(me, access)
         if self.turn is not None:
             self.turn.access = access
@@ -157,104 +117,15 @@ class TaskGuard(Guard):
         if self.put_off and self.running is me:
             self._do_put_off()
         super().leave(me)
-        if self.queue and self._is_in_turn(me):  # tasks of the section may wait
-            with self._mutex:
-                self._pass_on()
-            self.reap()
         self._do_if_free()
-
-    def open_window(self, me: Owner) -> None:
-        """Open no window, because a read beside an operation is a step."""
-        self.may_open = False
 
     def note_change(self) -> None:
         """Note that the operation in flight does more than its access said."""
         if self.turn is not None:
             self.turn.access = None
 
-    # -- tasks that belong to a section
-
-    def _acquire(
-        self,
-        me: Owner,
-        mode: Mode,
-        timeout: float | None,
-        *,
-        hold: Hold | None = None,
-        looks: bool = False,
-    ) -> None:
-        was_reading = me in self.reading
-        super()._acquire(me, mode, timeout, hold=hold, looks=looks)
-        if was_reading:
-            # The read section of *me* may have ended during the wait.  Then the load
-            # may flush, which is not allowed beside the readers of another section.
-            self.exclude_others(me)
-
-    def _is_family(self, me: Owner) -> bool:
-        """Whether *me* belongs to the outermost section, which excludes other tasks."""
-        outermost = self._outermost_turn()
-        if outermost is None or outermost.mode is not EXCLUSIVE or not outermost.keeps:
-            return False
-        return outermost.keeps.keys() <= me.sections
-
-    def _outermost_turn(self) -> Turn | None:
-        return None if self.turn is None else [*self.turn.with_lenders()][-1]
-
-    def _reads_with_family(self, me: Owner) -> bool:
-        """Whether *me* belongs to a read section that is still open."""
-        turn = self.turn
-        if turn is not None and turn.mode is EXCLUSIVE and turn.owner is not me:
-            return turn.reads_only and self._is_family(me)
-        if me in self.reading or self._is_in_turn(me):
-            return False
-        readers = snapshot(self.reading.values())
-        return any(me.sections.intersection(snapshot(r.keeps)) for r in readers)
-
-    def _join_readers(self, me: Owner) -> None:
-        """Make *me* a reader in the read sections of its parent tasks.
-
-        *me* stays a reader until those sections end.
-        """
-        if self.turn is not None and self.turn.mode is EXCLUSIVE:
-            return
-        with self._mutex:
-            shared = {
-                number: reader.keeps[number]
-                for reader in snapshot(self.reading.values())
-                for number in me.sections.intersection(snapshot(reader.keeps))
-            }
-            if shared:
-                reader = self.reading[me] = Turn(me, SHARED, self.clock())
-                reader.keeps.update(shared)
-        self.reap()
-
-    def reads_only(self) -> bool:
-        me = self.current_owner()
-        note_sections(me)
-        return super().reads_only() or self._reads_with_family(me)
-
-    def hold(self, what: str, timeout: float | None = None) -> Hold:
-        me = self.current_owner()
-        note_sections(me)
-        if self._reads_with_family(me):
-            self._join_readers(me)
-            if me not in self.reading:
-                self.refuse_write()
-        return super().hold(what, timeout)
-
-    def hold_shared(self, what: str, timeout: float | None = None) -> Hold:
-        me = self.current_owner()
-        note_sections(me)
-        if self._reads_with_family(me):
-            self._join_readers(me)
-        if not self._is_in_turn(me) and self._is_family(me):
-            kept = Kept(what, reads_only=True)
-            return self._take(Hold(self, me, EXCLUSIVE, kept), timeout)
-        return super().hold_shared(what, timeout)
-
     def _take(self, hold: Hold, timeout: float | None) -> Hold:
         super()._take(hold, timeout)
-        enter_section(hold.number)
         if self.put_off and self._is_alone(hold):
             try:
                 self._do_put_off()  # impossible before, beside readers
@@ -267,11 +138,6 @@ class TaskGuard(Guard):
         """Whether nothing but *hold* keeps the turn, and no operation runs in it."""
         return self.running is None and [*self.kept()] == [hold.number]
 
-    def take_over(self, hold: Hold, *, begins: bool = False) -> None:
-        super().take_over(hold, begins=begins)
-        if not hold.kept.is_stream and hold.is_open:
-            enter_section(hold.number)
-
     def release_hold(self, hold: Hold) -> None:
         turn = self.turn
         lent = turn is not None and turn.lent_by is not None
@@ -279,7 +145,6 @@ class TaskGuard(Guard):
             if not lent:
                 self._do_put_off()
         super().release_hold(hold)
-        leave_section(hold.number)
         self._do_if_free()
 
     def reset_after_fork(self) -> None:
@@ -460,7 +325,7 @@ class TaskGuard(Guard):
         for turn in () if self.turn is None else self.turn.with_lenders():
             if turn is self.turn and self.running is None:
                 continue
-            if _sections_in(turn) - it.owner.sections:
+            if sections_in(turn) - it.owner.sections:
                 return False
         return True
 
@@ -480,59 +345,6 @@ class TaskGuard(Guard):
             with self._mutex:
                 self._take_off(turn)
 
-    # -- threads
-
-    def _wait(
-        self,
-        me: Owner,
-        mode: Mode,
-        timeout: float | None,
-        *,
-        hold: Hold | None = None,
-        takes: Hold | None = None,
-        looks: bool = False,
-    ) -> None:
-        if not isinstance(me, TaskOwner) and me.can_wait() and takes is None:
-            note_sections(me)
-            if self._is_in_section_of_others(me):
-                raise refusals.thread_in_section(me, self.explain())
-        super()._wait(me, mode, timeout, hold=hold, takes=takes, looks=looks)
-
-    # -- confine
-
-    def _lets_wait(self, me: Owner) -> bool:
-        """Like the base, but a confined session also lets the owner's tasks wait.
-
-        The owner takes turns with the tasks that belong to its section.
-        """
-        ours = me is self.only_owner or self._is_family(me)
-        return (self.kind is Kind.CONFINE and ours) or super()._lets_wait(me)
-
-    def _check_owner(self, me: Owner) -> None:
-        if self.kind is Kind.CONFINE and self._is_family(me):
-            outermost = self._outermost_turn()
-            if outermost is not None and outermost.owner is self.only_owner:
-                return
-        super()._check_owner(me)
-
-    def _is_free_to_take(self, only_owner: Any) -> bool:
-        if isinstance(only_owner, asyncio.Task):
-            return self.kind is Kind.CONFINE and only_owner.done()
-        return super()._is_free_to_take(only_owner)
-
-    def _name_of(self, flow: Any) -> str:
-        return f"task {flow.get_name()!r}"
-
-    # -- refusals
-
-    def _refusal_to_wait(self, me: Owner) -> Exception:
-        return refusals.to_wait(me, self.explain())
-
-    def _is_in_section_of_others(self, me: Owner) -> bool:
-        """Whether a section is open that *me* does not belong to."""
-        turns = () if self.turn is None else self.turn.with_lenders()
-        return any(_sections_in(turn) - me.sections for turn in turns)
-
     # -- reports
 
     def _turns_to_show(self) -> list[Turn]:
@@ -541,12 +353,6 @@ class TaskGuard(Guard):
         step = self._step
         inside = step is not None and self.turn is step.turn
         return turns[1:] if inside else turns
-
-
-def _sections_in(turn: Turn) -> set[int]:
-    """Return the numbers of the sections and blocks that keep *turn*, not streams."""
-    kept = {number: turn.keeps.get(number) for number in snapshot(turn.keeps)}
-    return {number for number, it in kept.items() if it and not it.is_stream}
 
 
 def _nothing() -> None:

@@ -7,16 +7,12 @@ next owner, statistics and reports, and the cleanup after a dead owner or a fork
 
 from __future__ import annotations
 
-import itertools
-import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from typing import Any, Callable, Collection, Literal, NoReturn
 
-from ..errors import ForkedSessionError, SharedSessionError
+from ..errors import SharedSessionError
 from . import refusals
 from .access import (
     BESIDE,
@@ -31,21 +27,15 @@ from .access import (
     GuardStats,
     Kind,
     Lock,
-    Recovery,
     check_timeout,
 )
-from .monitor import CLOSED, FOREVER, Monitor
-from .owner import Owner, on_death
+from .owner import Owner
+from .ownership import Ownership
 from .task import current_owner
 from .turn import Hold, Kept, Turn, snapshot
 
-logger = logging.getLogger("sharedsession")
 
-
-_guard_numbers = itertools.count(1)
-
-
-class Guard(Monitor):
+class Guard(Ownership):
     """Decides which thread may be inside a session.
 
     Like a :class:`threading.RLock`, but a guard names its owner, can be shared by
@@ -54,15 +44,12 @@ class Guard(Monitor):
     """
 
     __slots__ = (
-        *("number", "session", "recovery", "last_writer", "last_failure"),
-        *("_deferred", "_process", "__weakref__"),
+        *("session", "last_writer", "last_failure"),
+        "_deferred",
     )
 
     #: Whether the consumer of a result can wait for its turn then.
     consumers_can_wait = True
-
-    #: What :meth:`hand_over` takes.
-    _flows: type[Any] = threading.Thread
 
     @classmethod
     def check_lock_object(cls, lock: Any) -> None:
@@ -90,21 +77,14 @@ class Guard(Monitor):
             make_mutex=make_mutex,
             make_gate=make_gate,
         )
-        #: Grows with each guard that is made.  Several guards are acquired in the order
-        #: of their numbers.
-        self.number = next(_guard_numbers)
         #: Returns the session, or ``None`` if there is none or it was collected.
         self.session: Callable[[], Any] = _no_session
-        #: What the session does about its owners; ``None`` without a session.
-        self.recovery: Recovery | None = None
         #: The last owner whose work in the present transaction was noted.
         self.last_writer: Owner | None = None
         #: The owner whose operation raised last, and the class name of the error, which
         #: may have broken the transaction.
         self.last_failure: tuple[Owner, str] | None = None
-        self._process = os.getpid()
         self._deferred: deque[Callable[[], None]] = deque()
-        _guards[self.number] = self
 
     # -- one operation
 
@@ -372,92 +352,6 @@ class Guard(Monitor):
         while self._deferred:
             self._deferred.popleft()()
 
-    # -- checks of each new owner
-
-    def _check_owner(self, me: Owner) -> None:
-        """Check an owner that is not ``only_owner``; raise to refuse it.
-
-        This refuses an owner in a forked child, an owner that a confined session does
-        not belong to, and a second owner that the session's engine cannot serve.
-        """
-        if self._process != os.getpid():
-            raise ForkedSessionError(
-                "This session was made in process "
-                f"{self._process} and belongs to it; this is the forked process "
-                f"{os.getpid()}. Make a new session here."
-            )
-        with self._mutex:
-            only_owner = self.only_owner
-            free = (
-                only_owner is None
-                or only_owner is me.flow
-                or self._is_free_to_take(only_owner)
-            )
-            free = free or self._is_of_same_thread(me, only_owner)
-            if free:
-                self.only_owner = me
-        self.reap()
-        if free:
-            return
-        assert only_owner is not None
-        if self.kind is Kind.CONFINE:
-            owner = (
-                only_owner.name
-                if isinstance(only_owner, Owner)
-                else self._name_of(only_owner)
-            )
-            raise refusals.confined(me, owner)
-        if self.recovery is not None:
-            self.recovery.admit(me)
-        self.checks_owners = False
-
-    def _is_free_to_take(self, only_owner: Owner | threading.Thread) -> bool:
-        if self.kind is not Kind.CONFINE:
-            return False
-        if isinstance(only_owner, Owner):
-            return not only_owner.alive
-        return only_owner.ident is not None and not only_owner.is_alive()
-
-    def _is_of_same_thread(self, me: Owner, only_owner: Any) -> bool:
-        """Whether *me* runs in the only thread that has entered so far."""
-        if self.kind is Kind.CONFINE or not isinstance(only_owner, Owner):
-            return False
-        return (only_owner.ident, only_owner.native_id) == (me.ident, me.native_id)
-
-    def _name_of(self, flow: Any) -> str:
-        return f"thread {flow.name!r}"
-
-    def hand_over(self, thread: Any = None) -> None:
-        """Make another thread the owner of a confined session.
-
-        Call this in the thread that owns the session.
-
-        :param thread: the new owner, for an asyncio session a task; ``None``, the
-            default, for the next thread that uses the session.
-        :raises ConcurrentAccessError: if another thread owns the session.
-        :raises SharedSessionError: if the kind is not ``"confine"``, if a section or a
-            stream is open, or if *thread* is no thread.
-        """
-        if self.kind is not Kind.CONFINE:
-            raise SharedSessionError(
-                f"Only lock='confine' has an owner to change; this is {self!r}."
-            )
-        if thread is not None and not isinstance(thread, self._flows):
-            raise SharedSessionError(
-                f"hand_over() takes a {self._flows.__name__}, not {thread!r}."
-            )
-        me = self.current_owner()
-        if self.only_owner is not me:
-            self._check_owner(me)
-        if self.turn is not None:
-            raise SharedSessionError(
-                "A section or a stream of this session is open; leave or close it "
-                "before hand_over()."
-            )
-        with self._mutex:
-            self.only_owner = thread
-        self.reap()
-
     # -- reports
 
     @property
@@ -467,11 +361,6 @@ class Guard(Monitor):
         if self.is_exclusive(me):
             return "exclusive"
         return "shared" if me in self.reading or self._is_in_turn(me) else None
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether more than one owner has entered so far."""
-        return not self.checks_owners
 
     @property
     def owner(self) -> Any:
@@ -530,103 +419,6 @@ class Guard(Monitor):
             "A guard cannot be pickled: it is about the threads of this process."
         )
 
-    # -- dead owners and forks
-
-    def release_dead_owner(self, owner: Owner) -> None:
-        """Release what a dead *owner* still held."""
-        with self._mutex:
-            held = False
-            for turn in () if self.turn is None else self.turn.with_lenders():
-                if turn.owner.party is owner:
-                    held = True
-                    self._end_turn_of_dead(turn, owner)
-            for reader in snapshot(self.reading.values()):
-                if reader.owner.party is owner:
-                    held = True
-                    self._drop_what_stayed(reader)
-                    if not reader.keeps:
-                        self._drop_reader(reader)
-            self._end_turns()
-            self._pass_on()
-        self.reap()
-        if held:
-            logger.warning("%s ended while it held a guard; released", owner.name)
-
-    def _end_turn_of_dead(self, turn: Turn, owner: Owner) -> None:
-        """Let nothing keep the turn of a dead owner, except for holds that have moved.
-
-        A stream or a block that moved belongs to its object.  The next owner that uses
-        the object takes the hold over; it ends at the latest when the object is
-        collected.
-        """
-        kept = snapshot(turn.keeps.values())
-        if not all(each.is_stream or each.moved for each in kept):
-            self._note_abandoned(owner)
-        self._drop_what_stayed(turn)
-        # Another thread of a party that ended may be in the middle of an operation.
-        # The turn ends with that operation.
-        member = self.running or self.window if turn is self.turn else turn.running
-        if member is None or member is owner:
-            turn.running = None
-            if turn is self.turn:
-                self.running = self.window = None
-
-    @staticmethod
-    def _drop_what_stayed(turn: Turn) -> None:
-        """Remove what keeps *turn*, except for holds that have moved.
-
-        In place, because another thread of the dead owner's party may add a hold at the
-        same time.
-        """
-        for number in snapshot(turn.keeps):
-            kept = turn.keeps.get(number)
-            if kept is not None and not kept.moved:
-                turn.keeps.pop(number, None)
-
-    def reset_after_fork(self) -> None:
-        """Refuse every owner from now on, because this is the child of a fork."""
-        # A thread that exists in the parent only may hold the old mutex.
-        self._set_mutex(threading.RLock())
-        self.checks_owners = True
-        self.only_owner = None
-        self.version = None
-        self.gate[0] = CLOSED
-        self.running = self.window = self.turn = None
-        self.reading = {}
-        self.queue, self.hand_over_at = deque(), FOREVER
-
 
 def _no_session() -> None:
     """Return None: the session of a guard that was made without one."""
-
-
-#: All living guards, by number: the death of an owner and a fork concern every one.
-_guards: weakref.WeakValueDictionary[int, Guard] = weakref.WeakValueDictionary()
-
-
-def _living_guards() -> list[Guard]:
-    """Return all guards, while other threads make guards and drop some.
-
-    ``valuerefs()`` is a snapshot.  Iterating the dictionary itself would raise.
-    """
-    guards = [reference() for reference in _guards.valuerefs()]
-    return [guard for guard in guards if guard is not None]
-
-
-def _release_everywhere(owner: Owner) -> None:
-    for guard in _living_guards():
-        try:
-            guard.release_dead_owner(owner)
-        except Exception:  # a lock object may refuse to be released
-            logger.exception(
-                "%s ended, and %r could not be released", owner.name, guard
-            )
-
-
-def reset_all_after_fork() -> None:
-    """Disown every guard in the child of a fork, because all belong to the parent."""
-    for guard in _living_guards():
-        guard.reset_after_fork()
-
-
-on_death.append(_release_everywhere)

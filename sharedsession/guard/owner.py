@@ -168,10 +168,10 @@ class _Life:
         self.owner = owner
         self.process = os.getpid()
 
-    def __del__(self) -> None:
+    def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         # A forked child and the interpreter's exit clear the storage of other threads,
-        # which is no death to report.
-        if self.process == os.getpid() and not sys.is_finalizing():
+        # which is no death to report.  The exit clears the names of this module first.
+        if not is_exiting() and self.process == os.getpid():
             _end(self.owner)
 
 

@@ -9,7 +9,7 @@ from .owner import Owner
 from .turn import Hold
 
 if TYPE_CHECKING:
-    from .monitor import Monitor
+    from .waiting import Waiting
 
 #: Seconds for which running owners may enter ahead of the first exclusive waiter after
 #: it was woken (barging).  Then it is next.
@@ -33,7 +33,7 @@ class Waiter:
 
     def __init__(
         self,
-        guard: Monitor,
+        guard: Waiting,
         owner: Owner,
         mode: Mode,
         parked: Lock,

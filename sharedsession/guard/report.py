@@ -8,11 +8,11 @@ from .owner import Owner
 from .turn import snapshot
 
 if TYPE_CHECKING:
-    from .monitor import Monitor
     from .queue import Waiter
+    from .waiting import Waiting
 
 
-def explain(guard: Monitor) -> str:
+def explain(guard: Waiting) -> str:
     """Describe the owners of *guard* and the lines at which they are, then the waiters.
 
     Each with the time for which it has held the guard, or has waited.
@@ -48,7 +48,7 @@ def _held_by(owner: Owner, how: str, seconds: float) -> str:
     return f"{owner.name} has held it {how} for {seconds:.3g} s, now at {owner.where()}"
 
 
-def long_wait(guard: Monitor, waiter: Waiter) -> str:
+def long_wait(guard: Waiting, waiter: Waiter) -> str:
     """Describe a wait that may be endless, with advice if the owner's code stands."""
     owner = waiter.owner
     return (
@@ -57,7 +57,7 @@ def long_wait(guard: Monitor, waiter: Waiter) -> str:
     )
 
 
-def _hint(guard: Monitor) -> str:
+def _hint(guard: Waiting) -> str:
     """Return advice for the case that the owner's code is suspended or waits."""
     turn = guard.turn
     if turn is None or not turn.keeps or guard.running is not None:

@@ -12,6 +12,9 @@ from ..guard.owner import Owner
 from ..guard.queue import WindowOpened
 from ..guard.turn import Hold
 
+#: Operations that wait for the database before they change anything.
+_WAITING = (LOAD, STATEMENT, COMMIT)
+
 
 def run(
     guard: Guard, access: Access, function: Callable[..., Any], *args: Any, **kw: Any
@@ -34,20 +37,13 @@ def run(
         me.operations += 1
     me.busy = True
     try:
-        if guard.come_in(me):
-            guard.since = guard.clock()
-            if guard.attention:
-                guard.recover(me, access)
-        else:
-            guard.enter(me, access)
+        _enter(guard, me, access)
         me.busy = False
         held = guard.kept()  # with what others of this party began meanwhile
-        waits = access is LOAD or access is STATEMENT or access is COMMIT
-        guard.may_open = waits and not guard.checks_owners
+        guard.may_open = access in _WAITING and not guard.checks_owners
         result = function(*args, **kw)
-        if access is WRITE or access is STATEMENT:
-            if guard.last_writer is not me:
-                guard.wrote(me)
+        if (access is WRITE or access is STATEMENT) and guard.last_writer is not me:
+            guard.wrote(me)
         return result
     except BaseException as error:
         _note_failure(guard, me, held, error)
@@ -61,6 +57,16 @@ def run(
         finally:
             if me.is_member:
                 me.operations -= 1
+
+
+def _enter(guard: Guard, me: Owner, access: Access) -> None:
+    """Begin an operation: by the gate if possible, or else by the monitor."""
+    if guard.come_in(me):
+        guard.since = guard.clock()
+        if guard.attention:
+            guard.recover(me, access)
+    else:
+        guard.enter(me, access)
 
 
 def _leave(guard: Guard, me: Owner) -> None:
@@ -85,14 +91,7 @@ def _run_nested(
     if guard.is_in_bookkeeping():
         raise refusals.nested(me)
     if guard.is_exclusive(me):
-        if access is not READ and access is not LOAD and guard.reads_only():
-            guard.refuse_write()
-        before = guard.running, guard.version
-        try:
-            guard.begin_nested_operation(me)
-            return _run_within(guard, me, access, function, args, kw)
-        finally:
-            guard.end_nested_operation(*before)
+        return _run_interrupting(guard, me, access, function, args, kw)
     # From here on *me* is exclusive in this guard if and only if it came in here.
     try:
         if not guard.come_in(me):
@@ -115,6 +114,20 @@ def _run_nested(
             raise
         finally:
             me.busy = True
+
+
+def _run_interrupting(
+    guard: Guard, me: Owner, access: Access, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* in the turn of *me*, which is entering or leaving it."""
+    if access is not READ and access is not LOAD and guard.reads_only():
+        guard.refuse_write()
+    before = guard.running, guard.version
+    try:
+        guard.begin_nested_operation(me)
+        return _run_within(guard, me, access, function, args, kw)
+    finally:
+        guard.end_nested_operation(*before)
 
 
 def run_in(hold: Hold, access: Access, function: Callable[..., Any], *args: Any) -> Any:

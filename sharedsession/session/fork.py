@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..guard.guard import reset_all_after_fork
+from ..guard.ownership import reset_all_after_fork
 from ..internals import orm, transactions
 
 #: Every shared session that is alive.

@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Let threads move money through one session and count what breaks.",
         epilog=EPILOG,
     )
-    add = command.add_argument
+    _add_options(command.add_argument)
+    return parser
+
+
+def _add_options(add: Callable[..., object]) -> None:
     add("--url", help="the database to use (default: a temporary SQLite file)")
     add("--async", dest="tasks", action="store_true", help="tasks in place of threads")
     add(
@@ -93,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="give a run up when no unit ends for so long, default %(default)s",
     )
     add("--json", action="store_true", help="print JSON, without a progress bar")
-    return parser
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -162,15 +165,24 @@ def _table(
     run: _Run, plan: ledger.Plan, modes: Sequence[ledger.Mode], flows: str
 ) -> list[ledger.Figures]:
     try:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress
-        from rich.table import Table
-        from rich.text import Text
+        import rich.console  # noqa: F401
     except ImportError:
         raise ledger.StressError(
             'this takes rich: pip install "sqlalchemy-sharedsession[cli]" '
             "(--json works without)"
         ) from None
+    runs = _run_with_progress(run, plan, modes)
+    url = plan.url.render_as_string(hide_password=True)
+    _print(f"{plan.units} units of work, {plan.threads} {flows}, {url}", runs)
+    return runs
+
+
+def _run_with_progress(
+    run: _Run, plan: ledger.Plan, modes: Sequence[ledger.Mode]
+) -> list[ledger.Figures]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     screen = Console(stderr=True)
     with Progress(
@@ -181,9 +193,14 @@ def _table(
             task = bar.add_task(mode.name, total=plan.units)
             return run(plan, mode, lambda outcome: bar.advance(task))
 
-        runs = [show(mode) for mode in modes]
-    url = plan.url.render_as_string(hide_password=True)
-    title = f"{plan.units} units of work, {plan.threads} {flows}, {url}"
+        return [show(mode) for mode in modes]
+
+
+def _print(title: str, runs: Sequence[ledger.Figures]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=Text(title), box=None, padding=(0, 2, 0, 0), pad_edge=False)
     shown = {
         heading: cell
@@ -203,7 +220,6 @@ def _table(
             console.print(
                 Text(f"first overlap, {figures.mode}: {figures.first_overlap}")
             )
-    return runs
 
 
 COLUMNS: dict[str, Callable[[ledger.Figures], object]] = {

@@ -20,7 +20,7 @@ from sharedsession import (
     SharedSessionError,
     UpgradeError,
 )
-from sharedsession.guard import monitor
+from sharedsession.guard import occupancy
 from sharedsession.guard.access import (
     CHANGE,
     EXCLUSIVE,
@@ -676,7 +676,7 @@ def test_a_finalizer_may_begin_a_turn_where_a_turn_is_made(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    plain = monitor.Turn
+    plain = occupancy.Turn
 
     def make(*args: Any) -> Any:
         if not kept:
@@ -684,7 +684,7 @@ def test_a_finalizer_may_begin_a_turn_where_a_turn_is_made(
             kept[0] = guard.keep(STREAM)  # as a finalizer does, in an allocation
         return plain(*args)
 
-    monkeypatch.setattr(monitor, "Turn", make)
+    monkeypatch.setattr(occupancy, "Turn", make)
     outer = []
     run(guard, LOAD, lambda: outer.append(guard.keep(STREAM)))
     outer[0].release()

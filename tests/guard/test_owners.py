@@ -188,6 +188,40 @@ def test_an_interrupt_in_a_signal_handler_leaves_no_guard_held(kind: Kind) -> No
     assert at > 10
 
 
+def test_an_interrupt_while_abandoned_holds_are_released_leaves_the_mutex() -> None:
+    at, interrupted = 0, True
+    while interrupted:
+        at += 1
+        guard = Guard()
+        hold = guard.hold("section")
+        with guard._mutex:
+            hold.release()  # is put off, as by a finalizer
+        interrupt = Interrupt(at)
+        try:
+            with interrupt:
+                guard.reap()
+            interrupted = False
+        except KeyboardInterrupt:
+            pass
+        assert Worker(lambda: run(guard, WRITE, lambda: 1)).result() == 1
+        assert guard.held is None, interrupt.place
+    assert at > 5
+
+
+def test_a_life_that_the_exit_clears_is_no_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors: list[Any] = []
+    someone = owner.Owner(threading.current_thread())
+    life = owner._Life(someone)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", errors.append)
+        patch.setattr(owner, "os", None)
+        patch.setattr(owner._Life.__del__, "__defaults__", (lambda: True,))
+        del life
+    assert not errors and someone.alive
+
+
 def test_a_release_in_the_bookkeeping_is_done_after_it() -> None:
     guard = Guard()
     hold = guard.hold("section")

@@ -40,7 +40,7 @@ from sharedsession import (
     critical_section,
     shared_session,
 )
-from sharedsession.guard import monitor, owner, queue
+from sharedsession.guard import gate, owner, queue
 from sharedsession.operations import operation
 
 from ...conftest import make_engine
@@ -52,7 +52,8 @@ from .faults import Agent, Interrupt, Wrong, _is_ours, _lock, _module, check, ch
 
 #: The modules that a guard's own work is in.
 CORE = {
-    *("guard/guard", "guard/monitor", "guard/turn", "guard/owner", "guard/task"),
+    *("guard/guard", "guard/ownership", "guard/monitor", "guard/waiting"),
+    *("guard/occupancy", "guard/gate", "guard/turn", "guard/owner", "guard/task"),
     "guard/party",
     *("guard/kinds", "guard/deadlocks", "guard/queue", "guard/report"),
     *("operations/operation", "registry"),
@@ -470,7 +471,7 @@ def _state(guard: Any) -> tuple[Any, ...]:
     return (
         *(guard.owner, guard.turn is None, guard.running, guard.window),
         *(guard.gate.get(0), guard.attention, guard.version is None),
-        *(guard.kept(), len(guard.reading), len(guard.queue)),
+        *(tuple(guard.kept()), len(guard.reading), len(guard.queue)),
         any(waiter.admitted for waiter in tuple(guard.queue)),
     )
 
@@ -877,12 +878,12 @@ def _wake_late() -> None:
 
 def _plain_mutex() -> None:
     """A finalizer in the middle of the bookkeeping waits for its own thread."""
-    plain = monitor.Monitor._set_mutex
+    plain = gate.Gated._set_mutex
 
     def set_mutex(guard: Any, mutex: Any) -> None:
         plain(guard, threading.Lock())
 
-    setattr(monitor.Monitor, "_set_mutex", set_mutex)
+    setattr(gate.Gated, "_set_mutex", set_mutex)
 
 
 def _leave_once() -> None:

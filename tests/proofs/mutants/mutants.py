@@ -55,14 +55,14 @@ TASK_SCHEDULES = "tests/proofs/schedules/test_aio_schedules.py"
 MUTANTS = [
     Mutant(
         "a task waits like a stranger in the section that it was started in",
-        "guard/monitor",
+        "guard/occupancy",
         "return turn.mode is EXCLUSIVE and turn.keeps.keys() <= owner.sections\n",
         "return False\n",
         f"{TASKS} -k gather_in_a_section",
     ),
     Mutant(
         "every task counts as started in the section",
-        "guard/monitor",
+        "guard/occupancy",
         "return turn.mode is EXCLUSIVE and turn.keeps.keys() <= owner.sections\n",
         "return turn.mode is EXCLUSIVE\n",
         TASKS,
@@ -114,28 +114,28 @@ MUTANTS = [
     ),
     Mutant(
         "a reader that was just let in is put out by another one's end",
-        "guard/monitor",
+        "guard/occupancy",
         "        if not reader.keeps and not self._is_in_turn(reader.owner):\n",
         "        if not self._is_in_turn(reader.owner):\n",
         SCHEDULES,
     ),
     Mutant(
         "family is not told that its turn has come",
-        "asyncio/guard",
+        "asyncio/lending",
         "        if self.queue and self._is_in_turn(me):  # tasks of",
         "        if False:  # tasks of",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
         "a section that ended while it was lent is not over for who gives it back",
-        "guard/monitor",
+        "guard/occupancy",
         "        while self.running is None and self.window is None:\n",
         "        for _ in range(self.running is None and self.window is None):\n",
         f"{TASK_SCHEDULES} -k two_tasks",
     ),
     Mutant(
         "a task that ended keeps the section that it lent",
-        "guard/guard",
+        "guard/occupancy",
         "() if self.turn is None else self.turn.with_lenders():\n"
         "                if turn.owner.party",
         "() if self.turn is None else (self.turn,):\n"
@@ -144,7 +144,7 @@ MUTANTS = [
     ),
     Mutant(
         "a child whose read section ended loads beside other readers",
-        "asyncio/guard",
+        "asyncio/lending",
         "        if was_reading:\n",
         "        if False:\n",
         f"{TASK_SCHEDULES} -k two_tasks",
@@ -172,7 +172,7 @@ MUTANTS = [
     ),
     Mutant(
         "an operation goes in beside the exclusive one",
-        "guard/monitor",
+        "guard/occupancy",
         "        return self._welcomes(owner)\n",
         "        return True\n",
         f"{SCHEDULES} -k 'two_owners and critical'",
@@ -186,7 +186,7 @@ MUTANTS = [
     ),
     Mutant(
         "who leaves by the gate does not look who queued meanwhile",
-        "guard/monitor",
+        "guard/gate",
         "                if self.hand_over_at and not self.abandoned_holds:\n",
         "                if True:\n",
         SCHEDULES,
@@ -200,7 +200,7 @@ MUTANTS = [
     ),
     Mutant(
         "who waits is overtaken for ever",
-        "guard/monitor",
+        "guard/waiting",
         "                if waiter.is_next():\n",
         "                if False:\n",
         "tests/guard/test_guard.py",
@@ -214,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         "who leaves does not look at the time",
-        "guard/monitor",
+        "guard/gate",
         "        return until is FOREVER or self.clock() < until\n",
         "        return bool(until)\n",
         "tests/guard/test_guard.py",
@@ -228,21 +228,21 @@ MUTANTS = [
     ),
     Mutant(
         "a window stays open when its owner changes something",
-        "guard/monitor",
+        "guard/gate",
         "        if self.window is me:\n            self.version = None\n",
         "        if self.window is me:\n",
         f"{SCHEDULES} -k 'several'",
     ),
     Mutant(
         "who waits to look is not told of a window",
-        "guard/monitor",
+        "guard/gate",
         "        if self.queue:\n            self._let_look()\n",
         "",
         WINDOWS,
     ),
     Mutant(
         "a window opens inside a section",
-        "guard/monitor",
+        "guard/gate",
         "        if kept or not self._has_windows or",
         "        if not self._has_windows or",
         WINDOWS,
@@ -306,7 +306,7 @@ MUTANTS = [
     ),
     Mutant(
         "an operation that ends lets nobody in",
-        "guard/monitor",
+        "guard/occupancy",
         "                self._end_turns()\n"
         "            self._pass_on()\n"
         "        if",
@@ -315,7 +315,7 @@ MUTANTS = [
     ),
     Mutant(
         "there is a version during an operation",
-        "guard/monitor",
+        "guard/gate",
         "                self.version = None\n                self.running = me\n",
         "                self.running = me\n",
         SCHEDULES,
@@ -329,16 +329,18 @@ MUTANTS = [
     ),
     Mutant(
         "a look counts beside the exclusive one",
-        "guard/monitor",
+        "guard/gate",
         "self.version is None and self.is_held_by(self.current_owner())\n",
         "self.version is None\n",
         SCHEDULES,
     ),
     Mutant(
         "a hold that was forgotten is looked for once",
-        "guard/monitor",
-        "                    continue  # done by another thread; check",
-        "                    return  # done by another thread; check",
+        "guard/occupancy",
+        "                if self.abandoned_holds:  # otherwise",
+        "                if not self.abandoned_holds:\n"
+        "                    return\n"
+        "                if True:  # otherwise",
         f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
@@ -415,7 +417,7 @@ MUTANTS = [
     ),
     Mutant(
         "who goes on in a stream does not see that it ends",
-        "guard/monitor",
+        "guard/occupancy",
         "            held = self._is_in_turn(me)\n",
         "            held = True\n",
         f"{SCHEDULES} -k just_as_its_owner",
@@ -429,14 +431,14 @@ MUTANTS = [
     ),
     Mutant(
         "the end of a stream ends the operation that runs",
-        "guard/monitor",
+        "guard/occupancy",
         "        while self.running is None and self.window is None:\n",
         "        while self.window is None:\n",
         f"{SCHEDULES} -k failed_once",
     ),
     Mutant(
         "a window that is left open stays so",
-        "guard/monitor",
+        "guard/gate",
         "            self.running = self.window = None\n            self.last",
         "            self.running = None\n            self.last",
         WINDOWS,
@@ -450,7 +452,7 @@ MUTANTS = [
     ),
     Mutant(
         "everybody counts as inside",
-        "guard/monitor",
+        "guard/gate",
         "turn is None or turn.owner is not me or turn.mode is not EXCLUSIVE:\n",
         "False:\n",
         f"{READS} {SCHEDULES}",
@@ -485,14 +487,14 @@ MUTANTS = [
     ),
     Mutant(
         "a thread that ends in a section keeps the guard",
-        "guard/guard",
+        "guard/ownership",
         "on_death.append(_release_everywhere)\n",
         "",
         "tests/guard/test_guard.py tests/guard/test_sequences.py",
     ),
     Mutant(
         "the child of a fork goes on with the parent's session",
-        "guard/guard",
+        "guard/ownership",
         "        if self._process != os.getpid():\n",
         "        if False:\n",
         "tests/guard/test_sequences.py tests/proofs/faults/test_faults.py -k fork",

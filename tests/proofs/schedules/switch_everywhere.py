@@ -8,13 +8,22 @@ any two statements, by which a scheduler can let another task go on there.
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sharedsession.guard import guard, monitor, owner
+from sharedsession.guard import (
+    gate,
+    guard,
+    monitor,
+    occupancy,
+    owner,
+    ownership,
+    waiting,
+)
 from sharedsession.objects import setting
 from sharedsession.operations import operation
 from sharedsession.session import sections
@@ -67,6 +76,34 @@ def stepping_copy(
     return copy
 
 
+#: What a guard is made of, from the ground up: each class is a subclass of the last.
+LAYERS: list[tuple[ModuleType, str]] = [
+    (gate, "Gated"),
+    (occupancy, "Occupancy"),
+    (waiting, "Waiting"),
+    (monitor, "Monitor"),
+    (ownership, "Ownership"),
+    (guard, "Guard"),
+]
+
+
+def stepping_guard(
+    hook: Callable[[], None], layers: list[tuple[ModuleType, str]]
+) -> Any:
+    """A copy of Guard with switch points in these uppermost layers."""
+    made: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        for module, name in layers:
+            copy = stepping_copy(module, hook)
+            made[name] = copy[name]
+            # For the copies above: they import it from here
+            names = {name: copy[name]} | (
+                {"CLOSED": copy["CLOSED"]} if module is gate else {}
+            )
+            stack.enter_context(mock.patch.multiple(module, **names))
+    return made["Guard"]
+
+
 def stepping_code(
     hook: Callable[[], None], *, in_monitor: bool = True
 ) -> SimpleNamespace:
@@ -75,14 +112,12 @@ def stepping_code(
     Without those in the monitor there are so few that whole programs can be explored.
     """
     told = list(owner.on_death)
-    below = stepping_copy(monitor, hook) if in_monitor else vars(monitor)
-    with mock.patch.multiple(monitor, Monitor=below["Monitor"], CLOSED=below["CLOSED"]):
-        guards = stepping_copy(guard, hook)  # on top of the copy below it
+    made = stepping_guard(hook, LAYERS if in_monitor else LAYERS[-2:])
     owner.on_death[:] = told  # the copy must not be told of the death of threads
     ops = stepping_copy(operation, hook)
     parts = stepping_copy(sections, hook)
     return SimpleNamespace(
-        Guard=guards["Guard"],
+        Guard=made,
         run=ops["run"],
         look=ops["optimistic_read"],
         setter_of=stepping_copy(setting, hook, run=ops["run"])["setter_of"],

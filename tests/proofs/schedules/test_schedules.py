@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sharedsession.guard.access import EXCLUSIVE
+from sharedsession.guard.gate import CLOSED
 from sharedsession.guard.guard import Guard
-from sharedsession.guard.monitor import CLOSED
 
 from .guard_programs import KINDS, ON_ONE_GUARD, PLAIN_CODE, program
 from .scheduler import Explored, Scheduler, explore, try_chance
