@@ -21,8 +21,7 @@ def run(
 ) -> Any:
     """Call *function* as one operation of the guarded session.
 
-    Operations are reentrant: inside an operation of the same owner, *function* is a
-    part of that operation.
+    Inside an operation of the same owner, *function* is a part of that operation.
     """
     me = guard.current_owner()
     if guard.running is me:

@@ -257,8 +257,8 @@ MUTANTS = [
     Mutant(
         "a statement that writes keeps readers out",
         "operations/operation",
-        "        waits = access is LOAD or access is STATEMENT or access is COMMIT\n",
-        "        waits = access is LOAD or access is COMMIT\n",
+        "_WAITING = (LOAD, STATEMENT, COMMIT)\n",
+        "_WAITING = (LOAD, COMMIT)\n",
         WINDOWS,
     ),
     Mutant(
