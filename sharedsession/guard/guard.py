@@ -169,7 +169,17 @@ class Guard(Ownership):
         return self.is_exclusive(me)
 
     def refuse_write(self) -> NoReturn:
-        raise refusals.write(self.current_owner())
+        me = self.current_owner()
+        if self._only_streams(me):
+            raise refusals.beside_stream(me, "write")
+        raise refusals.write(me)
+
+    def _only_streams(self, me: Owner) -> bool:
+        """Whether *me* left its read section, but not the stream that began in it."""
+        turns = [self.turn] if self.turn is not None and self.turn.owner is me else []
+        turns += [self.reading[me]] if me in self.reading else []
+        kept = [it for turn in turns for it in snapshot(turn.keeps.values())]
+        return bool(kept) and all(it.is_stream for it in kept)
 
     def check_may_execute(self) -> None:
         """Refuse a statement while another statement runs."""
@@ -188,6 +198,8 @@ class Guard(Ownership):
         """
         me = self.current_owner()
         if self.reads_only():
+            if self._only_streams(me):
+                raise refusals.beside_stream(me, what)
             raise refusals.exclusive_in_read_section(me, what)
         return self._take(Hold(self, me, EXCLUSIVE, Kept(what)), timeout)
 

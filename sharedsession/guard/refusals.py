@@ -32,6 +32,14 @@ def exclusive_in_read_section(me: Owner, what: str) -> UpgradeError:
     )
 
 
+def beside_stream(me: Owner, what: str) -> UpgradeError:
+    return UpgradeError(
+        f"A {what} is not possible yet: {me.name} has a streaming result open that "
+        f"began in a read section, and other {me.noun}s may be reading beside it. "
+        "Nothing was changed. Read the result to its end or close it first."
+    )
+
+
 def nested(me: Owner) -> SharedSessionError:
     return SharedSessionError(
         f"{me.name} used a shared session in a finalizer or a signal handler that "

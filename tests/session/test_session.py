@@ -25,6 +25,7 @@ from sharedsession import (
     UpgradeError,
     share,
 )
+from sharedsession.guard.access import Kind
 from sharedsession.objects.guards import guards_by_session
 from sharedsession.operations.tables import SESSION
 
@@ -255,6 +256,26 @@ def test_writing_in_a_read_section_changes_nothing(
             assert (user.name, len(user.addresses), user.data) == ("ann", 3, {"a": 1})
     assert session.guard is not None and session.guard.held is None
     session.close()
+
+
+def test_a_stream_that_outlives_its_read_section_is_named_in_refusals(
+    session: Any,
+) -> None:
+    statement = sa.select(User.id).execution_options(yield_per=1)
+    for write in (
+        lambda: session.add(User(name="new")),
+        lambda: session.critical_section().__enter__(),
+    ):
+        with session.read_section():
+            result = session.execute(statement)
+            with pytest.raises(UpgradeError, match="read section"):
+                write()
+        if session.guard.kind is Kind.RW:
+            with pytest.raises(UpgradeError, match="close it first"):
+                write()
+        result.close()
+    write().__exit__(None, None, None)
+    assert session.guard.held is None
 
 
 def test_a_section_is_entered_once_and_released_once(session: Any) -> None:
