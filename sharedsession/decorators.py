@@ -53,12 +53,16 @@ class _SectionOf:
         return session
 
     def __exit__(self, *exc_info: Any) -> None:
-        section, self._open = self._open, None
+        section = self._open
         if section is None:
             raise SharedSessionError(
                 f"This {self._name} is not entered, so there is nothing to release."
             )
-        section.__exit__(*exc_info)
+        try:
+            section.__exit__(*exc_info)
+        finally:
+            if not section.is_entered:  # otherwise it may be left again
+                self._open = None
 
     # -- as a block of a coroutine
 
@@ -71,10 +75,14 @@ class _SectionOf:
         return session
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        section, self._open = self._open, None
+        section = self._open
         if section is None:
             self.__exit__()  # raises
-        await section.__aexit__(*exc_info)
+        try:
+            await section.__aexit__(*exc_info)
+        finally:
+            if not section.is_entered:
+                self._open = None
 
     def _async_section(self, session: SharedSessionMixin) -> Any:
         if not session._for_tasks:

@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 PATIENCE = 1.0
 
 
+_Owners = set[Owner]
+
+
 class OneForAll(ScopedRegistry[_T]):
     """Like SQLAlchemy's ``ScopedRegistry``, but with one scope, whose users it counts.
 
@@ -128,12 +131,28 @@ class OneForAll(ScopedRegistry[_T]):
             nobody = not any(user.alive for user in self._users)
             return self._session if nobody else None
 
-    def discard(self, session: _T) -> None:
-        """Forget *session*, which is closed; keep a newer session."""
+    def withdraw(self, session: _T, even_if_used: bool) -> _Owners | None:
+        """Hand *session* out no longer; return the other owners that used it.
+
+        ``None`` if the session stays, because an owner has come to use it meanwhile.
+        """
         with self.mutex:
-            if self._session is session:
-                self._session = None
-                self._users.clear()
+            if self._session is not session:
+                return set()  # another one has closed it, or there is a newer one
+            users = {user for user in self._users if user.alive}
+            if users and not even_if_used:
+                return None
+            self._session = None
+            self._users.clear()
+        users.discard(self._current_owner())
+        return users
+
+    def restore(self, session: _T, users: _Owners) -> None:
+        """Hand *session* out again, because it could not be closed."""
+        with self.mutex:
+            if self._session is None:
+                self._session = session
+                self._users |= users
 
 
 def check_factory(name: str, factory: Any) -> None:
@@ -143,6 +162,12 @@ def check_factory(name: str, factory: Any) -> None:
             f"{name}() takes a session factory, a sessionmaker for instance, not "
             f"{factory!r}."
         )
+
+
+def tell_discarded(session: Any, users: set[Owner]) -> None:
+    """Have *users* told, should they use *session* once more: it is closed for good."""
+    if session.guard is not None and session.guard.recovery is not None:
+        session.guard.recovery.discarded(users)
 
 
 def refuse_to_pickle(registry: Any, protocol: Any) -> NoReturn:
@@ -215,7 +240,7 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
         Like ``scoped_session.remove()``, but the session is closed and discarded when
         no thread that used it is left; threads that have ended do not count.
         """
-        self._close(self.registry.leave())
+        self._close(self.registry.leave(), even_if_used=False)
 
     def close_all(self) -> None:
         """Close and discard the session now, even if other threads still use it.
@@ -223,12 +248,24 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
         Unlike ``Session.close_all()``, only this registry's session.  A thread that had
         work in the session gets :class:`WorkLostError` when it next uses the session.
         """
-        self._close(self.registry.present())
+        self._close(self.registry.present(), even_if_used=True)
 
-    def _close(self, session: _S | None) -> None:
-        if session is not None:
-            session.close()  # first: if this times out, the session is still here
-            self.registry.discard(session)
+    def _close(self, session: _S | None, even_if_used: bool) -> None:
+        if session is None:
+            return
+        # In a section: no thread that gets the session before it is withdrawn can use
+        # it before it is closed.  If this times out, the session is still here.
+        shared: Any = session
+        with shared.critical_section():
+            users = self.registry.withdraw(session, even_if_used)
+            if users is None:
+                return
+            try:
+                session.close()
+            except BaseException:
+                self.registry.restore(session, users)
+                raise
+            tell_discarded(session, users)
 
     # -- members of Session that scoped_session does not forward
 

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from .database.savepoints import Unit, make_savepoint_of
-from .errors import LockTimeout
+from .errors import LockTimeout, SharedSessionError
+from .internals import transactions
 from .session.sections import CriticalSection
 from .session.session import SharedSessionMixin
 from .session.transaction import enter_within_section
@@ -61,6 +62,11 @@ class UnitOfWork:
         if self._began and session.in_transaction():
             session.rollback()
 
+    @property
+    def is_entered(self) -> bool:
+        """Whether the unit has begun and has not ended."""
+        return self._section.is_entered
+
     def take_over(self) -> None:
         """Make the caller the owner of this unit, which another thread began."""
         hold = self._section._hold
@@ -88,6 +94,12 @@ class UnitOfWork:
         if self._section.forget_if_busy():
             return
         self.take_over()
+        if transactions.has_blocks_within(self._session, self._savepoint):
+            raise SharedSessionError(
+                "This unit of work cannot end yet, because a block that began inside "
+                "it is still open. Nothing was changed. Leave the inner block first; "
+                "if requests share threads, run each as one owner: one_owner()."
+            )
         try:
             self._end(type_, value, traceback)
         except BaseException as error:

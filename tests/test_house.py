@@ -88,8 +88,8 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 #: Two modules that cannot be described without each other.
 FOR_TYPES = {
     ("guard", "turn"): {("guard", "guard")},
-    ("guard", "queue"): {("guard", "waiting")},
-    ("guard", "report"): {("guard", "waiting"), ("guard", "queue")},
+    ("guard", "waiter"): {("guard", "waiting")},
+    ("guard", "report"): {("guard", "waiting"), ("guard", "waiter")},
     ("guard", "owner"): {("guard", "access")},
     ("session", "transaction"): {("session", "session")},
 }

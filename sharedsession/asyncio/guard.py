@@ -4,7 +4,7 @@ On top of lending (``lending.py``) it adds *steps*.  A call that is not awaited,
 ``add()``, cannot wait.  If the guard is not free, the call may still be done at once,
 as a step beside the operation in flight: that operation waits for the database at an
 ``await``, and a step ends before any other code runs.  A change that the operation
-would undo is hidden from it, see ``objects/deferred.py``.  A change that cannot be
+would undo is hidden from it, see ``objects/hidden.py``.  A change that cannot be
 hidden is deferred until the operation ends, or refused.
 
 Lending and steps both put a turn on top of the present one for a time, see
@@ -34,7 +34,7 @@ from ..guard.owner import Owner
 from ..guard.task import TaskOwner, note_sections, on_behalf_of
 from ..guard.turn import Hold, Turn
 from ..internals import orm, transactions
-from ..objects import deferred
+from ..objects import hidden
 from ..operations.operation import run
 from . import refusals
 from .lending import LendingGuard, sections_in
@@ -53,7 +53,7 @@ class _Step:
         self.unsettled = guard.unsettled
         self.writer = guard.last_writer
         self.hides = False
-        self.turn = guard._turn_on_top(owner)
+        self.turn = guard._make_turn_on_top(owner)
 
 
 class PutOff:
@@ -170,10 +170,10 @@ class TaskGuard(LendingGuard):
         with self._mutex:
             self._step = step = _Step(me, self)
         self._check_step(me, access)
-        step.hides = access is WRITE and not self._is_quiet()
+        step.hides = access is WRITE and not self._keeps_changes()
         if step.hides:
-            deferred.watched[self] = {}
-            self.last_writer = me  # the work is noted when the change is shown
+            hidden.watched[self] = {}
+            self.last_writer = me  # no wrote() now: _show() notes the work
         with self._mutex:
             self._put_on_top(step.turn)
         if self.attention:
@@ -181,11 +181,11 @@ class TaskGuard(LendingGuard):
 
     def _end_step(self, step: _Step) -> None:
         # All of this may be done again after an interrupt.
-        for change in deferred.watched.get(self, {}).values():
+        for change in hidden.watched.get(self, {}).values():
             change.hide()
             show = functools.partial(self._show, change)
             self.put_off.append(PutOff(step.owner, "set", show))
-        deferred.watched.pop(self, None)
+        hidden.watched.pop(self, None)
         with self._mutex:
             self._take_off(step.turn)
             # A step that fails does not break the transaction.
@@ -198,7 +198,7 @@ class TaskGuard(LendingGuard):
                 self._pass_on()
         self.reap()
 
-    def _turn_on_top(self, owner: Owner) -> Turn:
+    def _make_turn_on_top(self, owner: Owner) -> Turn:
         """Return a turn for an operation that runs at once, beside the present turn."""
         if self.turn is not None:
             self.turn.running = self.running
@@ -215,7 +215,7 @@ class TaskGuard(LendingGuard):
         self.turn = turn.lent_by
         self.running = None if turn.lent_by is None else turn.lent_by.running
 
-    def _show(self, change: deferred.Change) -> None:
+    def _show(self, change: hidden.Change) -> None:
         change.show()
         owner = self.current_owner()
         if self.last_writer is not owner:
@@ -230,7 +230,7 @@ class TaskGuard(LendingGuard):
         note_sections(me)
         if self._must_step(me, WRITE):
             self._check_step(me, WRITE)
-            if not self._is_quiet():
+            if not self._keeps_changes():
                 raise refusals.to_lose(me, self.explain())
 
     def check_may_execute(self) -> None:
@@ -259,9 +259,8 @@ class TaskGuard(LendingGuard):
 
     def _check_step(self, me: Owner, access: Access) -> None:
         if self.running is not None and not isinstance(self.running, TaskOwner):
-            raise refusals.beside(
-                me, self.explain()
-            )  # a thread does not stop for this step
+            # A thread does not stop for this step.
+            raise refusals.beside(me, self.explain())
         strange = self._is_in_section_of_others(me)
         restricted = self.turn is not None and self.turn.reads_only
         if strange and not restricted:
@@ -276,7 +275,7 @@ class TaskGuard(LendingGuard):
         if access is not WRITE:
             raise refusals.beside(me, self.explain())
 
-    def _is_quiet(self) -> bool:
+    def _keeps_changes(self) -> bool:
         """Whether the operation in flight would keep a change that is made now."""
         session = self.session()
         if session is not None and orm.is_flushing(session):
@@ -331,7 +330,7 @@ class TaskGuard(LendingGuard):
 
     def _do(self, it: PutOff) -> None:
         with self._mutex:
-            turn = self._turn_on_top(it.owner)
+            turn = self._make_turn_on_top(it.owner)
             self._put_on_top(turn)
         try:
             with on_behalf_of(it.owner):

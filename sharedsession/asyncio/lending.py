@@ -141,7 +141,7 @@ class LendingGuard(Guard):
         return None if self.turn is None else [*self.turn.with_lenders()][-1]
 
     def _reads_with_family(self, me: Owner) -> bool:
-        """Whether *me* belongs to a read section that is still open."""
+        """Whether *me* belongs to an open read section of another task."""
         turn = self.turn
         if turn is not None and turn.mode is EXCLUSIVE and turn.owner is not me:
             return turn.reads_only and self._is_family(me)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import SharedSessionError
 from ..guard.task import current_task_owner
-from ..registry import OneForAll, check_factory, refuse_to_pickle
+from ..registry import OneForAll, check_factory, refuse_to_pickle, tell_discarded
 from ..session.async_sections import AsyncSection
 from .guard import TaskGuard
 from .session import AsyncSharedSession
@@ -80,7 +80,7 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
         Like ``async_scoped_session.remove()``, but the session is closed and discarded
         when no task that used it is left; tasks that have ended do not count.
         """
-        await self._close(self.registry.leave())
+        await self._close(self.registry.leave(), even_if_used=False)
 
     async def close_all(self) -> None:  # type: ignore[override]
         """Close and discard the session now, even if other tasks still use it.
@@ -89,12 +89,21 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
         task that had work in the session gets :class:`WorkLostError` when it next uses
         the session.
         """
-        await self._close(self.registry.present())
+        await self._close(self.registry.present(), even_if_used=True)
 
-    async def _close(self, session: _AS | None) -> None:
-        if session is not None:
-            await session.close()  # first: if this fails, the session is still here
-            self.registry.discard(session)
+    async def _close(self, session: _AS | None, even_if_used: bool) -> None:
+        if session is None:
+            return
+        async with session.critical_section():  # as in the registry for threads
+            users = self.registry.withdraw(session, even_if_used)
+            if users is None:
+                return
+            try:
+                await session.close()
+            except BaseException:
+                self.registry.restore(session, users)
+                raise
+            tell_discarded(session, users)
 
     # -- members of the session that async_scoped_session does not forward
 

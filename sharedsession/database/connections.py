@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection
 
 from ..guard.access import END, LOAD, STATEMENT
 from ..guard.guard import Guard
-from ..internals import cursors, orm
+from ..guard.owner import Owner
+from ..internals import cursors, orm, transactions
 from ..operations.inplace import is_guarded, like, per_class, subclass
 from ..operations.operation import in_window, run
 from ..operations.statements import access_of, has_changes_within, is_known_change
@@ -45,7 +46,18 @@ def guard_connection(connection: Connection, guard: Guard) -> Connection:
         thing._sharedsession_guard = weakref.ref(guard)
         if not is_guarded(connection):
             connection.__class__ = _guarded_class(type(connection))
+            _adopt_transactions(connection)
     return connection
+
+
+def _adopt_transactions(connection: Any) -> None:
+    """Guard the transactions that the application began before there was a guard."""
+    savepoints = transactions.open_savepoints(connection)
+    names = map(transactions.name_of_savepoint, savepoints)
+    connection._sharedsession_savepoints = tuple(map(Savepoint, names))
+    for transaction in (*savepoints, transactions.outer_transaction(connection)):
+        if transaction is not None and not is_guarded(transaction):
+            transaction.__class__ = _guarded_transaction(type(transaction))
 
 
 def guard_of_connection(connection: Any) -> Guard | None:
@@ -229,6 +241,17 @@ _ACCOUNTED_FOR: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def savepoints_within(transaction: Any) -> list[Savepoint]:
+    """Return the savepoints of a session's transaction and those made inside it."""
+    found: list[Savepoint] = []
+    for connection, name in transactions.names_of_savepoints(transaction):
+        savepoints = list(getattr(connection, "_sharedsession_savepoints", ()))
+        names = [savepoint.name for savepoint in savepoints]
+        if name is None or name in names:
+            found += savepoints[0 if name is None else names.index(name) :]
+    return found
+
+
 def _note_in_savepoint(guard: Guard, connection: Any, statement: Any) -> None:
     """If *statement* changes data, note its owner in the innermost savepoint.
 
@@ -273,21 +296,27 @@ def _guarded_transaction(base: Any) -> Any:
 
 
 def _rolling_back(function: Any, transaction: Any) -> None:
-    """Roll back, unless the recovery before this very operation has done so.
+    """Roll back, unless another owner has rolled back already.
 
-    If another owner broke the transaction, the recovery rolls back for the caller.
-    Doing so again would warn that the transaction has ended already.
+    Doing so again would warn that the transaction has ended, although the caller did
+    not end it: its own rollback clears what another owner broke.
     """
     guard = _guard_behind(transaction)
     if guard is None:
         return function(transaction)  # type: ignore[no-any-return]
-    was_active = transaction.is_active
+    me = guard.current_owner().party
+    was_active = transaction.is_active  # before the recovery of this very operation
 
     def roll_back() -> None:
-        if transaction.is_active or not was_active:
+        by, _ended_by[transaction] = _ended_by.get(transaction, me), me
+        if transaction.is_active or (by is me and not was_active):
             function(transaction)
 
     return run(guard, END, roll_back)  # type: ignore[no-any-return]
+
+
+#: The last owner that ended a transaction of a connection.
+_ended_by: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
 
 
 def _guard_behind(transaction: Any) -> Guard | None:

@@ -269,7 +269,13 @@ class _Streaming:
         strategy = result.cursor_strategy
         if strategy is not self:
             return getattr(strategy, name)(result, result.cursor, *args)
-        return getattr(super(), name)(result, cursor, *args)
+        try:
+            return getattr(super(), name)(result, cursor, *args)
+        except BaseException:
+            # SQLAlchemy has closed the cursor.  The traceback keeps the result alive,
+            # and other threads must not wait for its collection.
+            self.hold.release()
+            raise
 
     def soft_close(self, result: Any, cursor: Any) -> None:
         plain: Any = super()

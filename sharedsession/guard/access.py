@@ -58,6 +58,8 @@ class ForeignLock(Protocol):
 
     #: Whether readers may share the lock.
     shares: bool
+    #: Whether only the thread that acquired the lock can release it.
+    is_bound: bool
     #: The class of the lock, for messages.
     name: str
 
@@ -75,7 +77,7 @@ class ForeignLock(Protocol):
 
 
 class Gate(Protocol):
-    """A dictionary of at most one entry, changed atomically; see ``monitor.py``."""
+    """A dictionary of at most one entry, changed atomically; see ``gate.py``."""
 
     def get(self, key: int, /) -> object: ...
 
@@ -91,18 +93,21 @@ class Gate(Protocol):
 class Recovery(Protocol):
     """What a guard tells the session about its owners; see ``session/recovery.py``."""
 
-    # A second owner enters for the first time; refuses it by raising.
+    # Raises to refuse a second owner when it enters for the first time.
     def admit(self, second: Owner) -> None: ...
 
     # *owner* left work in the transaction that a rollback would lose.
     def wrote(self, owner: Owner) -> None: ...
+
+    # A registry closed the session for all of its *users* and forgot it.
+    def discarded(self, users: set[Owner]) -> None: ...
 
     # Handles the reasons for ``attention`` before an operation of *me* goes on.
     def recover(self, me: Owner, access: Access) -> None: ...
 
 
 class Lock(Protocol):
-    """The primitive that a guard is built on: a plain lock, not reentrant."""
+    """A lock that a guard uses: plain to park on, reentrant as its mutex."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 

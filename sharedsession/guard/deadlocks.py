@@ -1,8 +1,8 @@
 """Deadlock detection: cycles in the graph of owners that wait for each other.
 
 An owner waits for one thing at a time, and each thing knows its owners.  The search
-takes no lock across the whole graph, so that it may see an owner that was admitted a
-moment ago as still waiting.  But a real deadlock stays.  Therefore a cycle only counts
+does not lock the whole graph.  Therefore it may see an owner that was just admitted as
+still waiting, but a real deadlock stays.  Therefore a cycle only counts
 if two more searches, which ask every guard on it again, find the same cycle.
 """
 

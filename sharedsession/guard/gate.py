@@ -7,8 +7,8 @@ turn.  The gate is a dictionary with at most one entry: entering is one
 entry is the owner of the operation that is inside, or ``CLOSED`` if the monitor
 decides.  The monitor closes the gate before it admits an owner, and opens the gate when
 no owner is left inside.  An owner that leaves by the gate opens the gate first and
-reads the queue then; a waiter joins the queue first and reads the gate then.  Therefore
-one of the two sees the other.
+reads ``hand_over_at`` then; a waiter sets ``hand_over_at`` first and reads the gate
+then.  Therefore at least one of the two sees the other.
 
 While an operation that has changed nothing yet waits for the database, no loaded state
 changes.  Then the operation opens a *window*: the guard has a version until the window
@@ -25,8 +25,8 @@ from typing import Callable
 
 from .access import EXCLUSIVE, Gate, Kind, Lock
 from .owner import Owner
-from .queue import Waiter
 from .turn import Hold, Turn
+from .waiter import Waiter
 
 #: ``hand_over_at`` while the queue is empty; compared by identity.
 FOREVER = math.inf
@@ -76,22 +76,22 @@ class Gated:
     #: an operation clears it first and reads what keeps the turn then.
     running: Owner | None
     #: None while an owner may be changing state, or has left state unsettled; otherwise
-    #: a number that was never used before.  Written by the exclusive owner alone:
-    #: before its first change and after its last one.  A value that was read between
+    #: a number that was never used before.  Set to None before the first change, and to
+    #: a new number after the last one.  A value that was read between
     #: two checks of the very same version did not change.
     version: int | None
-    #: The last number used; written by the exclusive owner alone.
+    #: The last number used; written together with ``version``.
     last_version: int
     #: The owner that has a window open.  Written by the exclusive owner alone.
     window: Owner | None
     #: Whether the running operation may open a window: neither it nor an operation
     #: nested in it has changed anything yet, and the session has a second owner.
     may_open: bool
-    # The next two are notes for the next owner that enters.  Whatever it is to be told
-    # or to do is stored first, and the note after it.
+    # The next two are notes for the next owner that enters.  The message or the work is
+    # stored first, and the note after it.
     #: True if the next owner must be told something, or must do something, first.
     attention: bool
-    #: True if that concerns mere reads of loaded state, too.
+    #: True if reads of loaded state must wait for that, too.
     unsettled: bool
     #: The waiters, in order of arrival.  Changed under the mutex.
     queue: deque[Waiter]
@@ -99,7 +99,7 @@ class Gated:
     hand_over_at: float
     #: When the operation inside by the gate began; ``None`` if it is not timed.
     since: float | None
-    #: The first owner, which needs no check; valid until a second owner came.
+    #: The first owner, which needs no check until a second owner enters.
     only_owner: Owner | threading.Thread | None
     #: From True to False once.  A stale True costs one needless check.
     checks_owners: bool
@@ -129,7 +129,7 @@ class Gated:
         self._has_windows = kind is not Kind.DETECT and kind is not Kind.CONFINE
         self.turn = None
         self.running = self.window = None
-        # None for good where every read must be checked
+        # always None for "confine", because each read is checked
         self.version = None if kind is Kind.CONFINE else 0
         self.last_version = 0
         self.may_open = self.attention = self.unsettled = False
@@ -171,7 +171,7 @@ class Gated:
         return False
 
     def leave(self, me: Owner) -> None:
-        """End the operation that :meth:`enter` began, or tried to begin.
+        """End the operation that began, or tried to begin.
 
         After an interrupt, call this again: it does the steps that are left.
         """
@@ -181,9 +181,9 @@ class Gated:
                 self.running = None
                 if turn.keeps and not self.joiners:
                     return  # the section goes on
-        elif self.gate.get(0) is me and self._rests():
+        elif self.gate.get(0) is me and self._may_ignore_queue():
             if self.since is not None:
-                self._note_hold(self.since)
+                self._note_stay(self.since)
                 self.since = None
             if self._leave_by_gate(me):
                 if self.hand_over_at and not self.abandoned_holds:
@@ -205,12 +205,12 @@ class Gated:
             return False
         return True
 
-    def _rests(self) -> bool:
+    def _may_ignore_queue(self) -> bool:
         """Whether a leaving owner may ignore the queue now."""
         until = self.hand_over_at
         return until is FOREVER or self.clock() < until
 
-    def _note_hold(self, since: float) -> None:
+    def _note_stay(self, since: float) -> None:
         held = self.clock() - since
         if held > self._longest_hold:
             self._longest_hold = held
@@ -269,7 +269,7 @@ class Gated:
         False if the caller must be told something first.  Check this before the read
         and after it, because meanwhile another thread may have ended the caller's
         stream, or the garbage collector a forgotten section.  Checking twice is enough:
-        the caller only gets back inside by its own entry.
+        only the caller's own entry can bring it back inside.
         """
         if self.running is me:
             return True
@@ -302,7 +302,7 @@ class Gated:
         """End the optimistic reads; do nothing if *me* has no window open."""
         if self.window is me:
             self.version = None
-            self.running = me  # first: a finalizer in between must find it inside
+            self.running = me  # before ``window``: a finalizer must find *me* inside
             self.window = None
 
     def _let_look(self) -> None:

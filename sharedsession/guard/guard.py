@@ -1,8 +1,7 @@
 """The guard of a session: what the library and its users call on top of the monitor.
 
-The monitor admits owners.  The guard adds the uses of an admission (operations,
-sections, blocks, streams), the checks of each new owner, work that is deferred to the
-next owner, statistics and reports, and the cleanup after a dead owner or a fork.
+The monitor admits owners.  The guard adds operations, sections, blocks and streams,
+work that is deferred to the next owner, and reports.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Guard(Ownership):
         "_deferred",
     )
 
-    #: Whether the consumer of a result can wait for its turn then.
+    #: Whether a call that fetches rows from a result can wait for its turn.
     consumers_can_wait = True
 
     @classmethod
@@ -81,8 +80,8 @@ class Guard(Ownership):
         self.session: Callable[[], Any] = _no_session
         #: The last owner whose work in the present transaction was noted.
         self.last_writer: Owner | None = None
-        #: The owner whose operation raised last, and the class name of the error, which
-        #: may have broken the transaction.
+        #: The owner that may have broken the transaction last, and how: the class name
+        #: of an error, or another text.
         self.last_failure: tuple[Owner, str] | None = None
         self._deferred: deque[Callable[[], None]] = deque()
 
@@ -103,7 +102,7 @@ class Guard(Ownership):
     def _goes_on(self, turn: Turn, me: Owner, access: Access) -> bool:
         """Begin an operation in the caller's own turn.
 
-        Return whether it is in a critical section, which began with a recovery.
+        Return True if no recovery is due, because the turn began with one.
         """
         restricted = turn.mode is BESIDE or turn.reads_only
         if restricted and access is not READ and access is not LOAD:
@@ -125,7 +124,7 @@ class Guard(Ownership):
         if (reads or restricted) and access is not READ and access is not LOAD:
             self.refuse_write()
         beside = reads or (access is READ and self._shares)
-        looks = access is READ and not reads and not me.is_patient
+        looks = access is READ and not reads and me.accepts_window
         mode = BESIDE if beside else EXCLUSIVE
         self._acquire(me, mode, self.timeout, looks=looks)
         turn = self.turn
@@ -152,8 +151,8 @@ class Guard(Ownership):
     def exclude_others(self, me: Owner) -> bool:
         """Make the operation of *me* exclusive; return whether it is exclusive now.
 
-        A load inside a read section stays as it is.  Other owners may enter before *me*
-        is exclusive, so the caller must check again what it has read.
+        A load inside a read section stays beside the readers.  Other owners may enter
+        before *me* is exclusive, so the caller must check again what it has read.
         """
         turn = self.turn
         beside = turn is not None and turn.owner is me and turn.mode is BESIDE
@@ -175,7 +174,7 @@ class Guard(Ownership):
         raise refusals.write(me)
 
     def _only_streams(self, me: Owner) -> bool:
-        """Whether *me* left its read section, but not the stream that began in it."""
+        """Whether streams alone, and no section, keep the turns of *me*."""
         turns = [self.turn] if self.turn is not None and self.turn.owner is me else []
         turns += [self.reading[me]] if me in self.reading else []
         kept = [it for turn in turns for it in snapshot(turn.keeps.values())]

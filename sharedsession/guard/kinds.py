@@ -69,6 +69,7 @@ class _ForeignExclusive:
     """Adapter of an RLock-like object, which several guards may use."""
 
     shares = False
+    is_bound = True
 
     def __init__(self, lock: RLockLike) -> None:
         self._lock = lock
@@ -109,6 +110,7 @@ class _ForeignReadWrite:
     """
 
     shares = True
+    is_bound = False
 
     def __init__(self, lock: RWLockLike) -> None:
         self._lock = lock

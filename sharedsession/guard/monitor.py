@@ -1,9 +1,11 @@
 """The monitor: which owners are inside a session, which wait, and which comes next.
 
-All state of a guard changes under one small mutex.  Nothing else runs while the mutex
-is held: no user code, no wait, no logging.  (One exception: ``release()`` and
-``downgrade()`` of a lock object that the application passed in.  They must not call
-back into the guard.)  Owners are admitted in three *modes*:
+Except by the gate, the state of a guard changes under one small mutex.  Nothing else
+runs while the mutex is held: no user code, no wait, no logging.  (One exception:
+``release()`` and ``downgrade()`` of a lock object that the application passed in.  They
+must not call back into the guard.)
+
+Owners are admitted in three *modes*:
 
 ``EXCLUSIVE``
     One owner alone.  Every operation that is not a mere read of loaded state, every
@@ -14,13 +16,13 @@ back into the guard.)  Owners are admitted in three *modes*:
     One operation at a time beside the shared owners: a load inside a read section, or a
     read of loaded state that came at a moment when no optimistic read was possible.
 
-The owner that leaves hands the guard off in the
-order of arrival, because then neither readers nor writers starve.  Owners that are in a
-read section already go first, because all others wait for them.
+The owner that leaves hands the guard off in the order of arrival, because then neither
+readers nor writers starve.  Owners that are in a read section already go first, because
+all others wait for them.
 
 Hand-off is not strict FIFO, because switching threads costs more than a short section.
 The first exclusive waiter is woken and must win the guard against newcomers (barging).
-If it has not won after ``TURN`` seconds it is next: no owner may enter ahead of it.
+If it has not won after ``BARGING`` seconds it is next: no owner may enter ahead of it.
 This is eventual fairness as in WebKit's and Rust's parking lots.  Only exclusive owners
 may barge, and only while all waiters are exclusive: a reader enters only once for each
 time that it waits, and writers that barge ahead of readers would starve them.
@@ -48,8 +50,8 @@ from .access import (
 )
 from .gate import CLOSED, FOREVER
 from .owner import Owner
-from .queue import TURN, Waiter
 from .turn import Hold, Turn, snapshot
+from .waiter import BARGING, Waiter
 from .waiting import Waiting
 
 
@@ -209,7 +211,7 @@ class Monitor(Waiting):
         """Wake the first waiter to try by itself; let others barge until it is next."""
         waiter.wake()  # first, so that after an interrupt the waiter tries anyway
         if waiter.next_at is None:
-            waiter.next_at = self.clock() + TURN
+            waiter.next_at = self.clock() + BARGING
         self.hand_over_at = waiter.next_at
         self._open_gate()
 

@@ -1,7 +1,7 @@
 """The owners inside a session: their turns, and what keeps and ends a turn.
 
 The stay of an owner is a :class:`Turn`.  It ends when no operation runs in it and no
-section, block or stream keeps it.  What keeps a turn is noted by the number of its
+section, block or stream keeps it.  A turn stores each of them by the number of its
 :class:`Hold`.
 """
 
@@ -20,13 +20,13 @@ logger = logging.getLogger("sharedsession")
 
 
 class Occupancy(Gated):
-    """Begins and ends turns, and passes the guard on after each change."""
+    """Begins and ends turns; calls :meth:`_pass_on` after each change."""
 
     __slots__ = ("reading", "abandoned_by", "_lock")
 
     #: The turns of shared read sections.  Changed under the mutex.
     reading: dict[Owner, Turn]
-    #: An owner that left a section unfinished, if the next owner must know.
+    #: The owner that left a section unfinished, until the next owner recovers.
     abandoned_by: Owner | None
 
     def __init__(self, kind: Kind, *, lock: ForeignLock | None, **below: Any) -> None:
@@ -124,7 +124,7 @@ class Occupancy(Gated):
         if turn is None:
             return
         if turn.since is not None:
-            self._note_hold(turn.since)
+            self._note_stay(turn.since)
         reader = self.reading.get(turn.owner)
         if reader is not None and not reader.keeps:
             self._drop_reader(reader)  # its section ended before its stream
@@ -139,7 +139,7 @@ class Occupancy(Gated):
         self.turn = None
 
     def _drop_reader(self, reader: Turn) -> None:
-        self._note_hold(reader.since or 0.0)
+        self._note_stay(reader.since or 0.0)
         if self._lock is not None and not self.is_exclusive(reader.owner):
             self._lock.release(reader.owner, self)
         self.reading.pop(reader.owner, None)
@@ -191,6 +191,13 @@ class Occupancy(Gated):
             self._pass_on()
         self.reap()
 
+    def check_may_leave(self, hold: Hold) -> None:
+        """Refuse if only the thread that entered can release the lock object."""
+        if self._lock is not None and self._lock.is_bound and hold.is_open:
+            me, owner = self.current_owner(), self.owner_of(hold)
+            if owner is not me and owner.alive:
+                raise refusals.to_move(me, owner)
+
     def _release_hold(self, hold: Hold) -> None:
         if not hold.is_open:
             return
@@ -207,8 +214,8 @@ class Occupancy(Gated):
     def abandon_forgotten(self, hold: Hold) -> None:
         """Release a hold that was collected before it was released.
 
-        The garbage collector calls this in any thread and at any line, while the guard
-        changes its own state, too.
+        The garbage collector calls this in any thread and at any line, even inside the
+        mutex.
         """
         self.abandon(hold, finished=False)
 

@@ -33,7 +33,7 @@ _INNER_PACKAGES = (
 #: The coroutines of these packages run the cells of notebooks.
 _NOTEBOOK_PACKAGES = ("IPython", "ipykernel")
 
-#: Called with each owner whose thread ended; ``guard.py`` registers its cleanup here.
+#: Called with each owner that has ended; ``ownership.py`` registers its cleanup here.
 on_death: list[Callable[[Owner], None]] = []
 
 
@@ -43,7 +43,7 @@ class Waitable(Protocol):
     def blockers(self) -> list[Owner]: ...
 
 
-#: In the place of the thread of an owner that is no thread.
+#: The ``thread`` of an owner that is not a thread.
 NO_THREAD: Any = None
 
 
@@ -52,7 +52,7 @@ class Owner:
 
     __slots__ = (
         *("thread", "ident", "native_id", "alive", "busy"),
-        *("waiting_for", "is_patient", "sections", "__weakref__"),
+        *("waiting_for", "accepts_window", "sections", "__weakref__"),
     )
 
     #: The word for this kind of owner in messages.
@@ -77,9 +77,9 @@ class Owner:
         #: What this owner waits for.  Set by the owner, cleared by the thread that
         #: admits the owner.
         self.waiting_for: Waitable | None = None
-        #: True during the second attempt of an optimistic read, which keeps its place
-        #: in the queue.
-        self.is_patient = False
+        #: True from the begin of an optimistic read's first attempt until it enters the
+        #: guard: if a window opens meanwhile, it need not enter.
+        self.accepts_window = False
 
     @property
     def flow(self) -> Any:
@@ -99,7 +99,7 @@ class Owner:
 
     def has_ended(self) -> bool:
         """Whether the thread is dead although its death was not reported."""
-        # A greenlet that gevent presents as a thread is never listed there.
+        # ``sys._current_frames()`` never lists a greenlet of gevent.
         listed = not _HAS_REAL_THREADS or self.ident in sys._current_frames()
         return self.alive and not listed
 
@@ -185,7 +185,7 @@ local = _Local()
 #: reused, an owner that is found here for a new thread must have ended.
 _owners: dict[int, Owner] = {}
 
-#: Native identifiers of threads without local storage: only finalizers run in them.
+#: Native identifiers of threads that are ending: only finalizers still run in them.
 _ending: set[int] = set()
 
 #: False if greenlets are presented as threads, as by gevent: then many threads have the

@@ -18,7 +18,7 @@ from .owner import Owner
 
 def write(me: Owner) -> UpgradeError:
     return UpgradeError(
-        f"This is a write, and it was asked for inside a read section of {me.name}. "
+        f"A write is not possible inside a read section of {me.name}.  "
         "Nothing was changed. Leave the read section first, or use "
         "critical_section() in its place."
     )
@@ -45,8 +45,8 @@ def nested(me: Owner) -> SharedSessionError:
         f"{me.name} used a shared session in a finalizer or a signal handler that "
         "interrupted the same thread while it was entering or leaving a guard, or "
         "waiting for its turn. The call cannot wait, because it would wait for its "
-        "own thread. Nothing was changed. Let finalizers and signal handlers only "
-        "note what is to be done, and do it with the session in ordinary code."
+        "own thread. Nothing was changed. In finalizers and signal handlers only "
+        "record the work, and do it later in ordinary code."
     )
 
 

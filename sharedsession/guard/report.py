@@ -8,7 +8,7 @@ from .owner import Owner
 from .turn import snapshot
 
 if TYPE_CHECKING:
-    from .queue import Waiter
+    from .waiter import Waiter
     from .waiting import Waiting
 
 
@@ -49,7 +49,7 @@ def _held_by(owner: Owner, how: str, seconds: float) -> str:
 
 
 def long_wait(guard: Waiting, waiter: Waiter) -> str:
-    """Describe a wait that may be endless, with advice if the owner's code stands."""
+    """Describe a long wait, with advice if the owner's code is suspended."""
     owner = waiter.owner
     return (
         f"{owner.name} has waited more than {guard.warn_after:g} s for its turn in a "

@@ -154,7 +154,7 @@ def current_owner() -> Owner:
     event loop.  Inside :func:`one_owner` the owner is a member of that party.
     """
     if _get_running_loop() is None:
-        # thread_owner() without its call, because each read in a section asks.
+        # thread_owner() inlined, because every read in a section calls this.
         life = local.life
         owner = introduce() if life is None else life.owner
     else:

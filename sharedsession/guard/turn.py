@@ -17,7 +17,7 @@ _hold_numbers = itertools.count(1)
 
 
 def snapshot(things: Collection[_T]) -> list[_T]:
-    """Return what is in a dictionary, a view of its values, a set or a deque now.
+    """Return the present items of a dictionary, a values view, a set or a deque.
 
     Unlike ``tuple()``, this allocates nothing once it has begun to iterate.  An
     allocation may run the garbage collector, and with it a finalizer of this thread
@@ -65,7 +65,7 @@ class Turn:
         self.mode = mode
         #: When it began; ``None`` for an operation that is not timed.
         self.since = since
-        #: By the number of its hold, each section, block and stream that is open.
+        #: The open sections, blocks and streams, by the number of their hold.
         self.keeps: dict[int, Kept] = {}
         self.lent_by = lent_by
         #: While another turn is on top: the owner whose operation runs in this one.
@@ -78,7 +78,7 @@ class Turn:
 
     @property
     def reads_only(self) -> bool:
-        """Whether a read section keeps it.  A lent turn has its lender's rights."""
+        """Whether a read section keeps this turn, or the turn of its lender."""
         # The owner may end a stream meanwhile.
         if any(kept.reads_only for kept in snapshot(self.keeps.values())):
             return True
@@ -120,10 +120,10 @@ class Hold:
         return former
 
     def forget_if_busy(self) -> bool:
-        """Abandon this hold if a finalizer ends it that cannot use the guard now.
+        """Abandon this hold if its owner is busy, because a finalizer is ending it.
 
-        Return whether it was abandoned.  The next owner then does what is left to do,
-        such as a rollback, as after every section that was abandoned.
+        Return whether it was abandoned.  The next owner then rolls back, as after every
+        section that was abandoned.
         """
         if not self.guard.current_owner().busy:
             return False

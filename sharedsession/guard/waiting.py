@@ -1,4 +1,4 @@
-"""How an owner waits for its turn in a session, and what is told of a wait."""
+"""How an owner waits for its turn in a session, and how a long wait is logged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .access import EXCLUSIVE, ForeignLock, Kind, Lock, Mode
 from .gate import CLOSED
 from .occupancy import Occupancy
 from .owner import Owner
-from .queue import Waiter, WindowOpened
 from .turn import Hold, Turn
+from .waiter import Waiter, WindowOpened
 
 logger = logging.getLogger("sharedsession")
 
@@ -75,7 +75,7 @@ class Waiting(Occupancy):
             self._give_up(waiter, blocks_loop)
 
     def _give_up(self, waiter: Waiter, blocks_loop: bool) -> NoReturn:
-        """Raise what a wait that did not end in an admission has to raise."""
+        """Raise the error of a wait that ended without an admission."""
         me = waiter.owner
         if waiter.may_look:
             raise WindowOpened
@@ -109,7 +109,7 @@ class Waiting(Occupancy):
         self.joiners = sum(waiter.is_joiner() for waiter in self.queue)
 
     def _release_ended_owners(self, waiter: Waiter) -> None:
-        """Release what dead threads hold whose death was not reported."""
+        """Release what dead threads hold if their death was not reported."""
         for owner in self.blockers(waiter):
             if owner.has_ended():
                 owner.alive = False
@@ -190,7 +190,7 @@ class Waiting(Occupancy):
     def _acquire_foreign(
         self, lock: ForeignLock, me: Owner, mode: Mode, timeout: float | None
     ) -> None:
-        """Acquire the lock object, inside which the owners wait for each other."""
+        """Acquire the lock object, before joining the queue."""
         if lock.acquire(mode, me, self, 0):
             return
         if not me.can_wait():

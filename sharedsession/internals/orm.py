@@ -60,7 +60,7 @@ _NO_SET = getattr(_attributes, "DONT_SET", object())  # new in 2.1
 
 
 #: Deferred changes, for each guard that defers changes now; nearly always empty.  See
-#: changes.py.
+#: objects/hidden.py.
 watched: dict[Any, Any] = {}
 
 

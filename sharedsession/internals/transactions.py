@@ -124,6 +124,43 @@ def savepoint_beyond(transaction: Any) -> Any:
     return None
 
 
+def has_blocks_within(session: Any, block: Any) -> bool:
+    """Whether a transaction block that was entered inside *block* is still open."""
+    innermost = within = session._trans_context_manager
+    while within is not None and within is not block:
+        within = within._outer_trans_ctx
+    return within is block and innermost is not block
+
+
+def open_savepoints(connection: Any) -> list[Any]:
+    """Return the savepoints of *connection* that are open, the innermost last."""
+    found, savepoint = [], connection._nested_transaction
+    while savepoint is not None:
+        found.append(savepoint)
+        savepoint = savepoint._previous_nested
+    return found[::-1]
+
+
+def name_of_savepoint(savepoint: Any) -> str:
+    return savepoint._savepoint  # type: ignore[no-any-return]
+
+
+def outer_transaction(connection: Any) -> Any:
+    """Return the transaction around the savepoints, or ``None``."""
+    return connection._transaction
+
+
+def names_of_savepoints(transaction: Any) -> list[tuple[Any, str | None]]:
+    """Return each connection of *transaction*, with the name of its savepoint there.
+
+    The name is ``None`` for an outer transaction.
+    """
+    return [
+        (entry[0], entry[1]._savepoint if transaction.nested else None)
+        for entry in transaction._connections.values()
+    ]
+
+
 def driver_connection(connection: Any) -> Any:
     """Return the connection of the driver; ``None`` if there is none at present.
 

@@ -31,7 +31,7 @@ from ..operations.inplace import is_guarded, like, per_class, subclass
 from ..operations.operation import optimistic_read, run
 from ..operations.tables import ATTRIBUTE_IMPL, ATTRIBUTE_STATE, STATE, Table
 from ..operations.wrap import FindGuard, guarded
-from . import collections, deferred, pickling, reading
+from . import collections, hidden, pickling, reading
 from .changers import Changers
 from .guards import guard_of_instance, guard_of_state, guards_by_session
 from .setting import setter_of
@@ -162,8 +162,8 @@ def _modified_event(
     # operation here.  All other calls are made inside an operation on an attribute.
     guard = guards_by_session.get(state.session_id)
     if guard is None or not is_userland:
-        if deferred.watched:
-            deferred.note(state, attribute, previous)
+        if hidden.watched:
+            hidden.note(state, attribute, previous)
         if guard is not None:
             note_changed(guard, state, attribute)
         return _flag(state, values, attribute, previous, collection, is_userland)
@@ -172,7 +172,7 @@ def _modified_event(
 
 
 def _flag_and_note(state: Any, values: Any, attribute: Any, *args: Any) -> Any:
-    deferred.note(state, attribute, *args[:1])
+    hidden.note(state, attribute, *args[:1])
     note_changed(guards_by_session[state.session_id], state, attribute)
     return _flag(state, values, attribute, *args)
 

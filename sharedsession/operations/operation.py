@@ -9,8 +9,8 @@ from ..guard import refusals
 from ..guard.access import COMMIT, LOAD, READ, STATEMENT, WRITE, Access
 from ..guard.guard import Guard
 from ..guard.owner import Owner
-from ..guard.queue import WindowOpened
 from ..guard.turn import Hold
+from ..guard.waiter import WindowOpened
 
 #: Operations that wait for the database before they change anything.
 _WAITING = (LOAD, STATEMENT, COMMIT)
@@ -61,11 +61,13 @@ def run(
 def _enter(guard: Guard, me: Owner, access: Access) -> None:
     """Begin an operation: by the gate if possible, or else by the monitor."""
     if guard.come_in(me):
+        me.accepts_window = False
         guard.since = guard.clock()
         if guard.attention:
             guard.recover(me, access)
     else:
         guard.enter(me, access)
+        me.accepts_window = False
 
 
 def _leave(guard: Guard, me: Owner) -> None:
@@ -207,8 +209,8 @@ def _run_within(
 def in_window(guard: Guard, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Call *function*, which waits for the database, while others may read.
 
-    A part of an operation.  Opens a window if the operation has changed nothing yet,
-    see ``guard/monitor.py``.
+    Call this inside an operation.  Opens a window (``guard/gate.py``) if the operation
+    has changed nothing yet.
     """
     if not guard.may_open:
         return function(*args, **kw)
@@ -232,11 +234,25 @@ def optimistic_read(
     all other owners out.  The same rule decides whether an error of *function* counts.
 
     A reader that waits in the queue leaves the queue if a window opens, and tries an
-    optimistic read again.  The second attempt keeps its place in the queue.
+    optimistic read again.  In the second attempt it does not leave the queue again.
+    """
+    if guard.version is None and guard.running is guard.current_owner():
+        return function(*args, **kw)
+    try:
+        return _attempt(guard, True, function, args, kw)
+    except WindowOpened:
+        return _attempt(guard, False, function, args, kw)
+
+
+def _attempt(
+    guard: Guard, accepts_window: bool, function: Any, args: Any, kw: Any
+) -> Any:
+    """Call *function* without a lock, or else as an operation.
+
+    :param accepts_window: whether to raise :class:`WindowOpened`, instead of waiting
+      on, when a window opens.
     """
     version = guard.version
-    if version is None and guard.running is guard.current_owner():
-        return function(*args, **kw)
     if guard.is_still(version):
         try:
             result = function(*args, **kw)
@@ -248,12 +264,9 @@ def optimistic_read(
         else:
             if guard.is_still(version):
                 return result
+    me = guard.current_owner()
+    me.accepts_window = accepts_window
     try:
         return run(guard, READ, function, *args, **kw)
-    except WindowOpened:
-        me = guard.current_owner()
-        me.is_patient = True
-    try:
-        return optimistic_read(guard, function, *args, **kw)
     finally:
-        me.is_patient = False
+        me.accepts_window = False

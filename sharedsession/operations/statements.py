@@ -15,18 +15,20 @@ from sqlalchemy.sql.visitors import iterate
 from ..guard.access import LOAD, STATEMENT, Access
 from ..internals import orm
 
+#: What may stand before the first word.  MySQL executes the comments "/*! ... */".
+_BEFORE = r"(?:[\s(]|--[^\n]*\n|/\*(?!!).*?\*/)*"
 _CHANGES = re.compile(
-    r"[\s(]*(INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|CREATE|DROP|ALTER|TRUNCATE)\b",
-    re.IGNORECASE,
+    rf"{_BEFORE}(INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|CREATE|DROP|ALTER|TRUNCATE)\b",
+    re.IGNORECASE | re.DOTALL,
 )
-_READS = re.compile(r"[\s(]*(SELECT|VALUES)\b", re.IGNORECASE)
+_READS = re.compile(_BEFORE + r"(SELECT|VALUES)\b", re.IGNORECASE | re.DOTALL)
 
 
 def access_of(statement: Any, options: Any = None) -> Access:
     """Return ``LOAD`` if *statement* is known to only read, otherwise ``STATEMENT``.
 
-    Text is known to read if it begins with SELECT or VALUES.  Text that begins with
-    WITH counts as a write, because it may be an UPDATE.  A SELECT with
+    Text is known to read if SELECT or VALUES is its first word after comments.  Text
+    that begins with WITH counts as a write, because it may be an UPDATE.  A SELECT with
     ``populate_existing`` counts as a write, because it overwrites loaded values.
 
     :param options: the execution options of the call, or ``None``.

@@ -23,6 +23,11 @@ class AsyncSection(Generic[_S]):
         await greenlets.greenlet_spawn(self._section.__enter__)
         return self._session
 
+    @property
+    def is_entered(self) -> bool:
+        """Whether the block has begun and has not ended."""
+        return bool(self._section.is_entered)
+
     async def take_over(self) -> None:
         """Make the running task the owner of this section."""
         await greenlets.greenlet_spawn(self._section.take_over)

@@ -1,4 +1,4 @@
-"""What the owners of one session leave for each other, and how the next one recovers.
+"""Failures and lost work in a shared session, and how the next owner recovers.
 
 An owner may break the transaction, leave a section without finishing it, or throw away
 work of others.  The guard, the transaction and the connections tell :class:`Recovery`
@@ -12,12 +12,12 @@ import weakref
 from typing import Any
 
 from ..database.aborts import Abort
-from ..database.connections import innermost_savepoints
+from ..database.connections import innermost_savepoints, savepoints_within
 from ..guard.access import END, Access
 from ..guard.guard import Guard
 from ..guard.owner import Owner
 from ..internals import orm, transactions
-from ..objects.changers import Changers
+from ..objects.changers import Changers, replace
 from .checks import check_second_thread
 from .losses import Ledger, Loss
 
@@ -118,7 +118,7 @@ class Recovery:
                 self._end_broken(session, session._transaction)
 
     def _roll_back_for(self, session: Any, loss: Loss) -> None:
-        """Roll back level by level, because each level's end forgets the failure."""
+        """Roll back all levels; note the failure anew, because each end forgets it."""
         while session._transaction is not None:
             self.failure = loss
             session._transaction.rollback()
@@ -137,7 +137,7 @@ class Recovery:
             transaction.close()  # committed, or interrupted before its end
 
     def was_rolled_back_for_me(self) -> bool:
-        """Whether another thread has rolled back already what the caller had broken."""
+        """Whether another owner rolled back for the caller; True only once."""
         me = self._guard.current_owner().party
         owed = me in self._owed
         self._owed.discard(me)
@@ -227,9 +227,18 @@ class Recovery:
         )
         self._call_for_attention()
 
+    def discarded(self, users: set[Owner]) -> None:
+        """A registry closed the session for all of its *users* and forgot it."""
+        me = self._guard.current_owner().party
+        so = "the session is discarded: ask the registry for the new one"
+        others = {user.party for user in users}
+        self._lose(others, Loss(me, "closed it for all threads", so))
+
     def hand_over(self, transaction: Any, former: Owner, new: Owner) -> None:
         """Give the work of *former* in a level to *new*, which took over its block."""
         self._ledger.hand_over(transaction, former, new)
+        for savepoint in savepoints_within(transaction):
+            replace(savepoint.workers, former, new)
 
     # -- changes that are not flushed
 

@@ -77,6 +77,7 @@ class _Section(Generic[_S]):
 
     def _leave(self) -> None:
         if self._hold is not None:
+            self._hold.guard.check_may_leave(self._hold)
             self._hold.release()
         self.is_entered, self._hold = False, None
 

@@ -105,6 +105,34 @@ def test_a_stream_keeps_the_guard_until_its_last_row(session: Any, make: Any) ->
     other.result()
 
 
+@pytest.mark.parametrize("after", ["nothing", "rollback", "a section"])
+def test_a_stream_that_fails_at_the_database_keeps_nobody_out(
+    session: Any, after: str
+) -> None:
+    """Its result is alive in the traceback."""
+    session.connection().connection.driver_connection.create_function(
+        "fail", 1, lambda number: 1 // (2 - number)
+    )
+    statement = sa.text("SELECT fail(id) FROM users ORDER BY id")
+    kept: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(session.execute(statement.execution_options(yield_per=1)))
+        except sa.exc.DBAPIError as error:
+            kept.append(error)
+
+    if after == "a section":
+        with session.critical_section():
+            read()
+    else:
+        read()
+    if after == "rollback":
+        session.rollback()
+    assert kept and session.guard.held is None
+    assert Worker(lambda: session.scalar(sa.text("SELECT 1"))).result() == 1
+
+
 @STREAMS
 def test_a_stream_gives_the_guard_back_when_closed(session: Any, make: Any) -> None:
     result = make(session)

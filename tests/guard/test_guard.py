@@ -33,8 +33,8 @@ from sharedsession.guard.access import (
 from sharedsession.guard.guard import Guard
 from sharedsession.guard.kinds import KINDS, make_guard
 from sharedsession.guard.owner import Owner
-from sharedsession.guard.queue import TURN
 from sharedsession.guard.task import current_owner
+from sharedsession.guard.waiter import BARGING
 from sharedsession.objects.setting import setter_of
 from sharedsession.operations.operation import run
 from sharedsession.operations.wrap import guarded
@@ -570,7 +570,7 @@ def test_nobody_enters_ahead_of_the_first_waiter_for_more_than_a_turn() -> None:
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        assert timeout == pytest.approx(TURN)
+        assert timeout == pytest.approx(BARGING)
         now[0] += timeout
         return False
 
@@ -600,10 +600,10 @@ def test_the_first_waiter_is_admitted_by_an_owner_that_leaves(what: str) -> None
         return True
 
     def a_turn_passes(timeout: float) -> bool:
-        now[0] += TURN * 0.9
+        now[0] += BARGING * 0.9
         guard.leave(first)
         assert guard.come_in(first), "barging is not over"
-        now[0] += TURN * 0.2
+        now[0] += BARGING * 0.2
         guard.leave(first)
         assert not guard.come_in(first) and guard.owner is second.thread
         return True

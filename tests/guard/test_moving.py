@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import sys
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from sharedsession import (
     ConcurrentAccessError,
+    LockTimeout,
     SharedSession,
     SharedSessionError,
     UpgradeError,
@@ -538,3 +540,92 @@ def test_an_operation_ends_although_its_party_has_ended(
     assert worker.result()
     assert session.guard.owner is None
     Worker(session.commit).result()
+
+
+# -- blocks that end elsewhere, and fail
+
+
+def fail_to_leave(block: Any) -> None:
+    """Leave *block* as a statement does that raised."""
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        block.__exit__(*sys.exc_info())
+
+
+@pytest.mark.parametrize("write", ["flush", "statement"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda session: critical_section(session, transaction="commit"),
+        lambda session: critical_section(session, transaction="savepoint"),
+        lambda session: session.begin_nested(),
+    ],
+)
+def test_who_began_a_block_is_not_told_of_its_end_elsewhere(
+    session: Any, pool: Pool, make: Any, write: str
+) -> None:
+    """The work in it has moved along, so it was undone by its own owner."""
+    first: list[Any] = []
+
+    def enter() -> None:
+        first.append(current_owner())
+        block = make(session)
+        block.__enter__()
+        if write == "flush":
+            session.add(User(name="new"))
+            session.flush()
+        else:
+            session.execute(sa.insert(User).values(name="new"))
+        first.append(block)
+
+    pool.run(enter)
+    fail_to_leave(first[1])
+    assert session._recovery._ledger.error_for(first[0]) is None
+    assert not session._recovery._ledger.anybody_to_tell()
+
+
+def test_a_unit_that_could_not_be_left_can_be_left_again(session: Any) -> None:
+    unit = critical_section(session, transaction="commit")
+    working, over, worked, end = (threading.Event() for _ in range(4))
+
+    def wait() -> None:
+        working.set()
+        wait_for(over)
+
+    def work() -> None:
+        unit.__enter__()
+        session.add(User(name="new"))
+        run(session.guard, LOAD, wait)
+        worked.set()
+        wait_for(end)  # its end would end the unit
+
+    worker = Worker(work)
+    wait_for(working)
+    session.guard.timeout = 0.01
+    with pytest.raises(LockTimeout):
+        unit.__exit__(None, None, None)
+    session.guard.timeout = None
+    over.set()
+    wait_for(worked)
+    unit.__exit__(None, None, None)
+    end.set()
+    worker.result()
+    session.rollback()
+    assert "new" in set(session.scalars(sa.select(User.name)))
+
+
+def test_a_unit_ends_after_those_that_began_in_it(session: Any) -> None:
+    outer = critical_section(session, transaction="commit")
+    inner = critical_section(session, transaction="commit")
+    outer.__enter__()
+    session.add(User(name="outer"))
+    inner.__enter__()
+    session.add(User(name="inner"))
+    with pytest.raises(SharedSessionError, match="still open"):
+        outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    outer.__exit__(None, None, None)
+    session.rollback()
+    names = set(session.scalars(sa.select(User.name)))
+    assert {"outer", "inner"} <= names and session.guard.held is None

@@ -513,7 +513,7 @@ def release_of_what_is_not_held(scene: Scene) -> Any:
 @sequence(
     "ownership",
     all=("in", "SharedSessionError", "in"),
-    own_rlock=("RuntimeError", "in", "in"),
+    own_rlock=("ConcurrentAccessError", "in", "in"),
 )
 def a_section_left_by_a_stranger(scene: Scene) -> Any:
     section = scene.session.critical_section()

@@ -220,3 +220,34 @@ def test_reductions_of_ones_own_are_called() -> None:
         assert pickle.loads(pickle.dumps(thing)) == 3
         assert copy.copy(thing) == 3  # type: ignore[comparison-overlap]
     engine.dispose()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "make",
+    [
+        pickle.dumps,
+        copy.copy,
+        copy.deepcopy,
+        lambda it: sa.inspect(it).__reduce_ex__(2),
+    ],
+)
+def test_a_copy_waits_for_a_statement_that_others_may_read_beside(
+    engine: sa.Engine, lock: str, make: Any
+) -> None:
+    """No window is enough for it, because it reads more than what is loaded."""
+    session = SharedSession(engine, lock=lock)
+    user = make_user(session)
+    Worker(lambda: session.scalar(sa.text("SELECT 1"))).result()  # a second owner
+    made: list[Worker] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def meanwhile(*args: Any) -> None:
+        if not made and session.guard.window is not None:
+            made.append(Worker(lambda: make(user)))
+            passes(made[0], session.guard)
+
+    session.execute(sa.text("SELECT 1"))
+    sa.event.remove(engine, "before_cursor_execute", meanwhile)
+    assert made and made[0].result() is not None
+    session.close()

@@ -115,6 +115,53 @@ def test_close_all_closes_now(registry: Any) -> None:
     assert registry() is not session
 
 
+def test_close_all_is_told_to_those_who_go_on_with_the_session(registry: Any) -> None:
+    """They would write into a session that nobody commits."""
+    session = registry()
+    Worker(registry.close_all).result()
+    with pytest.raises(WorkLostError, match="ask the registry"):
+        session.add(User(name="mine"))
+    assert registry() is not session
+
+
+@pytest.mark.parametrize("end", ["remove", "close_all"])
+def test_nobody_gets_a_session_that_is_being_closed(registry: Any, end: str) -> None:
+    closing, go_on = threading.Event(), threading.Event()
+
+    def use_and_end() -> None:
+        registry.get(User, 1)
+
+        @sa.event.listens_for(registry(), "after_transaction_end")
+        def wait(*args: Any) -> None:
+            closing.set()
+            wait_for(go_on)
+
+        getattr(registry, end)()
+
+    def work() -> None:
+        registry.add(User(name="new"))
+        registry.commit()
+        registry.remove()
+
+    first = Worker(use_and_end)
+    wait_for(closing)
+    Worker(work).result()  # does not wait for the close
+    go_on.set()
+    first.result()
+    assert "new" in set(registry.scalars(sa.select(User.name)))
+
+
+def test_remove_leaves_a_session_that_a_thread_has_come_to_use(registry: Any) -> None:
+    """It has come while remove() waited for a section."""
+    session = Worker(registry).result()
+    with inside(session.critical_section):
+        removing = Worker(registry.remove)
+        assert not passes(removing, session.guard)
+        registry()
+    removing.result()
+    assert registry() is session
+
+
 def test_query_property_and_configure(registry: Any) -> None:
     class Queries:
         query = registry.query_property()

@@ -40,7 +40,7 @@ from sharedsession import (
     critical_section,
     shared_session,
 )
-from sharedsession.guard import gate, owner, queue
+from sharedsession.guard import gate, owner, waiter
 from sharedsession.operations import operation
 
 from ...conftest import make_engine
@@ -55,7 +55,7 @@ CORE = {
     *("guard/guard", "guard/ownership", "guard/monitor", "guard/waiting"),
     *("guard/occupancy", "guard/gate", "guard/turn", "guard/owner", "guard/task"),
     "guard/party",
-    *("guard/kinds", "guard/deadlocks", "guard/queue", "guard/report"),
+    *("guard/kinds", "guard/deadlocks", "guard/waiter", "guard/report"),
     *("operations/operation", "registry"),
     *("objects/reading", "objects/setting", "session/sections", "session/transaction"),
     *("decorators", "unit_of_work"),
@@ -872,8 +872,8 @@ def _wake_late() -> None:
             waiter.guard.clock()  # an interrupt may come at a call
             waiter.parked.release()
 
-    wake.__code__ = wake.__code__.replace(co_filename=queue.__file__)
-    setattr(queue.Waiter, "wake", wake)
+    wake.__code__ = wake.__code__.replace(co_filename=waiter.__file__)
+    setattr(waiter.Waiter, "wake", wake)
 
 
 def _plain_mutex() -> None:

@@ -69,14 +69,14 @@ MUTANTS = [
     ),
     Mutant(
         "a flush in flight sees what is set beside it",
-        "objects/deferred",
+        "objects/hidden",
         "            orm.unflag(self.state)\n",
         "            pass\n",
         NOT_AWAITED,
     ),
     Mutant(
         "what is set beside a flush is not shown after it",
-        "objects/deferred",
+        "objects/hidden",
         "        orm.note_change(self.state, values, self.attribute, self.previous)\n",
         "",
         NOT_AWAITED,
@@ -100,7 +100,7 @@ MUTANTS = [
     Mutant(
         "a relationship changes beside a flush that would lose it",
         "asyncio/guard",
-        "            if not self._is_quiet():\n"
+        "            if not self._keeps_changes():\n"
         "                raise refusals.to_lose(me, self.explain())\n",
         "            pass\n",
         NOT_AWAITED,
@@ -207,7 +207,7 @@ MUTANTS = [
     ),
     Mutant(
         "who goes on coming in does not see that a turn is over",
-        "guard/queue",
+        "guard/waiter",
         "return self.next_at is not None and self.guard.clock() >= self.next_at\n",
         "return False\n",
         "tests/guard/test_guard.py",

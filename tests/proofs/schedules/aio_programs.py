@@ -28,7 +28,7 @@ from sharedsession.asyncio.guard import TaskGuard
 from sharedsession.guard.access import CHANGE, END, LOAD, STREAM, WRITE, Kind
 from sharedsession.guard.task import to_the_end
 from sharedsession.internals import greenlets
-from sharedsession.objects import deferred
+from sharedsession.objects import hidden
 from sharedsession.objects.setting import setter_of
 from sharedsession.operations.operation import optimistic_read, run
 from sharedsession.session.async_sections import AsyncSection
@@ -263,7 +263,7 @@ def check_free(guard: Any) -> None:
     assert not guard.reading and not guard.queue and guard._step is None
     assert not guard.put_off, "put off, and nobody did it"
     assert not guard.abandoned_holds, "a forgotten hold was never released"
-    assert guard not in deferred.watched
+    assert guard not in hidden.watched
     may_have_none = guard.kind is Kind.CONFINE or guard.unsettled
     assert guard.version is not None or may_have_none, "no version, and nobody is in"
 
@@ -383,7 +383,7 @@ class FakeAttribute:
         ), "set in another task's section"
         world.sets += 1
         world.unwritten.add(world.sets)
-        noted: Any = deferred.watched.get(world.guard)
+        noted: Any = hidden.watched.get(world.guard)
         if noted is not None:
             noted[world.sets, "attribute"] = FakeChange(world, world.sets)
 

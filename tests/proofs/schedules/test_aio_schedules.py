@@ -9,7 +9,7 @@ import pytest
 
 from sharedsession.asyncio.guard import TaskGuard
 from sharedsession.guard.task import _Parking
-from sharedsession.objects import deferred
+from sharedsession.objects import hidden
 
 from .aio_programs import ALL, KINDS, FakeChange
 from .aio_scheduler import Loop
@@ -127,7 +127,7 @@ def test_control_a_guard_without_a_part_is_found_out(
     monkeypatch.setattr(cls, name, replacement)
     with pytest.raises(AssertionError, match=message):
         go_through("rlock", scripts, bound=2)
-    deferred.watched.clear()
+    hidden.watched.clear()
 
 
 def test_control_counters_across_an_await_are_found_out_and_replayed() -> None:

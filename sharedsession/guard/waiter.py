@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Seconds for which running owners may enter ahead of the first exclusive waiter after
 #: it was woken (barging).  Then it is next.
-TURN = 0.005
+BARGING = 0.005
 
 
 class WindowOpened(Exception):

@@ -1,4 +1,4 @@
-"""Deferred changes: column values that were set during an operation of another task.
+"""Hidden changes: column values that were set during an operation of another task.
 
 A task sets an attribute, which cannot wait, while another task's flush or commit waits
 for the database.  SQLAlchemy would lose the change, because a flush marks every
