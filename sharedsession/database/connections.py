@@ -20,7 +20,12 @@ from ..guard.owner import Owner
 from ..internals import cursors, orm, transactions
 from ..operations.inplace import is_guarded, like, per_class, subclass
 from ..operations.operation import in_window, run
-from ..operations.statements import access_of, has_changes_within, is_known_change
+from ..operations.statements import (
+    access_of,
+    has_changes_within,
+    is_known_change,
+    undoes_all,
+)
 from ..operations.tables import (
     CONNECTION,
     CONNECTION_TRANSACTION,
@@ -363,6 +368,9 @@ def _execute(
 ) -> Any:
     """Execute a statement in an operation; others may read while it waits."""
     result = in_window(guard, function, connection, *args, **kw)
+    if undoes_all(args[0]) and guard.recovery is not None:
+        connection._sharedsession_savepoints = ()
+        guard.recovery.undone_by_statement()
     if connection._sharedsession_savepoints:
         _note_in_savepoint(guard, connection, args[0])
     return rows.settle(guard, result)

@@ -4,7 +4,7 @@ A plain result is not thread-safe: its iterators are generators, which two threa
 cannot advance at once, and a fetch takes several steps.  Therefore a result whose rows
 are in memory changes its class in place, to a subclass whose methods acquire a lock of
 the result.  This lock is not a guard, because its holder only reads memory and never
-waits.
+waits.  The iterators of a stream are advanced under the guard.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _FILTERING = ("columns", "mappings", "scalars", "tuples", "unique", "yield_per")
 
 _LOCK = "_sharedsession_lock"
 _PREPARE = "_sharedsession_prepare"
+_STEP = "_sharedsession_step"
 
 
 def for_all_threads(result: Any, prepare: Callable[[], None] | None = None) -> Any:
@@ -42,6 +43,63 @@ def for_all_threads(result: Any, prepare: Callable[[], None] | None = None) -> A
         vars(result)[_PREPARE] = prepare
         change_class(result, _shared_class(type(result)))
     return result
+
+
+def step_by_step(result: Any, step: Callable[..., Any]) -> Any:
+    """Let several threads advance the iterators of *result*, which is a stream.
+
+    :param step: calls a function as a step of the stream, one thread at a time.
+    """
+    if not is_guarded(result) and hasattr(result, "__dict__"):
+        vars(result)[_STEP] = step
+        change_class(result, _stepping_class(type(result)))
+    return result
+
+
+@per_class
+def _stepping_class(base: Any) -> Any:
+    members: dict[str, Any] = {"__slots__": ()}
+    for names, make in ((_ITERATING, _stepping), (_FILTERING, _stepping_too)):
+        for name in names:
+            if hasattr(base, name):
+                members[name] = make(getattr(base, name))
+    return subclass(base, members)
+
+
+def _stepping(function: Callable[..., Any]) -> Any:
+    def iterate(self: Any, *args: Any, **kw: Any) -> Any:
+        return _Steps(vars(self)[_STEP], function(self, *args, **kw))
+
+    return like(iterate, function)
+
+
+def _stepping_too(function: Callable[..., Any]) -> Any:
+    def filtered(self: Any, *args: Any, **kw: Any) -> Any:
+        return step_by_step(function(self, *args, **kw), vars(self)[_STEP])
+
+    return like(filtered, function)
+
+
+class _Steps:
+    """An iterator over a stream; SQLAlchemy's own is a generator."""
+
+    __slots__ = ("_step", "_plain")
+
+    def __init__(self, step: Callable[..., Any], plain: Iterator[Any]) -> None:
+        self._step = step
+        self._plain = plain
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        row = self._step(next, self._plain, _END)
+        if row is _END:
+            raise StopIteration
+        return row
+
+
+_END = object()
 
 
 def _filtered(result: Any, whole: Any) -> Any:

@@ -212,6 +212,7 @@ def _stream(guard: Guard, result: Any, cursor_result: Any) -> None:
             result.iterator = _guarded_steps(hold, result.iterator)
             if isinstance(result, cursors.ChunkedIteratorResult):
                 result.chunks = _guarded_chunks(hold, result.chunks)
+        results.step_by_step(result, functools.partial(_fetch, hold))
     except BaseException:
         hold.release()  # the caller gets no result that could end the stream
         raise

@@ -99,6 +99,9 @@ class Recovery(Protocol):
     # *owner* left work in the transaction that a rollback would lose.
     def wrote(self, owner: Owner) -> None: ...
 
+    # A statement in text rolled the whole transaction back.
+    def undone_by_statement(self) -> None: ...
+
     # A registry closed the session for all of its *users* and forgot it.
     def discarded(self, users: set[Owner]) -> None: ...
 

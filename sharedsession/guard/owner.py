@@ -27,7 +27,7 @@ from ..errors import SharedSessionError
 #: Frames of these packages are skipped to find the application's line of an owner.
 _INNER_PACKAGES = (
     *("sharedsession", "sqlalchemy", "contextlib", "threading", "asyncio"),
-    *("concurrent", "queue", "logging", "selectors", "socket"),
+    *("concurrent", "queue", "logging", "selectors", "socket", "_collections_abc"),
 )
 
 #: The coroutines of these packages run the cells of notebooks.

@@ -21,6 +21,10 @@ _CHANGES = re.compile(
     rf"{_BEFORE}(INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|CREATE|DROP|ALTER|TRUNCATE)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_UNDOES = re.compile(
+    _BEFORE + r"(ROLLBACK|ABORT)(\s+(WORK|TRANSACTION))?[\s;]*$",
+    re.IGNORECASE | re.DOTALL,
+)
 _READS = re.compile(_BEFORE + r"(SELECT|VALUES)\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -101,6 +105,12 @@ def is_known_change(statement: Any) -> bool:
     if isinstance(statement, str):
         return _CHANGES.match(statement) is not None
     return isinstance(statement, (sa.UpdateBase, sa.DDLElement))
+
+
+def undoes_all(statement: Any) -> bool:
+    """Whether *statement* is a ROLLBACK of the whole transaction, in text."""
+    text = getattr(statement, "text", statement)
+    return isinstance(text, str) and _UNDOES.match(text) is not None
 
 
 def has_changes_within(statement: Any) -> bool:

@@ -92,6 +92,12 @@ class Ledger:
             if owner is not loss.by and owner.alive:
                 self._losses[owner] = loss
 
+    def take_flushed(self) -> set[Owner]:
+        """Forget the work in every level, except for changes that are not flushed."""
+        flushed: set[Owner] = set().union(*self._of_each_level())
+        self.all_safe()
+        return flushed
+
     def all_safe(self) -> None:
         """Forget flushed work in every level: it is committed."""
         changers = snapshot(self._changers.values())

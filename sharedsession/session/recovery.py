@@ -227,6 +227,11 @@ class Recovery:
         )
         self._call_for_attention()
 
+    def undone_by_statement(self) -> None:
+        """A statement in text rolled back, unseen by SQLAlchemy."""
+        me = self._guard.current_owner().party
+        self._lose(self._ledger.take_flushed(), Loss(me, "executed a ROLLBACK"))
+
     def discarded(self, users: set[Owner]) -> None:
         """A registry closed the session for all of its *users* and forgot it."""
         me = self._guard.current_owner().party

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from ..database import rows
-from ..errors import SharedSessionError
+from ..errors import LockTimeout, SharedSessionError
 from ..guard.access import CHANGE, LOAD, Access, check_wait_in_loop
 from ..guard.guard import Guard
 from ..guard.kinds import LockArgument, make_guard
@@ -137,16 +137,21 @@ class SharedSessionMixin(Session):
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close the session, unless another living owner is in a with-block of it."""
-        if self.guard is not None:
-            blocks = self._blocks
-            me = self.guard.current_owner()
-            if me in blocks:
-                blocks.remove(me)
-            elif blocks:
-                blocks.pop()  # another thread entered the block that ends here
-            if any(owner is not me and owner.alive for owner in blocks):
-                return
-        super().__exit__(type_, value, traceback)
+        if self.guard is None:
+            super().__exit__(type_, value, traceback)
+            return
+        blocks, me = self._blocks, self.guard.current_owner()
+        # If not the caller, then another thread entered the block that ends here.
+        entered_by = blocks[-1] if blocks and me not in blocks else me
+        if blocks:
+            blocks.remove(entered_by)
+        if any(owner is not me and owner.alive for owner in blocks):
+            return
+        try:
+            super().__exit__(type_, value, traceback)
+        except LockTimeout:
+            blocks.append(entered_by)  # nothing was closed: the block is open still
+            raise
 
     @property
     def no_autoflush(self) -> Any:

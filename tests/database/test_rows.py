@@ -133,6 +133,36 @@ def test_a_stream_that_fails_at_the_database_keeps_nobody_out(
     assert Worker(lambda: session.scalar(sa.text("SELECT 1"))).result() == 1
 
 
+ITERATORS = {
+    "rows": iter,
+    "scalars": lambda result: iter(result.scalars()),
+    "mappings": lambda result: iter(result.mappings()),
+    "partitions": lambda result: result.partitions(1),
+}
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_threads_may_advance_one_iterator_of_a_stream(
+    session: Any, make: Any, kind: str
+) -> None:
+    """Another thread takes its step while one is in the middle of its own."""
+    rows = ITERATORS[kind](make(session))
+    others: list[Worker] = []
+    plain = rows._plain
+
+    class Meanwhile:
+        def __next__(self) -> Any:
+            if not others:
+                others.append(Worker(lambda: next(rows)))
+                passes(others[0], session.guard)
+            return next(plain)
+
+    rows._plain = Meanwhile()
+    found = [next(rows), others[0].result(), *rows]
+    assert len(found) == 4 and session.guard.held is None
+
+
 @STREAMS
 def test_a_stream_gives_the_guard_back_when_closed(session: Any, make: Any) -> None:
     result = make(session)

@@ -10,6 +10,7 @@ from sharedsession.operations.statements import (
     access_of,
     has_changes_within,
     is_known_change,
+    undoes_all,
 )
 
 from ..support.models import User
@@ -87,3 +88,17 @@ def test_a_change_within_a_select_is_found():
     assert has_changes_within(sa.select(changed.c.id))
     assert not has_changes_within(SELECT)
     assert not has_changes_within("select 1")
+
+
+@pytest.mark.parametrize("text", ["rollback", " Rollback ; ", "abort", "ROLLBACK WORK"])
+def test_what_undoes_all(text):
+    assert undoes_all(text) and undoes_all(sa.text(text))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["rollback to savepoint a", "select 'rollback'", SELECT, INSERT],
+    ids=str,
+)
+def test_what_undoes_not_all(statement):
+    assert not undoes_all(statement)

@@ -1052,3 +1052,33 @@ def test_changes_go_with_the_block_that_moved(calm: Any, author: Other) -> None:
     with pytest.raises(RuntimeError, match="no commit"):
         block.__exit__(None, None, None)
     assert "new" not in author.do(lambda: names(calm))
+
+
+# -- the end of a transaction by a statement in text
+
+
+@pytest.mark.parametrize("where", ["session", "connection", "driver"])
+def test_who_loses_work_by_a_rollback_in_text_is_told(
+    database: sa.Engine, author: Other, where: str
+) -> None:
+    with SharedSession(database) as session:
+        author.do(lambda: flush_one(session))
+        if where == "session":
+            session.execute(sa.text("/* undo */ ROLLBACK;"))
+        elif where == "connection":
+            session.connection().execute(sa.text("-- undo\nrollback"))
+        else:
+            session.connection().exec_driver_sql("ROLLBACK")
+        with pytest.raises(WorkLostError, match="executed a ROLLBACK"):
+            author.do(session.commit)
+        session.rollback()
+
+
+def test_a_rollback_to_a_savepoint_in_text_is_no_end(
+    database: sa.Engine, author: Other
+) -> None:
+    with SharedSession(database) as session:
+        author.do(lambda: flush_one(session))
+        session.execute(sa.text("SAVEPOINT here"))
+        session.execute(sa.text("ROLLBACK TO SAVEPOINT here"))
+        author.do(session.commit)

@@ -258,6 +258,19 @@ def test_writing_in_a_read_section_changes_nothing(
     session.close()
 
 
+def test_a_with_block_whose_end_timed_out_can_be_ended_again(session: Any) -> None:
+    around = len(session._blocks)
+    block = session.__enter__()
+    session.scalar(sa.text("SELECT 1"))
+    session.guard.timeout = 0.01
+    with inside(session.critical_section):
+        with pytest.raises(LockTimeout):
+            block.__exit__(None, None, None)
+    assert session.in_transaction()
+    block.__exit__(None, None, None)
+    assert not session.in_transaction() and len(session._blocks) == around
+
+
 def test_a_stream_that_outlives_its_read_section_is_named_in_refusals(
     session: Any,
 ) -> None:
