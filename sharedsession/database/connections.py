@@ -301,7 +301,7 @@ def _guarded_transaction(base: Any) -> Any:
 
 
 def _rolling_back(function: Any, transaction: Any) -> None:
-    """Roll back, unless another owner has rolled back already.
+    """Roll back, unless another owner has rolled back for the caller already.
 
     Doing so again would warn that the transaction has ended, although the caller did
     not end it: its own rollback clears what another owner broke.
@@ -309,12 +309,14 @@ def _rolling_back(function: Any, transaction: Any) -> None:
     guard = _guard_behind(transaction)
     if guard is None:
         return function(transaction)  # type: ignore[no-any-return]
-    me = guard.current_owner().party
+    me = guard.current_owner()
+    within = guard.running is me  # as when the session itself ends its transaction
     was_active = transaction.is_active  # before the recovery of this very operation
 
     def roll_back() -> None:
-        by, _ended_by[transaction] = _ended_by.get(transaction, me), me
-        if transaction.is_active or (by is me and not was_active):
+        by, _ended_by[transaction] = _ended_by.get(transaction, me.party), me.party
+        mine = by is me.party and not was_active
+        if within or mine or transaction.is_active:
             function(transaction)
 
     return run(guard, END, roll_back)  # type: ignore[no-any-return]

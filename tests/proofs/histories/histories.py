@@ -37,7 +37,7 @@ from sqlalchemy.pool import StaticPool
 from sharedsession import SharedSession, critical_section
 
 from ...conftest import leave_transactions_to_sqlalchemy
-from .serial import Serial
+from .serial import UNSEEN_LOSSES, Serial
 from .turns import NobodyCanGoOn, Scheduler, schedule
 
 # -- the world
@@ -347,6 +347,8 @@ class Seen:
     outcome: list[Any] = field(default_factory=list)
     began: int = 0
     ended: int = 0
+    #: Whether it was told of a loss that public events do not show.
+    lost_unseen: bool = False
 
 
 @dataclass
@@ -372,6 +374,7 @@ def run_concurrently(program: Program, lock: str, seed: int) -> Run:
                     run_steps(world, it.unit, it.outcome)
             except Exception as error:
                 note_end(it.outcome, error)
+                it.lost_unseen = any(words in str(error) for words in UNSEEN_LOSSES)
             it.ended = next(ticks)
 
     for number, mine in enumerate(seen):
@@ -401,7 +404,7 @@ class SerialRun:
         self._program = [parts_of(units) for units in program]
         self._begun: dict[int, Any] = {}
 
-    def take(self, part: Part, wanted: list[Any]) -> list[Any] | None:
+    def take(self, part: Part, wanted: Seen) -> list[Any] | None:
         """What this part's unit saw; None if another part of it is to come.
 
         An object may leave the session while somebody waits to operate on it; then
@@ -410,6 +413,8 @@ class SerialRun:
         thread, number = part
         unit, first = self._program[thread][number]
         self.serial.now(thread)
+        if wanted.lost_unseen and thread not in self._begun:
+            self.serial.lost_changes()
         outcome: list[Any] = []
         try:
             if first:
@@ -418,7 +423,7 @@ class SerialRun:
             if unit.kind in TWO_PARTS:
                 block = self._go_on(unit, self._begun.pop(thread))
             else:
-                self._admit(unit, wanted)
+                self._admit(unit, wanted.outcome)
                 block = block_of(self.world, unit.kind)
             with block:
                 self._run_steps(unit, outcome)
@@ -583,10 +588,10 @@ def _follow(
     serial = SerialRun(program)
     try:
         for count, (thread, number) in enumerate(order):
-            wanted = seen[thread][number].outcome
+            wanted = seen[thread][number]
             outcome = serial.take((thread, number), wanted)
-            if outcome is not None and outcome != wanted:
-                return count, f"saw {wanted}, serially {outcome}"
+            if outcome is not None and outcome != wanted.outcome:
+                return count, f"saw {wanted.outcome}, serially {outcome}"
         serial.serial.now("main")
         serial.serial.admit(ends=True)
         found = serial.world.left()

@@ -34,7 +34,7 @@ from ...conftest import fill, make_engine, make_world, wires
 from ...support.models import Base
 from ...support.threads import PATIENCE, Worker, stuck
 from ...ways_in.table import WAYS, Way
-from .serial import Serial
+from .serial import UNSEEN_LOSSES, Serial
 from .turns import Scheduler, schedule
 
 #: Ways that leave the guard held, for others to find it so, or take the database away.
@@ -374,16 +374,6 @@ def _order(outcomes: list[Outcome], looks_last: bool) -> list[Outcome]:
 
 
 # -- the same order on a plain session
-
-
-#: Of errors that tell of work which public events do not show to be lost: unflushed
-#: changes that were expired, or that a COMMIT at the connection left out, and what a
-#: savepoint at the connection took back.
-UNSEEN_LOSSES = (
-    "which were not flushed, are gone",
-    "had the COMMIT at the connection",
-    "rolled back a savepoint",
-)
 
 
 def _go_alone(url: str, order: list[Outcome], left: Any) -> list[str]:

@@ -29,6 +29,16 @@ class WorkLostError(Exception):
     """Stands for the library's error of this name."""
 
 
+#: Of errors that tell of work which public events do not show to be lost: unflushed
+#: changes that were expired, or that a COMMIT at the connection left out, and what a
+#: savepoint at the connection took back.
+UNSEEN_LOSSES = (
+    "which were not flushed, are gone",
+    "had the COMMIT at the connection",
+    "rolled back a savepoint",
+)
+
+
 class Serial:
     """Several threads, one after the other, on one plain session."""
 
