@@ -8,7 +8,7 @@ from typing import Any, Callable, Generic, NoReturn, Optional, TypeVar
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
-from .errors import SharedSessionError
+from .errors import SharedSessionError, WorkLostError
 from .guard.guard import Guard
 from .guard.owner import Owner
 from .guard.task import current_owner
@@ -52,6 +52,8 @@ class OneForAll(ScopedRegistry[_T]):
         self._made = threading.Condition(self.mutex)
         self._session: _T | None = None
         self._users: set[Owner] = set()
+        #: Losses in the last session that the next one tells of.
+        self._losses: dict[Owner, Any] = {}
         #: The owners whose call of the factory has not returned.
         self._making: set[Owner] = set()
 
@@ -92,6 +94,10 @@ class OneForAll(ScopedRegistry[_T]):
         with self.mutex:
             if self._session is None:
                 self._session = made
+                losses, self._losses = self._losses, {}
+                recovery = _recovery_of(made)
+                if losses and recovery is not None:
+                    recovery.inherit(losses)
                 self._made.notify_all()
             kept = self._session
             self._note_user(me)
@@ -147,6 +153,16 @@ class OneForAll(ScopedRegistry[_T]):
         users.discard(self._current_owner())
         return users
 
+    def closed(self, session: _T, users: _Owners) -> None:
+        """Have all *users* told: by the next session of what they lost by the close.
+
+        Should they go on with *session* itself, they are told that it is discarded.
+        """
+        recovery = _recovery_of(session)
+        if recovery is not None:
+            self._losses.update(recovery.take_losses())
+            recovery.discarded(users)
+
     def restore(self, session: _T, users: _Owners) -> None:
         """Hand *session* out again, because it could not be closed."""
         with self.mutex:
@@ -164,10 +180,9 @@ def check_factory(name: str, factory: Any) -> None:
         )
 
 
-def tell_discarded(session: Any, users: set[Owner]) -> None:
-    """Have *users* told, should they use *session* once more: it is closed for good."""
-    if session.guard is not None and session.guard.recovery is not None:
-        session.guard.recovery.discarded(users)
+def _recovery_of(session: Any) -> Any:
+    guard = getattr(session, "guard", None)
+    return None if guard is None else guard.recovery
 
 
 def refuse_to_pickle(registry: Any, protocol: Any) -> NoReturn:
@@ -256,16 +271,25 @@ class shared_session(_PassedOn[_S], scoped_session[_S], Generic[_S]):
         # In a section: no thread that gets the session before it is withdrawn can use
         # it before it is closed.  If this times out, the session is still here.
         shared: Any = session
-        with shared.critical_section():
+        section = shared.critical_section()
+        try:
+            section.__enter__()
+        except WorkLostError:
+            section.__enter__()  # the caller closes, which clears this error
+        try:
             users = self.registry.withdraw(session, even_if_used)
-            if users is None:
-                return
-            try:
-                session.close()
-            except BaseException:
-                self.registry.restore(session, users)
-                raise
-            tell_discarded(session, users)
+            if users is not None:
+                self._close_withdrawn(session, users)
+        finally:
+            section.__exit__(None, None, None)
+
+    def _close_withdrawn(self, session: _S, users: _Owners) -> None:
+        try:
+            session.close()
+        except BaseException:
+            self.registry.restore(session, users)
+            raise
+        self.registry.closed(session, users)
 
     # -- members of Session that scoped_session does not forward
 

@@ -7,9 +7,10 @@ from typing import Any, Callable, Concatenate, Generic, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction, async_scoped_session
 from sqlalchemy.orm import Session
 
-from ..errors import SharedSessionError
+from ..errors import SharedSessionError, WorkLostError
+from ..guard.owner import Owner
 from ..guard.task import current_task_owner
-from ..registry import OneForAll, check_factory, refuse_to_pickle, tell_discarded
+from ..registry import OneForAll, check_factory, refuse_to_pickle
 from ..session.async_sections import AsyncSection
 from .guard import TaskGuard
 from .session import AsyncSharedSession
@@ -94,16 +95,25 @@ class async_shared_session(_PassedOn[_AS], async_scoped_session[_AS], Generic[_A
     async def _close(self, session: _AS | None, even_if_used: bool) -> None:
         if session is None:
             return
-        async with session.critical_section():  # as in the registry for threads
+        section = session.critical_section()  # as in the registry for threads
+        try:
+            await section.__aenter__()
+        except WorkLostError:
+            await section.__aenter__()
+        try:
             users = self.registry.withdraw(session, even_if_used)
-            if users is None:
-                return
-            try:
-                await session.close()
-            except BaseException:
-                self.registry.restore(session, users)
-                raise
-            tell_discarded(session, users)
+            if users is not None:
+                await self._close_withdrawn(session, users)
+        finally:
+            await section.__aexit__(None, None, None)
+
+    async def _close_withdrawn(self, session: _AS, users: set[Owner]) -> None:
+        try:
+            await session.close()
+        except BaseException:
+            self.registry.restore(session, users)
+            raise
+        self.registry.closed(session, users)
 
     # -- members of the session that async_scoped_session does not forward
 

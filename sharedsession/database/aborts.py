@@ -49,9 +49,23 @@ def abort_after(
     return Abort.WHOLE if _rolls_everything_back(error) else None
 
 
+def is_aborted(connection: Any) -> bool:
+    """Whether PostgreSQL's transaction is aborted, as far as the driver knows."""
+    if not any(
+        base.__name__ == "PGDialect" for base in type(connection.dialect).__mro__
+    ):
+        return False
+    driver = transactions.driver_connection(connection)
+    return bool(_status_of(driver) == _PQTRANS_INERROR)
+
+
+def _status_of(driver: Any) -> Any:
+    return getattr(getattr(driver, "info", None), "transaction_status", None)
+
+
 def _abort_on_postgresql(driver: Any) -> Abort | None:
     """Also for databases that use PostgreSQL's dialect, such as CockroachDB."""
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    status = _status_of(driver)
     # psycopg and psycopg2 know the server's transaction status.  With another driver
     # assume an abort, because only client-side errors leave the transaction intact.
     in_error = status is None or status == _PQTRANS_INERROR

@@ -33,7 +33,7 @@ from ..operations.tables import (
 )
 from ..operations.wrap import as_function, guarded
 from . import rows
-from .aborts import Abort, abort_after
+from .aborts import Abort, abort_after, is_aborted
 from .savepoints import Savepoint
 
 
@@ -133,11 +133,12 @@ def _handling_errors(function: Any) -> Any:
         abort = None
         if guard_of_connection(self) is not None:
             abort = abort_after(self, e, statement)
+        if abort is not None:
+            self._sharedsession_abort = abort
         try:
             function(self, e, statement, parameters, cursor, context, **kw)
         except BaseException as error:
             if abort is not None:
-                self._sharedsession_abort = abort
                 recovery = _recovery_of(self)
                 if recovery is not None:
                     recovery.failed(error)
@@ -151,8 +152,17 @@ def _closing_cursor(guarded_close: Any, base: Any) -> Any:
     plain = base._safe_close_cursor
 
     def _safe_close_cursor(self: Any, cursor: Any) -> Any:
-        in_memory = isinstance(cursor, cursors.MemoryCursor)
-        return (plain if in_memory else guarded_close)(self, cursor)
+        if isinstance(cursor, cursors.MemoryCursor):
+            return plain(self, cursor)
+        result = guarded_close(self, cursor)
+        if self._sharedsession_abort is None and is_aborted(self):
+            # The CLOSE of a cursor on the server failed, which SQLAlchemy only logs.
+            # A rollback to an earlier savepoint had closed it, for example.
+            self._sharedsession_abort = Abort.LEVEL
+            recovery = _recovery_of(self)
+            if recovery is not None:
+                recovery.failed(None)
+        return result
 
     return _safe_close_cursor
 

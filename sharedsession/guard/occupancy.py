@@ -328,7 +328,7 @@ class Occupancy(Gated):
             held = False
             for turn in () if self.turn is None else self.turn.with_lenders():
                 if turn.owner.party is owner:
-                    held = True
+                    held = held or bool(turn.keeps)
                     self._end_turn_of_dead(turn, owner)
             for reader in snapshot(self.reading.values()):
                 if reader.owner.party is owner:

@@ -48,6 +48,10 @@ class Change:
             values.pop(self.key, None)
         else:
             values[self.key] = self.value
+        if not self.was_dirty:
+            # The operation may have set the attribute, a merge() for example, and so
+            # noted the hidden value as the one before.
+            orm.forget_change(self.state, self.key)
         orm.note_change(self.state, values, self.attribute, self.previous)
 
 

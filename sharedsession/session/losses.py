@@ -98,6 +98,14 @@ class Ledger:
         self.all_safe()
         return flushed
 
+    def take_losses(self) -> dict[Owner, Loss]:
+        """Return the losses that nobody was told of yet, and forget them."""
+        losses, self._losses = self._losses, {}
+        return losses
+
+    def inherit(self, losses: dict[Owner, Loss]) -> None:
+        self._losses.update(losses)
+
     def all_safe(self) -> None:
         """Forget flushed work in every level: it is committed."""
         changers = snapshot(self._changers.values())

@@ -232,6 +232,16 @@ class Recovery:
         me = self._guard.current_owner().party
         self._lose(self._ledger.take_flushed(), Loss(me, "executed a ROLLBACK"))
 
+    def take_losses(self) -> dict[Owner, Loss]:
+        """Return the losses that nobody was told of yet, for :meth:`inherit`."""
+        return self._ledger.take_losses()
+
+    def inherit(self, losses: dict[Owner, Loss]) -> None:
+        """Tell of the losses in a session that this one replaces in a registry."""
+        self._ledger.inherit(losses)
+        if self._ledger.anybody_to_tell():
+            self._call_for_attention()
+
     def discarded(self, users: set[Owner]) -> None:
         """A registry closed the session for all of its *users* and forgot it."""
         me = self._guard.current_owner().party

@@ -287,6 +287,29 @@ async def call(function: Any, *args: Any) -> Any:
     return function(*args)
 
 
+async def merge_after_a_flush(session: Any) -> None:
+    """The flush of the other parent waits, and the merge sets the same column."""
+    two = (await session.scalars(sa.select(Parent).where(Parent.id == 2))).one()
+    two.other = "updated"
+    await session.merge(Parent(id=1, name="merged"))
+
+
+@both
+@aio
+async def test_a_column_set_beside_a_merge_is_not_lost(
+    lock: str, tmp_path: Any
+) -> None:
+    async with world(tmp_path, lock) as w:
+        w.stop = w.db.gate.at("update")
+        w.other = stranger(merge_after_a_flush(w.session))
+        await w.stop.reached(w.other)
+        w.one.name = "set"
+        await w.end()
+        await w.session.commit()
+        name = sa.select(Parent.name).where(Parent.id == 1)
+        assert await w.session.scalar(name) == "set"
+
+
 # -- reading
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -1052,6 +1053,32 @@ def test_changes_go_with_the_block_that_moved(calm: Any, author: Other) -> None:
     with pytest.raises(RuntimeError, match="no commit"):
         block.__exit__(None, None, None)
     assert "new" not in author.do(lambda: names(calm))
+
+
+@pytest.mark.parametrize("how", ["block", "unit"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_cursor_that_cannot_be_closed_breaks_the_transaction(
+    postgresql: sa.Engine, author: Other, how: str
+) -> None:
+    """The rollback to the savepoint has closed it on the server."""
+    numbers = sa.text("select generate_series(1, 9)").execution_options(yield_per=1)
+    with SharedSession(postgresql) as session:
+        author.do(lambda: flush_one(session))
+        blocks: dict[str, Any] = {
+            "block": session.begin_nested,
+            "unit": lambda: critical_section(session, transaction="savepoint"),
+        }
+        with pytest.raises(KeyError):
+            with blocks[how]():
+                result = session.execute(numbers)
+                result.fetchone()
+                raise KeyError
+        result.close()
+        with pytest.raises(WorkLostError):
+            author.do(session.commit)
+        session.rollback()
+    del result
+    gc.collect()  # psycopg warns that the cursor is open, for its CLOSE has failed
 
 
 # -- the end of a transaction by a statement in text

@@ -124,6 +124,20 @@ def test_close_all_is_told_to_those_who_go_on_with_the_session(registry: Any) ->
     assert registry() is not session
 
 
+def test_who_loses_work_by_close_all_is_told_by_the_next_session(registry: Any) -> None:
+    registry.add(User(name="mine"))
+    registry.flush()
+    Worker(registry.close_all).result()
+    Worker(lambda: registry.get(User, 1)).result()  # had no work, and is not told
+    with pytest.raises(WorkLostError, match="MainThread"):
+        registry.commit()
+    registry.commit()
+    registry.add(User(name="mine"))
+    Worker(registry.close_all).result()
+    registry.rollback()  # clears it
+    registry.commit()
+
+
 @pytest.mark.parametrize("end", ["remove", "close_all"])
 def test_nobody_gets_a_session_that_is_being_closed(registry: Any, end: str) -> None:
     closing, go_on = threading.Event(), threading.Event()
