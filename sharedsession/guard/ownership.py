@@ -107,7 +107,7 @@ class Ownership(Monitor):
             default, for the next thread that uses the session.
         :raises ConcurrentAccessError: if another thread owns the session.
         :raises SharedSessionError: if the kind is not ``"confine"``, if a section or a
-            stream is open, or if *thread* is no thread.
+            stream is open, or if *thread* is not a thread.
         """
         if self.kind is not Kind.CONFINE:
             raise SharedSessionError(

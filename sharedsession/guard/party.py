@@ -42,7 +42,7 @@ class Party(Owner):
         """Return the member that *owner* acts as; *owner* itself after the end."""
         if self.alive:
             return self.member(owner)
-        member = self._members.get(owner)  # work may outlive its request
+        member = self._members.get(owner)  # work may outlive its block
         return member if member is not None and member.operations else owner
 
     def member(self, owner: Owner) -> Member:
@@ -143,7 +143,7 @@ def one_owner(name: str) -> Iterator[None]:
     thread had ended.
 
     :param name: the name of this owner in messages, for example ``"request 7"``.
-    :raises SharedSessionError: if *name* is no string.
+    :raises SharedSessionError: if *name* is not a string.
     """
     if not isinstance(name, str):
         raise SharedSessionError(f"one_owner() takes a name, not {name!r}.")

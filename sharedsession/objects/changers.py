@@ -43,7 +43,7 @@ class Changers:
 
 
 def replace(owners: set[Owner], former: Owner, new: Owner) -> None:
-    """Put *new* in the place of *former* in *owners*, if *former* is there."""
+    """Replace *former* by *new* in *owners*, if *former* is there."""
     if former in owners:
         owners.add(new)
         owners.discard(former)

@@ -1,5 +1,5 @@
 """One call is one operation: how it runs inside the guard, and what it does there.
 
 ``operation`` runs a function as an operation.  ``tables`` lists all operations, and
-``wrap`` and ``inplace`` put them in the place of SQLAlchemy's methods and classes.
+``wrap`` and ``inplace`` replace SQLAlchemy's methods and classes by them.
 """

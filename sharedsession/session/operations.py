@@ -79,10 +79,10 @@ def guard_methods_of_base(cls: Any, mixin: Any) -> None:
 
 
 def _as_one_operation(function: Any) -> Any:
-    """Run a method of an application's session class as one critical section.
+    """Run a method of an application's session class as one operation.
 
-    In a read section the method is called without a critical section, and each
-    operation within the method is let in or refused by itself.
+    In a read section the method is called without the guard, and each operation within
+    the method is let in or refused by itself.
     """
 
     def operation(self: Any, *args: Any, **kw: Any) -> Any:

@@ -1,7 +1,7 @@
 """The command ``sharedsession``.
 
-``sharedsession stress`` prints the figures of :mod:`sharedsession.stress` as a table
-(this needs rich, the extra ``cli``) or as JSON. Exit status: 0 if the runs with a guard
+``sharedsession stress`` prints the figures of each run as a table (this needs rich, the
+extra ``cli``) or as JSON. Exit status: 0 if the runs with a guard
 show only zeros, 1 if one of these runs does not, 2 if the runs could not be made.
 """
 

@@ -1,4 +1,4 @@
-"""The test of :mod:`sharedsession.stress`, with tasks instead of threads.
+"""The units of work of ``sharedsession stress``, done by tasks of one event loop.
 
 All tasks of a run are in one event loop, in a separate process.  The units of work and
 the verification of the database are the same.  Calls that overlap inside the driver are
@@ -46,7 +46,7 @@ MODES = {
 def run(
     plan: Plan, mode: Mode, progress: Callable[[Outcome], object] = lambda outcome: None
 ) -> Figures:
-    """Like :func:`sharedsession.stress.run`, but with tasks."""
+    """Like :func:`sharedsession.stress.threads.run`, but with tasks."""
     return asyncio.run(_main(plan, mode, progress))
 
 
