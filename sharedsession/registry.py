@@ -160,7 +160,7 @@ class OneForAll(ScopedRegistry[_T]):
         """
         recovery = _recovery_of(session)
         if recovery is not None:
-            self._losses.update(recovery.take_losses())
+            self._losses.update(recovery.losses())
             recovery.discarded(users)
 
     def restore(self, session: _T, users: _Owners) -> None:

@@ -18,7 +18,7 @@ from .owner import Owner
 
 def write(me: Owner) -> UpgradeError:
     return UpgradeError(
-        f"A write is not possible inside a read section of {me.name}.  "
+        f"A write is not possible inside a read section of {me.name}. "
         "Nothing was changed. Leave the read section first, or use "
         "critical_section() in its place."
     )

@@ -29,6 +29,8 @@ class Loss:
         self.so = so
         self.when = datetime.datetime.now().astimezone()
         self.where = by.where()
+        #: The owners that were told.  A session and its successor share the loss.
+        self.told: set[Owner] = set()
 
     def error(self, victim: Owner) -> WorkLostError:
         return WorkLostError(
@@ -98,10 +100,9 @@ class Ledger:
         self.all_safe()
         return flushed
 
-    def take_losses(self) -> dict[Owner, Loss]:
-        """Return the losses that nobody was told of yet, and forget them."""
-        losses, self._losses = self._losses, {}
-        return losses
+    def losses(self) -> dict[Owner, Loss]:
+        """Return the losses that nobody was told of yet."""
+        return dict(self._losses)
 
     def inherit(self, losses: dict[Owner, Loss]) -> None:
         self._losses.update(losses)
@@ -139,12 +140,16 @@ class Ledger:
     def error_for(self, owner: Owner) -> WorkLostError | None:
         """Return the error that tells *owner* of its loss; ``None`` without a loss."""
         loss = self._losses.get(owner)
-        return None if loss is None else loss.error(owner)
+        return None if loss is None or owner in loss.told else loss.error(owner)
 
     def forget(self, owner: Owner) -> None:
-        self._losses.pop(owner, None)
+        loss = self._losses.pop(owner, None)
+        if loss is not None:
+            loss.told.add(owner)
 
     def anybody_to_tell(self) -> bool:
-        for owner in [owner for owner in snapshot(self._losses) if not owner.alive]:
-            self._losses.pop(owner, None)
+        for owner in snapshot(self._losses):
+            loss = self._losses.get(owner)
+            if loss is not None and (not owner.alive or owner in loss.told):
+                self._losses.pop(owner, None)
         return bool(self._losses)

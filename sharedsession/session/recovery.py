@@ -232,9 +232,9 @@ class Recovery:
         me = self._guard.current_owner().party
         self._lose(self._ledger.take_flushed(), Loss(me, "executed a ROLLBACK"))
 
-    def take_losses(self) -> dict[Owner, Loss]:
+    def losses(self) -> dict[Owner, Loss]:
         """Return the losses that nobody was told of yet, for :meth:`inherit`."""
-        return self._ledger.take_losses()
+        return self._ledger.losses()
 
     def inherit(self, losses: dict[Owner, Loss]) -> None:
         """Tell of the losses in a session that this one replaces in a registry."""
@@ -246,7 +246,7 @@ class Recovery:
         """A registry closed the session for all of its *users* and forgot it."""
         me = self._guard.current_owner().party
         so = "the session is discarded: ask the registry for the new one"
-        others = {user.party for user in users}
+        others = {user.party for user in users} - self._ledger.losses().keys()
         self._lose(others, Loss(me, "closed it for all threads", so))
 
     def hand_over(self, transaction: Any, former: Owner, new: Owner) -> None:
