@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any, Callable, Generic, NoReturn, Optional, TypeVar
 
@@ -94,10 +95,7 @@ class OneForAll(ScopedRegistry[_T]):
         with self.mutex:
             if self._session is None:
                 self._session = made
-                losses, self._losses = self._losses, {}
-                recovery = _recovery_of(made)
-                if losses and recovery is not None:
-                    recovery.inherit(losses)
+                self._pass_losses_on()
                 self._made.notify_all()
             kept = self._session
             self._note_user(me)
@@ -159,9 +157,20 @@ class OneForAll(ScopedRegistry[_T]):
         Should they go on with *session* itself, they are told that it is discarded.
         """
         recovery = _recovery_of(session)
-        if recovery is not None:
-            self._losses.update(recovery.losses())
-            recovery.discarded(users)
+        if recovery is None:
+            return
+        losses = recovery.losses()
+        recovery.discarded(users)
+        with self.mutex:
+            self._losses.update(losses)
+            self._pass_losses_on()
+
+    def _pass_losses_on(self) -> None:
+        """Let the next owner in the present session, if there is one, learn of them."""
+        guard = getattr(self._session, "guard", None)
+        if self._losses and guard is not None and guard.recovery is not None:
+            losses, self._losses = self._losses, {}
+            guard.defer(functools.partial(guard.recovery.inherit, losses))
 
     def restore(self, session: _T, users: _Owners) -> None:
         """Hand *session* out again, because it could not be closed."""

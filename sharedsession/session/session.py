@@ -143,14 +143,17 @@ class SharedSessionMixin(Session):
         blocks, me = self._blocks, self.guard.current_owner()
         # If not the caller, then another thread entered the block that ends here.
         entered_by = blocks[-1] if blocks and me not in blocks else me
-        if blocks:
+        entered = bool(blocks)
+        if entered:
             blocks.remove(entered_by)
         if any(owner is not me and owner.alive for owner in blocks):
             return
         try:
             super().__exit__(type_, value, traceback)
         except LockTimeout:
-            blocks.append(entered_by)  # nothing was closed: the block is open still
+            blocks += [
+                entered_by
+            ] * entered  # nothing was closed: the block is open still
             raise
 
     @property

@@ -138,6 +138,24 @@ def test_who_loses_work_by_close_all_is_told_by_the_next_session(registry: Any) 
     registry.commit()
 
 
+def test_who_loses_work_is_told_by_a_session_made_during_the_close(
+    registry: Any,
+) -> None:
+    registry.add(User(name="mine"))
+    registry.flush()
+    made: list[Any] = []
+
+    @sa.event.listens_for(registry(), "after_transaction_end")
+    def ask_meanwhile(*args: Any) -> None:
+        made.append(Worker(registry).result())
+
+    session = registry()
+    Worker(registry.close_all).result()
+    assert made and made[0] is registry() is not session
+    with pytest.raises(WorkLostError, match="MainThread"):
+        registry.commit()
+
+
 @pytest.mark.parametrize("end", ["remove", "close_all"])
 def test_nobody_gets_a_session_that_is_being_closed(registry: Any, end: str) -> None:
     closing, go_on = threading.Event(), threading.Event()
